@@ -77,7 +77,7 @@ def test_interrupted_evaluation_goes_on_and_agrees(trained, monkeypatch, tmp_pat
         if len(batches) == 5:
             raise KeyboardInterrupt
         batches.append(name)
-        batch(self, name, ids)
+        return batch(self, name, ids)
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluate.Evaluation, "batch", cut_off)
@@ -86,7 +86,7 @@ def test_interrupted_evaluation_goes_on_and_agrees(trained, monkeypatch, tmp_pat
     assert not (tmp_path / "cut.json").exists()
     batches.clear()
     monkeypatch.setattr(evaluate.Evaluation, "batch",
-                        lambda self, name, ids: (batches.append(name), batch(self, name, ids)))
+                        lambda self, name, ids: batches.append(name) or batch(self, name, ids))
     resumed = evaluate.main([*flags, "cut.json"])
     assert "fgsm" not in batches
     assert resumed["per_attack"] == whole["per_attack"]
@@ -97,6 +97,13 @@ def test_an_attack_that_leaves_the_ball_voids_the_result(trained, monkeypatch):
     monkeypatch.setattr(evaluate, "perturb", lambda attack, model, x, *rest: (x + 0.5).clamp(0, 1))
     with pytest.raises(RuntimeError, match="left the ball"):
         evaluate.main([str(trained()), "--attack", "fgsm", "--n", "20", "--out", "void.json"])
+
+
+def test_an_undefended_network_falls_and_later_attacks_find_nothing_to_do(trained):
+    run = trained("--attack", "none")
+    record = evaluate.main([str(run), "--attack", "pgd,autoattack", "--n", "20", "--epsilon", "1"])
+    assert record["robust_accuracy"] == 0
+    assert record["per_attack"]["square"] == {"attacked": 0, "broken": 0, "robust_count": 0}
 
 
 def test_weights_of_other_tools_load(trained, tmp_path):
