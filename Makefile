@@ -1,17 +1,24 @@
 # make demo   set up, train on the embedded data set with pruning, attack, and show what was dropped
 # make test   set up, lint, and run the tests (under 12 minutes on 2 cores)
+# make kernels   build csrc/ in place, after a change of it
+# make gpu-records [BUDGET=600]   on a machine with a card: its tests, benchmarks and trainings, into
+#                                 results/; uses PYTHON with torch as it is and downloads nothing
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint clean
+.PHONY: demo test kernels lint gpu-records clean
 
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml setup.py ops.py $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --editable '.[dev]'
+	$(RUN) setup.py --quiet build_ext --inplace
 	touch $@
+
+kernels: $(VENV)/.ready
+	$(RUN) setup.py --quiet build_ext --inplace
 
 demo: $(VENV)/.ready
 	$(RUN) train.py --dataset digits --prune high --p 0.4 --epoch 3 --out $(DEMO)
@@ -24,5 +31,9 @@ test: $(VENV)/.ready lint
 lint: $(VENV)/.ready
 	$(RUN) -m ruff check .
 
+gpu-records:
+	$(PYTHON) setup.py --quiet build_ext --inplace
+	$(PYTHON) benchmark.py records --budget $(or $(BUDGET),600)
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build _C_*.so *.egg-info .pytest_cache .ruff_cache

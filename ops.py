@@ -1,22 +1,115 @@
 """The operators of adversarial training on pruned data, each in one pass where a kernel serves it.
 
-Every operator is declared once here: its schema, its plain-torch reference and its shape-only
-fake. Callers write `ops.rs_start(...)`. All randomness is counter-based (Philox4x32-10, Salmon et
-al. 2011): key = seed, counter = (element // 4, example id, epoch, stream). A value therefore
-depends on the example it belongs to and never on its place in a batch, the batch size, the
-process or the device.
+Each is declared once, here: schema, plain-torch reference, shape-only fake. Callers write
+`ops.rs_start(...)`; where `make` has built csrc/, the dispatcher runs its kernel, else the
+reference. ADVPRUNE_KERNELS=0 leaves the build alone; `ops.KERNELS` says what is in use.
+
+All randomness is counter-based (Philox4x32-10, Salmon et al. 2011): key = seed, counter =
+(element // 4, example id, epoch, stream). A value therefore depends on the example it belongs to
+and never on its place in a batch, the batch size, the process or the device.
 """
+import hashlib
+import math
+import os
+import sys
+from pathlib import Path
+
 import torch
+from torch.nn.functional import pad as zero_pad
 
 MASK = 0xFFFFFFFF
 START, CROP = 0, 1  # the fourth counter word: one stream a purpose
 
+SCHEMAS = {
+    "rs_start": "(Tensor x, Tensor ids, float eps, Tensor? eps_i, int seed, int epoch, "
+                "bool clip_start, float noise_scale) -> Tensor",
+    "fgsm_step": "(Tensor x, Tensor grad, Tensor ids, float eps, Tensor? eps_i, float alpha, "
+                 "Tensor? alpha_i, int seed, int epoch, bool clip_start, float noise_scale, "
+                 "bool clip_ball) -> Tensor",
+    "augment": "(Tensor images, Tensor ids, int seed, int epoch, int pad, bool flip, "
+               "bool channels_last) -> Tensor",
+    "cross_entropy_scores": "(Tensor logits, Tensor labels) -> (Tensor, Tensor)",
+    "select_kept": "(Tensor scores, int low, int high, float? centre) -> (Tensor, Tensor)",
+}
+
+
+# --- the public functions
+
+def rs_start(x, ids, eps, seed, epoch, clip_start=False, noise_scale=1.0):
+    """The random start of RS+FGSM: x + noise_scale U(-eps_i, eps_i) (Algorithm 1, line 26).
+
+    x [B, ...] uint8 (read as x / 255) or float32, float16, bfloat16 in [0, 1]; ids [B] int64; eps
+    a float or [B], in units of [0, 1] pixels; clip_start keeps the start in [0, 1]. Returns
+    float32 for uint8, else x's own type, in x's memory layout.
+    """
+    return torch.ops.advprune.rs_start(x, ids, *_split(eps, x), seed, epoch, clip_start,
+                                       noise_scale)
+
+
+def fgsm_step(x, grad, ids, eps, alpha, seed, epoch, clip_start=False, noise_scale=1.0,
+              clip_ball=True):
+    """The step of RS+FGSM from the start that `rs_start` gives for the same arguments (27-28).
+
+    delta = clip(start - x + alpha sign(grad), -eps_i, eps_i), then x + delta clipped to [0, 1];
+    sign(0) = sign(NaN) = 0. alpha is a float or [B]. N-FGSM (de Jorge et al. 2022, Algorithm 1) is
+    noise_scale=2, clip_ball=False. grad has the shape and type of the start; the rest as there.
+    """
+    return torch.ops.advprune.fgsm_step(x, grad, ids, *_split(eps, x), *_split(alpha, x), seed,
+                                        epoch, clip_start, noise_scale, clip_ball)
+
+
+def augment(images, ids, seed, epoch, pad=0, flip=False, channels_last=False):
+    """Images [N, C, H, W] uint8 of these ids [B], zero-padded, cropped, flipped; float32 / 255.
+
+    Every offset of the crop in 0..2 pad, and each side of the flip, is as likely as any other.
+    Raises IndexError or RuntimeError for an id outside the images.
+    """
+    return torch.ops.advprune.augment(images, ids, seed, epoch, pad, flip, channels_last)
+
+
+def cross_entropy_scores(logits, labels):
+    """(loss [B] float32, correct [B] bool) of logits [B, K], any float type, and labels [B].
+
+    The largest logit is taken apart and the sum is of float64, so that small losses keep all the
+    digits of float32, and kernel and reference give the same order of examples.
+    """
+    return torch.ops.advprune.cross_entropy_scores(logits, labels)
+
+
+def select_kept(scores, drop, how):
+    """Sorted ids [n - drop] that stay when `drop` of scores [n] float32 go (Algorithm 1, 8-20).
+
+    how: `high` or `low` drop that tail, `low+high` half from each (the odd one from the high
+    tail), `middle` drops those nearest the mean score. Of equal scores at a cut the lowest ids
+    stay. Raises ValueError for non-finite scores, drop outside [0, n] or an unknown `how`.
+    """
+    n = len(scores)
+    if not 0 <= drop <= n:
+        raise ValueError(f"cannot drop {drop} of {n} examples")
+    tails = {"high": 0, "low": drop, "low+high": drop // 2, "middle": drop}
+    if how not in tails:
+        raise ValueError(f"unknown strategy {how!r}: choose high, low, low+high or middle")
+    centre = None
+    if how == "middle":  # summed in pieces: a float64 copy would double the memory
+        centre = math.fsum(float(part.double().sum()) for part in scores.split(2**20)) / max(n, 1)
+    low = tails[how]
+    kept, bad = torch.ops.advprune.select_kept(scores.contiguous(), low, drop - low, centre)
+    if bad := int(bad):
+        raise ValueError(f"{bad} of {n} scores are not finite")
+    return kept
+
+
+def _split(value, x):
+    """A float, or a value per example, as the pair of arguments that the schemas have for it."""
+    if not torch.is_tensor(value):
+        return float(value), None
+    return 0.0, value.to(x.device, torch.float32).contiguous()
+
+
+# --- the references
 
 def philox4x32(seed, c0, c1, c2, c3):
-    """Philox4x32-10: four tensors of 32-bit words (as int64) for broadcastable counter words.
-
-    seed is the 64-bit key. Checked against the Random123 known answers in tests/test_ops.py.
-    """
+    """Philox4x32-10: four tensors of 32-bit words (as int64) for broadcastable counter words."""
     k0, k1 = seed & MASK, (seed >> 32) & MASK
     for _ in range(10):
         # An int64 product wraps, which leaves the unsigned product's bits: both halves are exact.
@@ -27,12 +120,12 @@ def philox4x32(seed, c0, c1, c2, c3):
     return c0, c1, c2, c3
 
 
-def _uniform(ids, per_example, seed, epoch):
-    """Uniform on [-1, 1): 2u - 1 with u = (bits >> 8) 2^-24, exact in float32. [B, per_example]"""
-    block = torch.arange((per_example + 3) // 4, device=ids.device)[None]
+def _uniform(ids, size, seed, epoch):
+    """Uniform on [-1, 1): 2u - 1 with u = (bits >> 8) 2^-24, exact in float32. [B, size]"""
+    block = torch.arange((size + 3) // 4, device=ids.device)[None]
     words = philox4x32(seed, block, ids[:, None] & MASK, torch.full_like(block, epoch),
                        torch.full_like(block, START))
-    bits = torch.stack(words, dim=-1).flatten(1)[:, :per_example]  # from [B, blocks, 4]
+    bits = torch.stack(words, dim=-1).flatten(1)[:, :size]  # from [B, blocks, 4]
     return (bits >> 8).float() * 2**-23 - 1
 
 
@@ -47,89 +140,125 @@ def pixels(x):
     return x.float() / 255 if x.dtype == torch.uint8 else x.float()
 
 
-def _delta(x, ids, eps, seed, epoch, clip_start, noise_scale):
-    radius = per_example(eps, x) * torch.tensor(noise_scale, dtype=torch.float32)
-    noise = radius * _uniform(ids, x[:1].numel(), seed, epoch).view(x.shape)
+def _delta(x, ids, radius, seed, epoch, clip_start, noise_scale):
+    scale = torch.tensor(noise_scale, dtype=torch.float32)
+    noise = radius * scale * _uniform(ids, math.prod(x.shape[1:]), seed, epoch).view(x.shape)
     return torch.clamp(noise, -x, 1 - x) if clip_start else noise
 
 
-def rs_start(x, ids, eps, seed, epoch, clip_start=False, noise_scale=1.0):
-    """The random start of RS+FGSM: x + noise_scale U(-eps_i, eps_i) (Algorithm 1, line 26).
-
-    x [B, ...] uint8 (read as x / 255) or float in [0, 1]; ids [B] int64; eps a float or [B]
-    float32, in units of [0, 1] pixels; clip_start keeps the start in [0, 1]. Returns float32, or
-    x's own float type.
-    """
-    centre = pixels(x)
-    start = centre + _delta(centre, ids, eps, seed, epoch, clip_start, noise_scale)
-    return start if x.dtype == torch.uint8 else start.to(x.dtype)
+def _like_pixels(x):
+    """An empty output: float32 and contiguous for uint8, else of x's type and layout."""
+    return (x.new_empty(x.shape, dtype=torch.float32) if x.dtype == torch.uint8
+            else torch.empty_like(x))
 
 
-def fgsm_step(x, grad, ids, eps, alpha, seed, epoch, clip_start=False, noise_scale=1.0,
-              clip_ball=True):
-    """The step of RS+FGSM from the start that `rs_start` gives for the same arguments (27-28).
+def _rs_start(x, ids, eps, eps_i, seed, epoch, clip_start, noise_scale):
+    centre, radius = pixels(x), per_example(eps if eps_i is None else eps_i, x)
+    delta = _delta(centre, ids, radius, seed, epoch, clip_start, noise_scale)
+    return _like_pixels(x).copy_(centre + delta)
 
-    delta = clip(start - x + alpha sign(grad), -eps_i, eps_i), then x + delta clipped to [0, 1];
-    sign(0) = sign(NaN) = 0. alpha is a float or [B]. N-FGSM (de Jorge et al. 2022, Algorithm 1) is
-    noise_scale=2, clip_ball=False. Shapes and types as in `rs_start`, grad as the start.
-    """
-    centre = pixels(x)
-    delta = _delta(centre, ids, eps, seed, epoch, clip_start, noise_scale)
-    delta = delta + per_example(alpha, x) * torch.sign(grad.float())
+
+def _fgsm_step(x, grad, ids, eps, eps_i, alpha, alpha_i, seed, epoch, clip_start, noise_scale,
+               clip_ball):
+    centre, radius = pixels(x), per_example(eps if eps_i is None else eps_i, x)
+    delta = _delta(centre, ids, radius, seed, epoch, clip_start, noise_scale)
+    delta = delta + per_example(alpha if alpha_i is None else alpha_i, x) * grad.float().sign()
     if clip_ball:
-        radius = per_example(eps, x)
         delta = torch.minimum(torch.maximum(delta, -radius), radius)
-    adv = (centre + delta).clamp(0, 1)
-    return adv if x.dtype == torch.uint8 else adv.to(x.dtype)
+    return _like_pixels(x).copy_((centre + delta).clamp(0, 1))
 
 
-def augment(images, ids, seed, epoch, pad=0, flip=False):
-    """Images [N, C, H, W] uint8 of these ids [B], zero-padded, cropped, flipped; float32 / 255.
-
-    Every offset of the crop in 0..2 pad, and each side of the flip, is as likely as the others.
-    """
+def _augment(images, ids, seed, epoch, pad, flip, channels_last):
     x = images[ids]
-    if pad or flip:
-        zero = torch.zeros_like(ids)
-        dy, dx, side, _ = philox4x32(seed, zero, ids & MASK, zero + epoch, zero + CROP)
-        n, _, h, w = x.shape
-        shift = 2 * pad + 1
-        rows = (dy * shift >> 32)[:, None] + torch.arange(h, device=x.device)  # [B, H], padded
-        cols = torch.arange(w, device=x.device).expand(n, w)
-        if flip:
-            cols = torch.where((side >> 31 == 1)[:, None], w - 1 - cols, cols)
-        cols = (dx * shift >> 32)[:, None] + cols
-        x = torch.nn.functional.pad(x, (pad,) * 4)
-        x = x[torch.arange(n, device=x.device)[:, None, None], :, rows[:, :, None], cols[:, None]]
-        x = x.permute(0, 3, 1, 2).contiguous()  # [B, H, W, C] -> [B, C, H, W]
-    return pixels(x)
+    zero = torch.zeros_like(ids)
+    dy, dx, side, _ = philox4x32(seed, zero, ids & MASK, zero + epoch, zero + CROP)
+    n, _, h, w = x.shape
+    rows = (dy * (2 * pad + 1) >> 32)[:, None] + torch.arange(h, device=x.device)  # [B, H], padded
+    cols = torch.arange(w, device=x.device).expand(n, w)
+    if flip:
+        cols = torch.where((side >> 31 == 1)[:, None], w - 1 - cols, cols)
+    cols = (dx * (2 * pad + 1) >> 32)[:, None] + cols
+    example = torch.arange(n, device=x.device)[:, None, None]
+    x = zero_pad(x, (pad,) * 4)[example, :, rows[:, :, None], cols[:, None]]  # [B, H, W, C]
+    # Copied, because one channel is contiguous in either layout, and convolutions tell by strides.
+    return _augment_fake(images, ids, channels_last).copy_(pixels(x.permute(0, 3, 1, 2)))
 
 
-def cross_entropy_scores(logits, labels):
-    """(loss [B] float32, correct [B] bool) of logits [B, K], any float type, and labels [B]."""
-    loss = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-    return loss, logits.argmax(1) == labels
+def _augment_fake(images, ids, channels_last):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    shape = len(ids), *images.shape[1:]
+    return torch.empty(shape, device=images.device, memory_format=layout)
 
 
-def select_kept(scores, drop, how):
-    """Sorted ids [n - drop] that stay when `drop` of scores [n] float32 go (Algorithm 1, 8-20).
+def _cross_entropy_scores(logits, labels):
+    x = logits.double()
+    best = logits.argmax(1, keepdim=True)
+    top, picked = x.gather(1, best), x.gather(1, labels[:, None])
+    rest = (x - top).exp().scatter(1, best, 0.0).sum(1)
+    return (rest.log1p() + (top - picked)[:, 0]).float(), best[:, 0] == labels
 
-    how: `high` or `low` drop that tail, `low+high` half from each (the odd one from the high
-    tail), `middle` drops those nearest the mean score. Of equal scores at a cut the lowest ids
-    stay. Raises ValueError for non-finite scores, drop outside [0, n] or an unknown `how`.
-    """
-    if bad := int((~torch.isfinite(scores)).sum()):
-        raise ValueError(f"{bad} of {len(scores)} scores are not finite")
-    if not 0 <= drop <= len(scores):
-        raise ValueError(f"cannot drop {drop} of {len(scores)} examples")
-    if how == "middle":
-        scores, how = (scores.double() - scores.double().mean()).abs().float(), "low"
-    low = {"low": drop, "high": 0, "low+high": drop // 2}
-    if how not in low:
-        raise ValueError(f"unknown strategy {how!r}: choose high, low, low+high or middle")
-    n, low = len(scores), low[how]
+
+def _select_kept(scores, low, high, centre):
+    n, bad = len(scores), (~torch.isfinite(scores)).sum()
+    if centre is not None:
+        scores = (scores.double() - centre).abs().float()
     # Sorting reversed ids stably puts the highest id first among equals: it is dropped first.
     ascending = n - 1 - torch.sort(scores.flip(0), stable=True).indices
     rest = ascending[low:].sort().values
     descending = (len(rest) - 1) - torch.sort(-scores[rest].flip(0), stable=True).indices
-    return rest[descending[drop - low:]].sort().values
+    return rest[descending[high:]].sort().values, bad
+
+
+REFERENCES = {"rs_start": _rs_start, "fgsm_step": _fgsm_step, "augment": _augment,
+              "cross_entropy_scores": _cross_entropy_scores, "select_kept": _select_kept}
+FAKES = {
+    "rs_start": lambda x, *_: _like_pixels(x),
+    "fgsm_step": lambda x, *_: _like_pixels(x),
+    "augment": lambda images, ids, *rest: _augment_fake(images, ids, rest[-1]),
+    "cross_entropy_scores": lambda logits, labels: (
+        logits.new_empty(len(logits), dtype=torch.float32),
+        logits.new_empty(len(logits), dtype=torch.bool)),
+    "select_kept": lambda scores, low, high, centre: (
+        scores.new_empty(len(scores) - low - high, dtype=torch.int64),
+        scores.new_empty((), dtype=torch.int64)),
+}
+
+
+# --- declaration, and the build
+
+HERE = Path(__file__).resolve().parent
+SOURCES = [HERE / "csrc" / name for name in ("ops.h", "ops_cpu.cpp", "ops_cuda.cu")]
+DIGEST = hashlib.sha256(b"".join([repr(SCHEMAS).encode(), *(s.read_bytes() for s in SOURCES)]))
+BUILD = f"_C_{DIGEST.hexdigest()[:12]}"  # setup.py builds it; stale with its source
+
+
+def _load():
+    """Load the build and say what serves now: `reference`, `cpu` or `cpu+cuda`."""
+    if os.environ.get("ADVPRUNE_KERNELS") == "0":
+        return "reference"
+    builds = sorted(HERE.glob("_C_*.so"))
+    ours = [path for path in builds if path.name.startswith(BUILD)]
+    trouble = "is out of date" if builds and not ours else None
+    if ours:
+        try:
+            torch.ops.load_library(ours[0])
+        except OSError as error:
+            trouble = f"does not load ({str(error).partition(chr(10))[0]})"
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    served = {key: [name for name in SCHEMAS if has(f"advprune::{name}", key)]
+              for key in ("CPU", "CUDA")}
+    missing = [name for name in SCHEMAS if name not in served["CPU"]]
+    if ours and not trouble and missing:
+        trouble = f"lacks {', '.join(missing)}"
+    if trouble:
+        print(f"advprune: the kernels' build {trouble}; plain torch serves instead until "
+              "`make kernels` builds it anew", file=sys.stderr)
+    return "+".join(key.lower() for key in served if served[key]) or "reference"
+
+
+LIBRARY = torch.library.Library("advprune", "DEF")
+for _name, _schema in SCHEMAS.items():
+    LIBRARY.define(_name + _schema)
+    LIBRARY.impl(_name, REFERENCES[_name], "CompositeExplicitAutograd")
+    torch.library.register_fake(f"advprune::{_name}", FAKES[_name], lib=LIBRARY)
+KERNELS = _load()

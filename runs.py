@@ -65,7 +65,6 @@ def script(main):
 
 
 # --- values of flags
-# --------------------------------------------------------------------------------
 
 
 def number(kind, low=None, high=None, open_low=False, open_high=False):
@@ -108,7 +107,6 @@ def device(name):
 
 
 # --- processes: one, or as many as torchrun started
-# -------------------------------------------------
 
 
 def world():
@@ -143,7 +141,6 @@ def total(tensor):
 
 
 # --- files
-# ------------------------------------------------------------------------------------------
 
 
 def write(path, content):

@@ -97,8 +97,9 @@ class Training:
             for group in self.opt.param_groups:
                 group["lr"] = lr
             ids = batch[runs.rank()::runs.world()]
-            x = ops.augment(self.dataset.images, ids, a.seed, epoch, a.pad, a.flip)
-            x, y = x.to(memory_format=self.layout), self.dataset.labels[ids]
+            x = ops.augment(self.dataset.images, ids, a.seed, epoch, a.pad, a.flip,
+                            channels_last=self.layout == torch.channels_last)
+            y = self.dataset.labels[ids]
             with self.autocast:
                 logits = self.ddp(self.adversarial(x, y, ids, epoch))
                 losses = F.cross_entropy(logits, y, reduction="none")
@@ -238,7 +239,8 @@ def open_run(args, training):
         folder = runs.create(args.out, f"{args.dataset}-{args.attack}{pruned}-s{args.seed}")
         settings = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
         runs.write_json(folder / "config.json", {
-            "command": args.command, "args": settings, **runs.environment(training.device)})
+            "command": args.command, "args": settings, "kernels": ops.KERNELS,
+            **runs.environment(training.device)})
         return folder
     folder = Path(args.resume)
     if (folder / "train.json").exists():

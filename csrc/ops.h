@@ -1,0 +1,225 @@
+// The arithmetic of the operators, shared by ops_cpu.cpp and ops_cuda.cu, and the checks on their
+// arguments. ops.py says what each computes; its plain-torch references are matched bit for bit
+// wherever there is no reduction, so these files are compiled without contracting a * b + c.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#ifdef __CUDACC__
+#define HD __host__ __device__ __forceinline__
+#else
+#define HD inline __attribute__((always_inline))
+#endif
+
+namespace advprune {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// --- randomness: Philox4x32-10, key = seed, counter = (element / 4, id, epoch, stream) -------------
+
+enum Stream : uint32_t { START = 0, CROP = 1 };
+constexpr uint32_t M0 = 0xD2511F53, M1 = 0xCD9E8D57, W0 = 0x9E3779B9, W1 = 0xBB67AE85;
+
+struct Words {
+  uint32_t w[4];
+};
+
+HD Words philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
+  uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+#ifdef __CUDACC__
+#pragma unroll
+#endif
+  for (int round = 0; round < 10; round++) {
+    uint64_t p0 = (uint64_t)c0 * M0, p1 = (uint64_t)c2 * M1;
+    uint32_t next0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0, next2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
+    c0 = next0, c1 = (uint32_t)p1, c2 = next2, c3 = (uint32_t)p0;
+    k0 += W0, k1 += W1;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+// Uniform on [-1, 1): 2u - 1 with u = (bits >> 8) 2^-24, exact in float32.
+HD float uniform(uint32_t bits) { return (float)(int32_t)(bits >> 8) * 0x1p-23f - 1.0f; }
+
+// --- RS+FGSM, one element (Algorithm 1, lines 26-28) ---------------------------------------------
+
+struct Noise {  // everything of a start but the element: passed by value to kernels
+  uint64_t seed;
+  uint32_t epoch;
+  float scale;
+  bool clip_start;
+};
+
+HD float clamp(float v, float low, float high) {
+  v = v < low ? low : v;
+  return v > high ? high : v;
+}
+
+HD float start_delta(float x, float u, float eps, const Noise& noise) {
+  float delta = (eps * noise.scale) * u;
+  return noise.clip_start ? clamp(delta, -x, 1.0f - x) : delta;
+}
+
+HD float step(float x, float delta, float grad, float eps, float alpha, bool clip_ball) {
+  float sign = (float)((grad > 0) - (grad < 0));  // 0 for zeros and NaN
+  delta += alpha * sign;
+  if (clip_ball) delta = clamp(delta, -eps, eps);
+  return clamp(x + delta, 0.0f, 1.0f);
+}
+
+template <class T>
+HD float pixel(T v) {
+  return (float)v;
+}
+template <>
+HD float pixel<uint8_t>(uint8_t v) {
+  return (float)v / 255.0f;
+}
+
+// --- augmentation: the place of an example's crop, and its side ----------------------------------
+
+struct Crop {
+  int dy, dx;  // of the output's corner, in the unpadded image
+  bool flip;
+};
+
+HD Crop crop(uint64_t seed, uint32_t epoch, int64_t id, int pad, bool flip) {
+  Words words = philox(seed, 0, (uint32_t)id, epoch, CROP);
+  uint64_t shift = 2 * (uint64_t)pad + 1;
+  return {(int)((words.w[0] * shift) >> 32) - pad, (int)((words.w[1] * shift) >> 32) - pad,
+          flip && (words.w[2] >> 31)};
+}
+
+// --- cross-entropy of a row: its largest logit apart, so that small losses keep all their digits ----
+
+HD bool beats(float value, float best) {  // as torch.argmax: the first of the largest, or of the NaNs
+  return value > best || (value != value && best == best);
+}
+
+HD float cross_entropy(double top, double rest, double picked) {
+  return (float)(log1p(rest) + (top - picked));
+}
+
+// --- selection: keys that order as the scores do, and the cut between kept and dropped -----------
+
+HD uint32_t score_key(float score, bool centred, double centre) {
+  if (centred) score = (float)fabs((double)score - centre);
+  score += 0.0f;  // -0 and 0 are one score
+  uint32_t bits;
+  memcpy(&bits, &score, 4);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+HD bool finite_key(uint32_t key) { return key > 0x007FFFFFu && key < 0xFF800000u; }
+
+// Below `low` and above `high` all is dropped; of the keys equal to one, the first few are kept.
+struct Cut {
+  uint32_t low, high;
+  int64_t keep_low, keep_high;
+};
+
+enum Side { OUT, TIE_LOW, TIE_HIGH, IN };
+
+HD Side side(uint32_t key, const Cut& cut) {
+  if (key == cut.low) return TIE_LOW;
+  if (key == cut.high) return TIE_HIGH;
+  return key > cut.low && key < cut.high ? IN : OUT;
+}
+
+// A pass of the radix selection looks at one digit of the key, the highest first.
+struct Digit {
+  int shift, bits;
+
+  HD int of(uint32_t key) const { return (int)(key >> shift & ((1u << bits) - 1)); }
+  HD uint32_t before(uint32_t key) const { return (uint32_t)((uint64_t)key >> (shift + bits)); }
+};
+
+// A rank's progress through the passes: which keys still compete, and the rank among them.
+struct Seek {
+  uint32_t prefix;
+  int64_t rank;   // how many of the competitors are below the key sought
+  int64_t equal;  // how many competitors there are
+
+  template <class Count>
+  HD int advance(const Count* histogram, Digit digit) {  // returns the digit it chose
+    int bin = 0;
+    while (rank >= (int64_t)histogram[bin]) rank -= (int64_t)histogram[bin++];
+    equal = (int64_t)histogram[bin];
+    prefix = prefix << digit.bits | (uint32_t)bin;
+    return bin;
+  }
+};
+
+// From the two sought keys: `low` the first key that stays, `high` the last one.
+HD Cut make_cut(const Seek& low, const Seek& high) {
+  // Of the keys equal to low's, low.rank are dropped from below; of those equal to high's,
+  // high.rank + 1 are at or below the last one kept.
+  int64_t keep_low = low.equal - low.rank, keep_high = high.rank + 1;
+  if (low.prefix == high.prefix) keep_low = keep_high - low.rank;
+  return {low.prefix, high.prefix, keep_low, keep_high};
+}
+
+// --- arguments ------------------------------------------------------------------------------------
+
+inline void check(bool ok, const char* op, const char* what) {
+  STD_TORCH_CHECK(ok, "advprune::", op, ": ", what);
+}
+
+inline int64_t batch_of(const char* op, const Tensor& x, const Tensor& ids) {
+  check(x.dim() >= 1, op, "x needs a batch dimension");
+  check(ids.dim() == 1 && ids.scalar_type() == ScalarType::Long && ids.is_contiguous() &&
+            ids.get_device_index() == x.get_device_index() && ids.is_cuda() == x.is_cuda(),
+        op, "ids must be a contiguous int64 vector on x's device");
+  check(ids.numel() == x.size(0), op, "ids must be as many as the examples of x");
+  return x.size(0);
+}
+
+// An optional value per example; null where the scalar serves for all.
+inline const float* per_example(const char* op, const std::optional<Tensor>& v, const Tensor& x) {
+  if (!v) return nullptr;
+  check(v->dim() == 1 && v->scalar_type() == ScalarType::Float && v->is_contiguous() &&
+            v->get_device_index() == x.get_device_index() && v->is_cuda() == x.is_cuda(),
+        op, "a value per example must be a contiguous float32 vector on x's device");
+  check(v->numel() == x.size(0), op, "values per example must be as many as the examples of x");
+  return v->const_data_ptr<float>();
+}
+
+// Calls f(T*) for x's element type; the output's type is float32 for uint8, else x's own.
+template <class F>
+void with_pixels(const char* op, const Tensor& x, const F& f) {
+  switch (x.scalar_type()) {
+    case ScalarType::Byte: return f((const uint8_t*)x.const_data_ptr(), (float*)nullptr);
+    case ScalarType::Float: return f((const float*)x.const_data_ptr(), (float*)nullptr);
+    case ScalarType::Half: return f((const Half*)x.const_data_ptr(), (Half*)nullptr);
+    case ScalarType::BFloat16: return f((const BFloat16*)x.const_data_ptr(), (BFloat16*)nullptr);
+    default: check(false, op, "x must be uint8, float32, float16 or bfloat16");
+  }
+}
+
+inline Tensor like_pixels(const Tensor& x) {
+  bool integers = x.scalar_type() == ScalarType::Byte;
+  return integers ? new_empty(x, x.sizes(), ScalarType::Float) : empty_like(x);
+}
+
+// The result in the memory layout of x, as the references give it.
+inline Tensor laid_out_like(const Tensor& x, Tensor result) {
+  if (x.is_contiguous() || x.scalar_type() == ScalarType::Byte) return result;
+  Tensor out = empty_like(x);
+  return out.is_contiguous() ? result : copy_(out, result);
+}
+
+}  // namespace advprune

@@ -1,0 +1,455 @@
+// The operators on CUDA: one launch each, but for the few passes of the selection. Mirrors ops_cpu.cpp.
+#include "ops.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+#include <cub/block/block_reduce.cuh>
+#include <cub/block/block_scan.cuh>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+namespace advprune {
+namespace {
+
+using torch::stable::contiguous;
+using torch::stable::accelerator::DeviceGuard;
+
+constexpr int THREADS = 256;
+
+cudaStream_t stream_of(const Tensor& x) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  return (cudaStream_t)stream;
+}
+
+// Four consecutive elements, moved in one access where their address allows it.
+template <class T>
+struct alignas(4 * sizeof(T)) Four {
+  T v[4];
+};
+
+// The elements of a batch by Philox block. Contiguous: element e of example b is at b size + e.
+// Channels last: position p of channel c, that is element c area + p, is at b size + p channels + c.
+struct Layout {
+  int64_t batch, size, channels, area;
+  bool channels_last, aligned;
+
+  __device__ int64_t at(int64_t b, int64_t e) const {
+    return b * size + (channels_last ? e % area * channels + e / area : e);
+  }
+};
+
+// f(example, element, uniform, index) for the up to four elements of each block; with `aligned` a
+// block is one 16-byte access of float32. Blocks on x, examples on y: no division by the size.
+template <class F>
+__device__ void for_blocks(const Layout& l, const Noise& noise, const int64_t* ids, const F& f) {
+  int64_t blocks = (l.size + 3) / 4;
+  int64_t block = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (block >= blocks) return;
+  for (int64_t b = blockIdx.y; b < l.batch; b += gridDim.y)
+    f(b, block, philox(noise.seed, (uint32_t)block, (uint32_t)ids[b], noise.epoch, START));
+}
+
+template <class In, class Out>
+__global__ void rs_start_kernel(Layout l, Noise noise, const int64_t* ids, const In* x, Out* out,
+                                float eps, const float* eps_i) {
+  for_blocks(l, noise, ids, [&](int64_t b, int64_t block, const Words& words) {
+    float radius = eps_i ? eps_i[b] : eps;
+    int64_t first = b * l.size + 4 * block;
+    if (l.aligned) {
+      Four<In> in = *(const Four<In>*)(x + first);
+      Four<Out> result;
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        float centre = pixel(in.v[i]);
+        result.v[i] = (Out)(centre + start_delta(centre, uniform(words.w[i]), radius, noise));
+      }
+      *(Four<Out>*)(out + first) = result;
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (4 * block + i >= l.size) break;
+      int64_t at = l.at(b, 4 * block + i);
+      float centre = pixel(x[at]);
+      out[at] = (Out)(centre + start_delta(centre, uniform(words.w[i]), radius, noise));
+    }
+  });
+}
+
+template <class In, class Out>
+__global__ void fgsm_step_kernel(Layout l, Noise noise, const int64_t* ids, const In* x,
+                                 const Out* grad, Out* out, float eps, const float* eps_i,
+                                 float alpha, const float* alpha_i, bool clip_ball) {
+  for_blocks(l, noise, ids, [&](int64_t b, int64_t block, const Words& words) {
+    float radius = eps_i ? eps_i[b] : eps, length = alpha_i ? alpha_i[b] : alpha;
+    int64_t first = b * l.size + 4 * block;
+    auto move = [&](float centre, float slope, uint32_t bits) {
+      float delta = start_delta(centre, uniform(bits), radius, noise);
+      return (Out)step(centre, delta, slope, radius, length, clip_ball);
+    };
+    if (l.aligned) {
+      Four<In> in = *(const Four<In>*)(x + first);
+      Four<Out> slope = *(const Four<Out>*)(grad + first), result;
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        result.v[i] = move(pixel(in.v[i]), (float)slope.v[i], words.w[i]);
+      *(Four<Out>*)(out + first) = result;
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (4 * block + i >= l.size) break;
+      int64_t at = l.at(b, 4 * block + i);
+      out[at] = move(pixel(x[at]), (float)grad[at], words.w[i]);
+    }
+  });
+}
+
+bool is_channels_last(const Tensor& x) {
+  return x.dim() == 4 && !x.is_contiguous() && x.stride(1) == 1 && x.stride(3) == x.size(1) &&
+         x.stride(2) == x.size(3) * x.size(1) && x.stride(0) == x.size(2) * x.size(3) * x.size(1);
+}
+
+// x in a layout that the kernels walk: as it is where channels last, else contiguous.
+Tensor walkable(const Tensor& x, bool channels_last) {
+  return contiguous(x, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
+                                     : torch::headeronly::MemoryFormat::Contiguous);
+}
+
+template <class... Tensors>
+Layout layout_of(const Tensor& x, bool channels_last, const Tensors&... tensors) {
+  int64_t batch = x.size(0), size = x.numel() / batch;
+  bool aligned = !channels_last && size % 4 == 0;
+  for (const Tensor* t : {&x, &tensors...}) {
+    size_t access = 4 * t->element_size();
+    aligned = aligned && (size_t)t->const_data_ptr() % access == 0;
+  }
+  int64_t channels = channels_last ? x.size(1) : 1;
+  return {batch, size, channels, size / channels, channels_last, aligned};
+}
+
+struct Grid {
+  dim3 blocks;
+  int threads;
+};
+
+Grid grid_of(const Layout& l) {
+  int64_t blocks = (l.size + 3) / 4;
+  int threads = (int)std::min<int64_t>(THREADS, (blocks + 31) / 32 * 32);
+  return {dim3((unsigned)((blocks + threads - 1) / threads),
+               (unsigned)std::min<int64_t>(l.batch, 65535)),
+          threads};
+}
+
+Tensor rs_start(const Tensor& x, const Tensor& ids, double eps, const std::optional<Tensor>& eps_i,
+                int64_t seed, int64_t epoch, bool clip_start, double noise_scale) {
+  batch_of("rs_start", x, ids);
+  const float* radii = per_example("rs_start", eps_i, x);
+  DeviceGuard guard(x.get_device_index());
+  bool last = is_channels_last(x) && x.scalar_type() != ScalarType::Byte;
+  Tensor in = walkable(x, last), out = like_pixels(in);
+  if (x.numel() == 0) return laid_out_like(x, out);
+  Noise noise{(uint64_t)seed, (uint32_t)epoch, (float)noise_scale, clip_start};
+  Layout layout = layout_of(in, last, out);
+  Grid grid = grid_of(layout);
+  with_pixels("rs_start", in, [&](auto* from, auto* type) {
+    using Out = std::remove_pointer_t<decltype(type)>;
+    rs_start_kernel<<<grid.blocks, grid.threads, 0, stream_of(x)>>>(
+        layout, noise, ids.const_data_ptr<int64_t>(), from, (Out*)out.mutable_data_ptr(),
+        (float)eps, radii);
+  });
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return last ? out : laid_out_like(x, out);
+}
+
+Tensor fgsm_step(const Tensor& x, const Tensor& grad, const Tensor& ids, double eps,
+                 const std::optional<Tensor>& eps_i, double alpha,
+                 const std::optional<Tensor>& alpha_i, int64_t seed, int64_t epoch,
+                 bool clip_start, double noise_scale, bool clip_ball) {
+  batch_of("fgsm_step", x, ids);
+  const float* radii = per_example("fgsm_step", eps_i, x);
+  const float* steps = per_example("fgsm_step", alpha_i, x);
+  DeviceGuard guard(x.get_device_index());
+  bool last = is_channels_last(x) && x.scalar_type() != ScalarType::Byte;
+  Tensor in = walkable(x, last), slope = walkable(grad, last), out = like_pixels(in);
+  check(grad.numel() == x.numel() && grad.scalar_type() == out.scalar_type(), "fgsm_step",
+        "grad must have the shape and type of the start");
+  if (x.numel() == 0) return laid_out_like(x, out);
+  Noise noise{(uint64_t)seed, (uint32_t)epoch, (float)noise_scale, clip_start};
+  Layout layout = layout_of(in, last, slope, out);
+  Grid grid = grid_of(layout);
+  with_pixels("fgsm_step", in, [&](auto* from, auto* type) {
+    using Out = std::remove_pointer_t<decltype(type)>;
+    fgsm_step_kernel<<<grid.blocks, grid.threads, 0, stream_of(x)>>>(
+        layout, noise, ids.const_data_ptr<int64_t>(), from, (const Out*)slope.const_data_ptr(),
+        (Out*)out.mutable_data_ptr(), (float)eps, radii, (float)alpha, steps, clip_ball);
+  });
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return last ? out : laid_out_like(x, out);
+}
+
+// A block an example: its crop is drawn once. Threads follow the output, so that writes coalesce.
+__global__ void augment_kernel(const uint8_t* images, int64_t n, const int64_t* ids, float* out,
+                               int channels, int height, int width, uint64_t seed, uint32_t epoch,
+                               int pad, bool flip, bool channels_last) {
+  __shared__ Crop place;
+  int64_t id = ids[blockIdx.x];
+  if (id < 0 || id >= n) __trap();
+  if (threadIdx.x == 0) place = crop(seed, epoch, id, pad, flip);
+  __syncthreads();
+  int size = channels * height * width;
+  for (int o = threadIdx.x; o < size; o += blockDim.x) {
+    int c = channels_last ? o % channels : o / (height * width);
+    int p = channels_last ? o / channels : o % (height * width);
+    int w = p % width, y = p / width + place.dy;
+    int x = (place.flip ? width - 1 - w : w) + place.dx;
+    bool inside = y >= 0 && y < height && x >= 0 && x < width;
+    out[(int64_t)blockIdx.x * size + o] =
+        inside ? pixel(images[((id * channels + c) * height + y) * width + x]) : 0.0f;
+  }
+}
+
+Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t epoch, int64_t pad,
+               bool flip, bool channels_last) {
+  check(images.dim() == 4 && images.scalar_type() == ScalarType::Byte && images.is_contiguous(),
+        "augment", "images must be contiguous uint8 [N, C, H, W]");
+  check(ids.dim() == 1 && ids.scalar_type() == ScalarType::Long && ids.is_contiguous() &&
+            ids.is_cuda() && ids.get_device_index() == images.get_device_index(),
+        "augment", "ids must be a contiguous int64 vector on the images' device");
+  DeviceGuard guard(images.get_device_index());
+  int64_t batch = ids.numel(), channels = images.size(1);
+  int64_t height = images.size(2), width = images.size(3);
+  Tensor out = torch::stable::empty({batch, channels, height, width}, ScalarType::Float,
+                                    std::nullopt, images.device(), std::nullopt,
+                                    channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
+                                                  : torch::headeronly::MemoryFormat::Contiguous);
+  if (out.numel() == 0) return out;
+  augment_kernel<<<(unsigned)batch, THREADS, 0, stream_of(images)>>>(
+      images.const_data_ptr<uint8_t>(), images.size(0), ids.const_data_ptr<int64_t>(),
+      out.mutable_data_ptr<float>(), (int)channels, (int)height, (int)width, (uint64_t)seed,
+      (uint32_t)epoch, (int)pad, flip, channels_last);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return out;
+}
+
+// A warp a row.
+template <class T>
+__global__ void cross_entropy_kernel(const T* logits, const int64_t* labels, float* loss,
+                                     bool* correct, int64_t batch, int classes) {
+  int64_t b = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 32;
+  int lane = threadIdx.x % 32;
+  if (b >= batch) return;
+  if (labels[b] < 0 || labels[b] >= classes) __trap();
+  const T* row = logits + b * classes;
+  int best = lane < classes ? lane : 0;
+  for (int k = lane; k < classes; k += 32)
+    if (beats((float)row[k], (float)row[best])) best = k;
+  for (int offset = 16; offset; offset /= 2) {
+    int other = __shfl_xor_sync(~0u, best, offset);
+    bool wins = beats((float)row[other], (float)row[best]);
+    bool loses = beats((float)row[best], (float)row[other]);
+    if (wins || (!loses && other < best)) best = other;
+  }
+  double top = (float)row[best], rest = 0;
+  for (int k = lane; k < classes; k += 32)
+    if (k != best) rest += exp((double)(float)row[k] - top);
+  for (int offset = 16; offset; offset /= 2) rest += __shfl_xor_sync(~0u, rest, offset);
+  if (lane == 0) {
+    loss[b] = cross_entropy(top, rest, (float)row[labels[b]]);
+    correct[b] = best == labels[b];
+  }
+}
+
+std::tuple<Tensor, Tensor> cross_entropy_scores(const Tensor& logits, const Tensor& labels) {
+  check(logits.dim() == 2 && logits.size(1) > 0, "cross_entropy_scores", "logits must be [B, K]");
+  check(labels.dim() == 1 && labels.scalar_type() == ScalarType::Long && labels.is_contiguous() &&
+            labels.numel() == logits.size(0) && labels.is_cuda() &&
+            labels.get_device_index() == logits.get_device_index(),
+        "cross_entropy_scores", "labels must be a contiguous int64 vector as long as logits");
+  DeviceGuard guard(logits.get_device_index());
+  int64_t batch = logits.size(0);
+  Tensor in = contiguous(logits);
+  Tensor loss = new_empty(logits, {batch}, ScalarType::Float);
+  Tensor correct = new_empty(logits, {batch}, ScalarType::Bool);
+  if (batch == 0) return {loss, correct};
+  with_pixels("cross_entropy_scores", in, [&](auto* rows, auto*) {
+    cross_entropy_kernel<<<(unsigned)((batch * 32 + THREADS - 1) / THREADS), THREADS, 0,
+                           stream_of(logits)>>>(
+        rows, labels.const_data_ptr<int64_t>(), loss.mutable_data_ptr<float>(),
+        (bool*)correct.mutable_data_ptr(), batch, (int)logits.size(1));
+  });
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return {loss, correct};
+}
+
+// --- selection ------------------------------------------------------------------------------------
+
+constexpr int ITEMS = 16, CHUNK = THREADS * ITEMS;
+constexpr int BINS = 2048;  // two histograms fit in shared memory
+constexpr Digit DIGITS[] = {{21, 11}, {10, 11}, {0, 10}};
+
+struct Scores {
+  const float* score;
+  int64_t n;
+  double centre;
+  bool centred;
+
+  __device__ uint32_t key(int64_t i) const { return score_key(score[i], centred, centre); }
+};
+
+struct Selection {  // lives on the device; zeroed before the first pass
+  Seek seeks[2];
+  Cut cut;
+};
+
+struct Tally {
+  int64_t in, low, high;
+};
+
+__global__ void begin_kernel(Selection* selection, int64_t first, int64_t last) {
+  selection->seeks[0] = {0, first, 0};
+  selection->seeks[1] = {0, last, 0};
+}
+
+__global__ void histogram_kernel(Scores s, const Selection* selection, Digit digit,
+                                 unsigned long long* counts, unsigned long long* bad) {
+  __shared__ uint32_t local[2][BINS];
+  for (int bin = threadIdx.x; bin < 2 * BINS; bin += blockDim.x) local[0][bin] = 0;
+  __syncthreads();
+  uint32_t low = selection->seeks[0].prefix, high = selection->seeks[1].prefix;
+  unsigned long long non_finite = 0;
+  for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < s.n;
+       i += (int64_t)gridDim.x * blockDim.x) {
+    uint32_t key = s.key(i), prefix = digit.before(key);
+    if (digit.shift > 16) non_finite += !finite_key(key);
+    if (prefix == low) atomicAdd(&local[0][digit.of(key)], 1u);
+    if (prefix == high && high != low) atomicAdd(&local[1][digit.of(key)], 1u);
+  }
+  if (non_finite) atomicAdd(bad, non_finite);
+  __syncthreads();
+  for (int bin = threadIdx.x; bin < 2 * BINS; bin += blockDim.x)
+    if (local[0][bin]) atomicAdd(&counts[bin], (unsigned long long)local[0][bin]);
+}
+
+__global__ void advance_kernel(Selection* selection, Digit digit, const unsigned long long* counts) {
+  int s = threadIdx.x;  // two threads, one a side
+  bool apart = selection->seeks[0].prefix != selection->seeks[1].prefix;
+  __syncthreads();
+  selection->seeks[s].advance(counts + (apart ? s * BINS : 0), digit);
+  __syncthreads();
+  if (s == 0 && digit.shift == 0)
+    selection->cut = make_cut(selection->seeks[0], selection->seeks[1]);
+}
+
+struct Add {
+  __device__ Tally operator()(const Tally& a, const Tally& b) const {
+    return {a.in + b.in, a.low + b.low, a.high + b.high};
+  }
+};
+
+__device__ Tally tally_of(const Scores& s, const Cut& cut, int64_t first) {
+  Tally tally{0, 0, 0};
+  for (int64_t i = first; i < min(first + ITEMS, s.n); i++) {
+    Side where = side(s.key(i), cut);
+    tally.in += where == IN, tally.low += where == TIE_LOW, tally.high += where == TIE_HIGH;
+  }
+  return tally;
+}
+
+__global__ void tally_kernel(Scores s, const Selection* selection, Tally* tallies) {
+  using Reduce = cub::BlockReduce<Tally, THREADS>;
+  __shared__ typename Reduce::TempStorage storage;
+  int64_t first = (int64_t)blockIdx.x * CHUNK + threadIdx.x * ITEMS;
+  Tally sum = Reduce(storage).Reduce(tally_of(s, selection->cut, first), Add());
+  if (threadIdx.x == 0) tallies[blockIdx.x] = sum;
+}
+
+// In place: what comes before each chunk. One block walks over all chunks.
+__global__ void scan_kernel(Tally* tallies, int64_t chunks) {
+  using Scan = cub::BlockScan<Tally, THREADS>;
+  __shared__ typename Scan::TempStorage storage;
+  Tally before{0, 0, 0};
+  for (int64_t first = 0; first < chunks; first += THREADS) {
+    int64_t chunk = first + threadIdx.x;
+    Tally own = chunk < chunks ? tallies[chunk] : Tally{0, 0, 0}, exclusive, all;
+    Scan(storage).ExclusiveScan(own, exclusive, Tally{0, 0, 0}, Add(), all);
+    if (chunk < chunks) tallies[chunk] = Add()(before, exclusive);
+    before = Add()(before, all);
+    __syncthreads();
+  }
+}
+
+__global__ void write_kernel(Scores s, const Selection* selection, const Tally* tallies,
+                             int64_t* ids) {
+  using Scan = cub::BlockScan<Tally, THREADS>;
+  __shared__ typename Scan::TempStorage storage;
+  Cut cut = selection->cut;
+  int64_t first = (int64_t)blockIdx.x * CHUNK + threadIdx.x * ITEMS;
+  Tally before;
+  Scan(storage).ExclusiveScan(tally_of(s, cut, first), before, Tally{0, 0, 0}, Add());
+  before = Add()(tallies[blockIdx.x], before);
+  int64_t place = before.in + min(before.low, cut.keep_low) + min(before.high, cut.keep_high);
+  for (int64_t i = first; i < min(first + ITEMS, s.n); i++) {
+    Side where = side(s.key(i), cut);
+    bool stays = where == IN || (where == TIE_LOW && before.low++ < cut.keep_low) ||
+                 (where == TIE_HIGH && before.high++ < cut.keep_high);
+    if (stays) ids[place++] = i;
+  }
+}
+
+std::tuple<Tensor, Tensor> select_kept(const Tensor& scores, int64_t low, int64_t high,
+                                       std::optional<double> centre) {
+  check(scores.dim() == 1 && scores.scalar_type() == ScalarType::Float && scores.is_contiguous(),
+        "select_kept", "scores must be a contiguous float32 vector");
+  int64_t n = scores.numel(), kept = n - low - high;
+  check(low >= 0 && high >= 0 && kept >= 0, "select_kept", "cannot drop more than there is");
+  DeviceGuard guard(scores.get_device_index());
+  cudaStream_t stream = stream_of(scores);
+  Tensor ids = new_empty(scores, {kept}, ScalarType::Long);
+  Tensor bad = new_zeros(scores, {}, ScalarType::Long);
+  if (n == 0) return {ids, bad};
+
+  int64_t chunks = (n + CHUNK - 1) / CHUNK;
+  Tensor counts = new_empty(scores, {2 * BINS}, ScalarType::Long);
+  Tensor room = new_empty(scores, {(int64_t)sizeof(Selection) / 8}, ScalarType::Long);
+  Tensor tallies = new_empty(scores, {3 * chunks}, ScalarType::Long);
+  auto* count = (unsigned long long*)counts.mutable_data_ptr();
+  auto* selection = (Selection*)room.mutable_data_ptr();
+  auto* tally = (Tally*)tallies.mutable_data_ptr();
+  Scores s{scores.const_data_ptr<float>(), n, centre.value_or(0), centre.has_value()};
+  unsigned wide = (unsigned)std::min<int64_t>(chunks, 2048);
+
+  begin_kernel<<<1, 1, 0, stream>>>(selection, low, n - high - 1);
+  for (Digit digit : DIGITS) {
+    STD_CUDA_CHECK(cudaMemsetAsync(count, 0, 2 * BINS * sizeof(*count), stream));
+    histogram_kernel<<<wide, THREADS, 0, stream>>>(s, selection, digit, count,
+                                                   (unsigned long long*)bad.mutable_data_ptr());
+    if (kept == 0) break;  // what is not finite has been counted
+    advance_kernel<<<1, 2, 0, stream>>>(selection, digit, count);
+  }
+  if (kept > 0) {
+    tally_kernel<<<(unsigned)chunks, THREADS, 0, stream>>>(s, selection, tally);
+    scan_kernel<<<1, THREADS, 0, stream>>>(tally, chunks);
+    write_kernel<<<(unsigned)chunks, THREADS, 0, stream>>>(s, selection, tally,
+                                                          ids.mutable_data_ptr<int64_t>());
+  }
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return {ids, bad};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(advprune, CUDA, m) {
+  m.impl("rs_start", TORCH_BOX(&rs_start));
+  m.impl("fgsm_step", TORCH_BOX(&fgsm_step));
+  m.impl("augment", TORCH_BOX(&augment));
+  m.impl("cross_entropy_scores", TORCH_BOX(&cross_entropy_scores));
+  m.impl("select_kept", TORCH_BOX(&select_kept));
+}
+
+}  // namespace advprune

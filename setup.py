@@ -1,0 +1,69 @@
+"""Builds the kernels in place: python setup.py build_ext --inplace (what `make` does).
+
+CPU with any C++ compiler; CUDA too where an nvcc of torch's CUDA version and its runtime are. What
+is missing is said in one line, and the plain-torch references serve instead.
+"""
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from setuptools import setup
+
+try:  # an isolated build, such as pip's, has no torch: then there is nothing to build
+    import torch
+    from torch.utils import cpp_extension
+except ImportError:
+    torch = None
+
+TARGET = "0x020a000000000000"  # LibTorch stable ABI of torch 2.10: one tree for 2.10 and later
+
+
+def cuda_home():
+    """The CUDA toolkit to build with, or (None, why not)."""
+    if torch.version.cuda is None:
+        return None, "this torch is built without CUDA"
+    nvcc = shutil.which("nvcc")
+    places = [os.environ.get("CUDA_HOME"), "/usr/local/cuda",
+              nvcc and Path(nvcc).resolve().parent.parent]
+    for place in map(Path, filter(None, places)):
+        # An nvcc on the PATH can be a wrapper script, far from its headers and runtime.
+        if (place / "bin/nvcc").exists() and (place / "include/cuda_runtime.h").exists():
+            nvcc = place / "bin/nvcc"
+            said = subprocess.run([nvcc, "--version"], capture_output=True)
+            version = re.search(rb"release (\d+)", said.stdout)
+            if version and version[1].decode() == torch.version.cuda.split(".")[0]:
+                return str(place), None
+            return None, f"{place} is not of torch's CUDA {torch.version.cuda}"
+    return None, "there is no nvcc with its headers"
+
+
+def extension():
+    import ops
+
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        print(f"advprune: no C++ compiler ({compiler}), so no kernels: plain torch serves instead")
+        return []
+    home, why = cuda_home()
+    flags = ["-O3", "-std=c++20", "-ffp-contract=off", "-march=native",
+             f"-DTORCH_TARGET_VERSION={TARGET}"]
+    if home is None:
+        print(f"advprune: no CUDA kernels, because {why}; building those for the CPU")
+        return [cpp_extension.CppExtension(ops.BUILD, ["csrc/ops_cpu.cpp"], py_limited_api=True,
+                                           extra_compile_args={"cxx": flags})]
+    os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = home
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+    cuda = ["-O3", "-std=c++20", "--fmad=false", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TARGET}"]
+    return [cpp_extension.CUDAExtension(
+        ops.BUILD, ["csrc/ops_cpu.cpp", "csrc/ops_cuda.cu"], py_limited_api=True,
+        extra_compile_args={"cxx": [*flags, "-DUSE_CUDA"], "nvcc": cuda})]
+
+
+if __name__ != "__main__":
+    pass  # the tests import cuda_home
+elif torch is None:
+    setup()
+else:
+    setup(ext_modules=extension(), cmdclass={"build_ext": cpp_extension.BuildExtension})

@@ -1,0 +1,284 @@
+"""The kernels against the references: bit for bit where nothing is summed, on every device."""
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import ops
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+SHAPES = [(0, 3, 8, 8), (1, 1, 1, 1), (3, 1, 5, 5), (2, 3, 7, 9), (5, 1, 28, 28), (4, 3, 32, 32),
+          (2, 3, 40, 41), (7, 13), (3,), (2, 2050)]
+
+
+@pytest.fixture(autouse=True)
+def built(request):
+    wanted = "cuda" if request.node.get_closest_marker("gpu") else "cpu"
+    if wanted not in ops.KERNELS:
+        pytest.skip(f"no {wanted} kernels were built: make kernels says why")
+
+
+def batch(shape, dtype, device, layout="contiguous"):
+    generator = torch.Generator().manual_seed(sum(shape))
+    x = torch.rand(shape, generator=generator)
+    x.view(-1)[::5] = 0
+    x.view(-1)[1::5] = 1
+    x = (x * 255).round().to(torch.uint8) if dtype == torch.uint8 else x.to(dtype)
+    x = x.to(device)
+    if layout == "channels_last" and x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":
+        x = torch.stack([x, x], -1).flatten(-2)[..., ::2]
+    if layout == "offset":  # every other row of a larger batch, from an odd address
+        x = torch.cat([x.flatten()[:1], x.flatten()])[1:].view(shape)
+    ids = torch.randint(2**33, (shape[0],), generator=generator).to(device)
+    return x, ids
+
+
+def special_gradients(like):
+    grad = torch.randn(like.shape, generator=torch.Generator().manual_seed(1))
+    for i, value in enumerate([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45]):
+        grad.view(-1)[i::11] = value
+    return grad.to(like.device, like.dtype)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.uint8, *FLOATS])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "offset"])
+@pytest.mark.parametrize("variant", [  # per-example eps, clip_start, noise_scale, clip_ball
+    (False, False, 1.0, True), (True, True, 1.0, True), (True, False, 2.0, False)])
+def test_start_and_step_are_the_references_bits(device, dtype, shape, layout, variant):
+    each, clip, scale, ball = variant
+    x, ids = batch(shape, dtype, device, layout)
+    eps = torch.linspace(0, 0.3, shape[0], device=device) if each else None
+    args = (0.0 if each else 0.1, eps)
+    start = torch.ops.advprune.rs_start(x, ids, *args, 2**50 + 3, 9, clip, scale)
+    wanted = ops.REFERENCES["rs_start"](x, ids, *args, 2**50 + 3, 9, clip, scale)
+    assert torch.equal(start, wanted)
+    assert (start.dtype, start.stride()) == (wanted.dtype, wanted.stride())
+    grad = special_gradients(start)
+    rest = (*args, 0.0 if each else 0.125, None if not each else 1.25 * eps, 2**50 + 3, 9, clip,
+            scale, ball)
+    adv = torch.ops.advprune.fgsm_step(x, grad, ids, *rest)
+    wanted = ops.REFERENCES["fgsm_step"](x, grad, ids, *rest)
+    assert torch.equal(adv, wanted)
+    assert (adv.dtype, adv.stride()) == (wanted.dtype, wanted.stride())
+    if adv.numel() and dtype in (torch.uint8, torch.float32):
+        assert adv.min() >= 0
+        assert adv.max() <= 1
+        if ball:
+            radius = ops.per_example(args[0] if eps is None else eps, x)
+            assert ((adv - ops.pixels(x)).abs() <= radius + 1e-7).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(5, 1, 28, 28), (9, 3, 32, 32), (4, 2, 5, 3), (1, 1, 1, 1)])
+@pytest.mark.parametrize(("pad", "flip"), [(0, False), (0, True), (4, True), (2, False)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_augment_is_the_references(device, shape, pad, flip, channels_last):
+    images, _ = batch(shape, torch.uint8, device)
+    for count in (0, 1, 33):
+        ids = torch.randint(shape[0], (count,), device=device)
+        args = (images, ids, 5, 2, pad, flip, channels_last)
+        out, wanted = torch.ops.advprune.augment(*args), ops.REFERENCES["augment"](*args)
+        assert torch.equal(out, wanted)
+        assert out.stride() == wanted.stride()
+
+
+def test_augment_refuses_ids_outside():
+    images = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
+    for i in (-1, 3):
+        with pytest.raises((IndexError, RuntimeError), match="id"):
+            ops.augment(images, torch.tensor([i]), 0, 0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("rows", "classes"), [(0, 10), (1, 1), (7, 2), (300, 10), (64, 1000)])
+def test_cross_entropy_against_float64(device, dtype, rows, classes):
+    torch.manual_seed(rows)
+    logits = (torch.randn(rows, classes, device=device) * 20).to(dtype)
+    labels = torch.randint(classes, (rows,), device=device)
+    loss, correct = ops.cross_entropy_scores(logits, labels)
+    wide = logits.double()
+    picked = wide.gather(1, labels[:, None])
+    gaps = wide - picked
+    others = gaps.scatter(1, labels[:, None], -torch.inf)  # loss = log1p(sum of the others)
+    exact = torch.where(others.amax(1) < 30, others.exp().sum(1).log1p(), wide.logsumexp(1)
+                        - picked[:, 0])
+    torch.testing.assert_close(loss.double(), exact, rtol=2e-7, atol=0)
+    assert torch.equal(correct, logits.argmax(1) == labels)
+    reference = ops.REFERENCES["cross_entropy_scores"](logits, labels)
+    assert torch.equal(loss, reference[0])
+    assert torch.equal(correct, reference[1])
+
+
+def cases():
+    generator = np.random.default_rng(0)
+    yield "uniform", generator.random(100_003)
+    yield "lognormal", np.exp(generator.normal(size=50_000) * 5)
+    yield "ties", generator.integers(0, 20, 70_001).astype(float)
+    yield "constant", np.full(33_333, 2.5)
+    yield "signed zeros", np.where(generator.random(5_000) < 0.5, 0.0, -0.0)
+    yield "denormals", generator.integers(-50, 50, 20_000) * 1.4e-45
+    yield "negative", -generator.random(4_097)
+    yield "extremes", np.array([3.4e38, -3.4e38, 1e-38, -1e-38, 0, 1, -1] * 300)
+    yield "one", np.array([1.0])
+    yield "two", np.array([2.0, 1.0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("how", ["high", "low", "low+high", "middle"])
+@pytest.mark.parametrize(("name", "values"), list(cases()),
+                         ids=lambda v: v if isinstance(v, str) else "")
+def test_selection_is_the_sorts(device, name, values, how):
+    scores = torch.tensor(values, dtype=torch.float32, device=device)
+    n = len(scores)
+    for drop in {0, 1, n // 3, n // 2, n - 1, n} & set(range(n + 1)):
+        kept = ops.select_kept(scores, drop, how)
+        key = scores.cpu().double().numpy()
+        if how == "middle":
+            key = np.abs(key - float(scores.double().mean())).astype(np.float32)
+        low = {"high": 0, "low": drop, "low+high": drop // 2, "middle": drop}[how]
+        by_low = np.lexsort((-np.arange(n), key))  # ascending, of equals the highest id first
+        rest = np.sort(by_low[low:])
+        by_high = rest[np.lexsort((-rest, -key[rest]))]
+        assert np.array_equal(kept.cpu(), np.sort(by_high[drop - low:])), drop
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_selection_counts_what_is_not_finite(device):
+    scores = torch.rand(50_000, device=device)
+    scores[[5, 700, 49_999]] = torch.tensor([torch.nan, torch.inf, -torch.inf], device=device)
+    for drop in (0, 10, 50_000):
+        with pytest.raises(ValueError, match="3 of 50000 scores"):
+            ops.select_kept(scores, drop, "high")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", list(ops.SCHEMAS))
+def test_opcheck(device, name):
+    x, ids = batch((3, 3, 8, 8), torch.float32, device, "channels_last")
+    images, eps = batch((3, 1, 4, 4), torch.uint8, device)[0], torch.rand(3, device=device)
+    args = {
+        "rs_start": (x, ids, 0.1, eps, 1, 2, True, 1.0),
+        "fgsm_step": (x, x, ids, 0.1, None, 0.1, eps, 1, 2, False, 2.0, False),
+        "augment": (images, ids % 3, 1, 2, 1, True, True),
+        "cross_entropy_scores": (torch.randn(3, 5, device=device), ids % 5),
+        "select_kept": (torch.rand(50, device=device), 3, 4, None)}[name]
+    results = torch.library.opcheck(getattr(torch.ops.advprune, name).default, args,
+                                    test_utils=("test_schema", "test_faketensor",
+                                                "test_aot_dispatch_dynamic"))
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_compiles_whole(device):
+    x, ids = batch((4, 1, 6, 6), torch.float32, device)
+
+    def perturb(x, ids):
+        start = ops.rs_start(x, ids, 0.1, 3, 1)
+        return ops.fgsm_step(x, start - 0.5, ids, 0.1, 0.125, 3, 1) * 2
+
+    assert torch.equal(torch.compile(perturb, fullgraph=True)(x, ids), perturb(x, ids))
+
+
+@pytest.mark.parametrize(("call", "match"), [
+    (lambda x, i: ops.rs_start(x, i[:2], 0.1, 0, 0), "rs_start"),
+    (lambda x, i: ops.rs_start(x, i.int(), 0.1, 0, 0), "rs_start"),
+    (lambda x, i: ops.rs_start(x.double(), i, 0.1, 0, 0), "rs_start"),
+    (lambda x, i: ops.rs_start(x, i, torch.rand(2), 0, 0), "rs_start"),
+    (lambda x, i: ops.fgsm_step(x, x[:2], i, 0.1, 0.1, 0, 0), "fgsm_step"),
+    (lambda x, i: ops.augment(x, i, 0, 0), "augment"),
+    (lambda x, i: ops.cross_entropy_scores(x.flatten(1), i + 99), "cross_entropy_scores"),
+])
+def test_wrong_arguments_name_the_operator(call, match):
+    with pytest.raises(RuntimeError, match=match):
+        call(torch.rand(3, 1, 2, 2), torch.arange(3))
+
+
+@pytest.mark.gpu
+def test_another_stream_sees_its_own_data():
+    x, ids = batch((64, 3, 32, 32), torch.float32, "cuda")
+    wanted = ops.rs_start(x, ids, 0.1, 0, 0)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        slow = torch.randn(4096, 4096, device="cuda")
+        for _ in range(20):
+            slow = slow @ slow * 1e-4
+        late = x + 0 * slow[0, 0].nan_to_num(0, 0, 0)
+        out = ops.rs_start(late, ids, 0.1, 0, 0)
+    stream.synchronize()
+    assert torch.equal(out, wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", ["high", "low", "low+high"])
+def test_cuda_keeps_what_the_cpu_keeps(how):
+    scores = torch.randn(1_000_000).exp()
+    assert torch.equal(ops.select_kept(scores.cuda(), 400_000, how).cpu(),
+                       ops.select_kept(scores, 400_000, how))
+
+
+def run(code, **env):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, **env})
+
+
+def test_the_same_weights_with_and_without_the_build(tmp_path):
+    flags = ["--dataset", "synthetic", "--limit", "500", "--epochs", "2", "--epoch", "1",
+             "--prune", "low+high", "--p", "0.5"]
+    out = {}
+    for kernels in ("0", "1"):
+        run_dir = tmp_path / kernels
+        done = run(f"import train; train.main({[*flags, '--out', str(run_dir)]!r})",
+                   ADVPRUNE_KERNELS=kernels)
+        assert done.returncode == 0, done.stderr
+        out[kernels] = ((run_dir / "model.safetensors").read_bytes(),
+                        np.load(run_dir / "scores.npz")["kept"].tobytes())
+    assert out["0"] == out["1"]
+
+
+def test_a_stale_build_is_one_sentence_not_a_crash(tmp_path):
+    for path in (ROOT / "ops.py", ROOT / "csrc"):
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    built = next(ROOT.glob(f"{ops.BUILD}*.so"))
+    code = "import sys; sys.path.insert(0, '.'); import ops; print(ops.KERNELS)"
+
+    def load():
+        return subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path,
+                              capture_output=True, text=True)
+
+    (tmp_path / "_C_000000000000.abi3.so").symlink_to(built)  # of other sources
+    stale = load()
+    assert (stale.returncode, stale.stdout.strip()) == (0, "reference")
+    assert len(stale.stderr.strip().splitlines()) == 1
+    assert "out of date" in stale.stderr
+    (tmp_path / built.name).write_bytes(b"not a library")
+    broken = load()
+    assert (broken.returncode, broken.stdout.strip()) == (0, "reference")
+    assert "does not load" in broken.stderr
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_nvcc_compiles(arch, tmp_path):
+    import setup as build
+
+    home, why = build.cuda_home()
+    if home is None:
+        pytest.skip(why)
+    from torch.utils.cpp_extension import include_paths
+
+    done = subprocess.run(
+        [f"{home}/bin/nvcc", "-c", str(ROOT / "csrc/ops_cuda.cu"), "-o", str(tmp_path / "o.o"),
+         f"-arch={arch}", "-std=c++20", "--fmad=false", "-DUSE_CUDA", "-Werror", "all-warnings",
+         f"-DTORCH_TARGET_VERSION={build.TARGET}", *(f"-isystem={p}" for p in include_paths()),
+         f"-I{ROOT / 'csrc'}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
