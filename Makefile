@@ -23,7 +23,7 @@ kernels: $(VENV)/.ready
 demo: $(VENV)/.ready
 	$(RUN) train.py --dataset digits --prune high --p 0.4 --epoch 3 --out $(DEMO)
 	$(RUN) evaluate.py $(DEMO) --attack autoattack --n 100
-	@echo "what was dropped: $(DEMO)/pruned.png"
+	@echo "what was dropped, and the scores: $(DEMO)/pruned.png"
 
 test: $(VENV)/.ready lint
 	$(RUN) -m pytest

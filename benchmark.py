@@ -292,6 +292,7 @@ def draw(path, header, rows):
             axes.bar_label(bar, fmt="%.1f", padding=3, fontsize=8)
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.set(xscale="log", xlabel="times as long as the kernel", title=header["device"])
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
     runs.write_saved(path, lambda content, file: content.savefig(file, format="png"), figure)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torchvision import datasets
@@ -63,7 +64,8 @@ def load(name, data_dir="data", limit=None, device="cpu"):
 
 def order(ids, seed, epoch):
     """The ids in the order in which this epoch visits them, on every process and device."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    generator = torch.Generator().manual_seed(mixed)
     return ids[torch.randperm(len(ids), generator=generator).to(ids.device)]
 
 
