@@ -42,8 +42,8 @@ def rs_start(x, ids, eps, seed, epoch, clip_start=False, noise_scale=1.0):
     a float or [B], in units of [0, 1] pixels; clip_start keeps the start in [0, 1]. Returns
     float32 for uint8, else x's own type, in x's memory layout.
     """
-    return torch.ops.advprune.rs_start(x, ids, *_split(eps, x), seed, epoch, clip_start,
-                                       noise_scale)
+    return torch.ops.advprune.rs_start(x, ids.contiguous(), *_split(eps, x), seed, epoch,
+                                       clip_start, noise_scale)
 
 
 def fgsm_step(x, grad, ids, eps, alpha, seed, epoch, clip_start=False, noise_scale=1.0,
@@ -54,8 +54,9 @@ def fgsm_step(x, grad, ids, eps, alpha, seed, epoch, clip_start=False, noise_sca
     sign(0) = sign(NaN) = 0. alpha is a float or [B]. N-FGSM (de Jorge et al. 2022, Algorithm 1) is
     noise_scale=2, clip_ball=False. grad has the shape and type of the start; the rest as there.
     """
-    return torch.ops.advprune.fgsm_step(x, grad, ids, *_split(eps, x), *_split(alpha, x), seed,
-                                        epoch, clip_start, noise_scale, clip_ball)
+    return torch.ops.advprune.fgsm_step(x, grad, ids.contiguous(), *_split(eps, x),
+                                        *_split(alpha, x), seed, epoch, clip_start, noise_scale,
+                                        clip_ball)
 
 
 def augment(images, ids, seed, epoch, pad=0, flip=False, channels_last=False):
@@ -64,7 +65,8 @@ def augment(images, ids, seed, epoch, pad=0, flip=False, channels_last=False):
     Every offset of the crop in 0..2 pad, and each side of the flip, is as likely as any other.
     Raises IndexError or RuntimeError for an id outside the images.
     """
-    return torch.ops.advprune.augment(images, ids, seed, epoch, pad, flip, channels_last)
+    return torch.ops.advprune.augment(images, ids.contiguous(), seed, epoch, pad, flip,
+                                      channels_last)
 
 
 def cross_entropy_scores(logits, labels):
@@ -73,7 +75,7 @@ def cross_entropy_scores(logits, labels):
     The largest logit is taken apart and the sum is of float64, so that small losses keep all the
     digits of float32, and kernel and reference give the same order of examples.
     """
-    return torch.ops.advprune.cross_entropy_scores(logits, labels)
+    return torch.ops.advprune.cross_entropy_scores(logits, labels.contiguous())
 
 
 def select_kept(scores, drop, how):
