@@ -139,12 +139,15 @@ def kernels(device):
 
 # --- whole epochs
 
+def subject_name(device):
+    return "cifar10" if device.type == "cuda" else "mnist"
+
+
 def subject(device, data_dir):
     """(data set, network): CIFAR-10 and PreActResNet18 on a GPU, else MNIST and its network."""
-    name = "cifar10" if device.type == "cuda" else "mnist"
-    dataset = data.load(name, data_dir, None, device)
-    model = models.build(models.DEFAULT[dataset.images.shape[1]], dataset.images.shape[1],
-                         10, None, dataset.images.shape[-1]).to(device)
+    dataset = data.load(subject_name(device), data_dir, None, device)
+    channels, size = dataset.images.shape[1], dataset.images.shape[-1]
+    model = models.build(models.DEFAULT[channels], channels, 10, None, size).to(device)
     return dataset, model
 
 
@@ -194,10 +197,6 @@ def training(device, data_dir):
         seconds[name] = json.loads(done.stdout.splitlines()[-1])["train_seconds"]
         print(f"{name:<11} {20000 / seconds[name]:10,.0f} images/s")
     return {"dataset": subject_name(device), "seconds": seconds}
-
-
-def subject_name(device):
-    return "cifar10" if device.type == "cuda" else "mnist"
 
 
 # --- everything for results/, on a machine with a card
