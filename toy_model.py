@@ -1,0 +1,348 @@
+"""The papers' toy problems: simulation against closed forms. Seconds on a laptop.
+
+    python toy_model.py                                  both
+    python toy_model.py robust-fragile --p-R 0.5 --p-robust 0.95 --p-fragile 0.55
+    python toy_model.py perceptron
+
+robust-fragile is section 5.2 of Kaufmann et al. 2022: one feature that is right with probability
+p_robust or p_fragile and withstands a budget, and d weak ones that together are nearly always
+right and do not withstand it. A linear classifier is trained against its worst case, pruned by its
+squared loss with the `prune.select` of the real job, and trained again.
+
+perceptron (perceptron.py) is the learning task that PUMA's abstract speaks of (Maroto & Frossard
+2024), in our construction: half of the data dropped by margin, mislabelled points, budgets.
+
+Writes a new folder (runs/toy-model or --out) with toy_model.json and a picture of each.
+"""
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import brentq, minimize
+from scipy.special import ndtr
+from threadpoolctl import threadpool_limits
+
+import evaluate
+import perceptron
+import prune
+import runs
+
+BUDGETS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3)  # in etas: where the two classifiers are tried
+TRAINED = (0.25, 0.5, 0.75, 1, 2)  # in etas: where classifiers are trained
+DROPPED = (0.2, 0.4, 0.6, 0.8)
+STRATEGIES = ("high", "low", "low+high", "random")
+OTHERS = ((0.5, 0.95, 0.55), (0.9, 0.99, 0.6))  # p_R, p_robust, p_fragile for the verdicts
+MATTERS = 0.002  # a change of accuracy smaller than this is none
+
+
+class Toy(NamedTuple):
+    """Equations 1 and 2. Raises ValueError where the parameters make no such problem."""
+
+    d: int = 100
+    p_R: float = 0.7
+    p_robust: float = 0.95
+    p_fragile: float = 0.8
+    eta: float | None = None  # 3 / sqrt(d)
+
+    def checked(self):
+        """These parameters with eta filled in."""
+        if self.d < 1:
+            raise ValueError(f"d must be at least 1, not {self.d}")
+        if not 0 <= self.p_R <= 1:
+            raise ValueError(f"p_R must be a probability in [0, 1], not {self.p_R}")
+        for name, p in (("p_robust", self.p_robust), ("p_fragile", self.p_fragile)):
+            if not 0.5 <= p <= 1:
+                raise ValueError(f"{name} must be in [0.5, 1], not {p}")
+        if self.p_fragile > self.p_robust:
+            raise ValueError(f"p_fragile {self.p_fragile} must not exceed p_robust "
+                             f"{self.p_robust}")
+        if self.eta is not None and not self.eta > 0:
+            raise ValueError(f"eta must be above 0, not {self.eta}")
+        return self._replace(eta=3 / self.d**0.5 if self.eta is None else self.eta)
+
+    @property
+    def q(self):
+        """P(x_1 = y), the robust classifier's accuracy; the paper prints the two p swapped."""
+        return self.p_R * self.p_robust + (1 - self.p_R) * self.p_fragile
+
+
+def sample(n, d, p_R, p_robust, p_fragile, eta=None, rng=None):
+    """n draws of equations 1 and 2: x [n, d+1] float32, y [n] of -1 and +1, from_robust [n] bool.
+
+    eta defaults to 3 / sqrt(d). Raises ValueError for parameters that Toy refuses.
+    """
+    eta = Toy(d, p_R, p_robust, p_fragile, eta).checked().eta
+    rng = np.random.default_rng(rng)
+    from_robust = rng.random(n) < p_R
+    y = 2 * rng.integers(2, size=n) - 1
+    right = rng.random(n) < np.where(from_robust, p_robust, p_fragile)
+    x = rng.standard_normal((n, d + 1), dtype=np.float32)
+    x[:, 1:] += (eta * y)[:, None]
+    x[:, 0] = np.where(right, y, -y)
+    return x, y, from_robust
+
+
+def accuracy(w, eps, toy):
+    """P(y w.(x + delta) > 0) under the worst delta of l-inf norm eps, exactly.
+
+    That delta costs eps |w|_1 of the margin (equation 4 with its subscripts put right); what is
+    left is Gaussian given whether x_1 = y.
+    """
+    margins = w[0] * np.array([1, -1]) + toy.eta * w[1:].sum() - eps * np.abs(w).sum()
+    spread = np.linalg.norm(w[1:])
+    right = ndtr(margins / spread) if spread > 0 else margins > 0
+    return float(np.array([toy.q, 1 - toy.q]) @ right)
+
+
+def simulate(pairs, n, toy, rng):
+    """How many of n draws each (w, eps) of pairs classifies right under the worst delta."""
+    weights = np.stack([w for w, _ in pairs], axis=1)  # [d+1, pairs]
+    cost = np.array([eps for _, eps in pairs]) * np.abs(weights).sum(0)
+    counts, rows = np.zeros(len(pairs), int), max(1, 2**19 // (toy.d + 1))  # bounds memory
+    for start in range(0, n, rows):
+        x, y, _ = sample(min(rows, n - start), *toy, rng)
+        counts += (y[:, None] * (x @ weights) - cost > 0).sum(0)
+    return counts
+
+
+def train_squared(x, y, eps):
+    """The w [d+1] of least mean worst-case squared loss, (|1 - y w.x| + eps |w|_1)^2.
+
+    Convex. w is a difference of two non-negative vectors, so that its l1 norm is smooth.
+    """
+    yx, size = x * y[:, None].astype(np.float32), x.shape[1]
+
+    def loss(halves):
+        residual = 1 - (yx @ (halves[:size] - halves[size:]).astype(np.float32)).astype(float)
+        length = np.sqrt(residual**2 + 1e-8)  # |residual|, smooth at 0
+        worst = length + eps * halves.sum()
+        grad = -2 * ((worst * residual / length).astype(np.float32) @ yx) / len(y)
+        shift = 2 * eps * worst.mean()
+        return (worst**2).mean(), np.concatenate([shift + grad, shift - grad])
+
+    halves = minimize(loss, np.zeros(2 * size), jac=True, method="L-BFGS-B",
+                      bounds=[(0, None)] * (2 * size), options=dict(maxiter=500)).x
+    w = halves[:size] - halves[size:]
+    return np.where(np.abs(w) < 1e-6, 0.0, w)  # what the optimiser's tolerance left
+
+
+def robust_share(w, how, p, toy):
+    """The share of D_robust in what is left when p of the data go by their squared loss.
+
+    Given x_1 = y or not, |1 - y w.x| is a folded Gaussian, and independent of the part of the
+    mixture: so the cuts are quantiles of two known distributions.
+    """
+    if how in ("none", "random"):
+        return toy.p_R
+    mean = w[0] * np.array([1, -1]) + toy.eta * w[1:].sum()
+    spread = max(np.linalg.norm(w[1:]), 1e-6)  # ties are cut as if by a little noise
+
+    def below(u):  # P(|1 - y w.x| <= u), [given x_1 = y, given not]
+        return ndtr((1 + u - mean) / spread) - ndtr((1 - u - mean) / spread)
+
+    mass = np.array([toy.q, 1 - toy.q])
+    low, high = {"high": (0, p), "low": (p, 0), "low+high": (p / 2, p / 2)}[how]
+    top = 2 + np.abs(mean).max() + 40 * spread
+    cuts = [below(0) if cut == 0 else below(top) if cut == 1 else
+            below(brentq(lambda u, cut=cut: mass @ below(u) - cut, 0, top, xtol=1e-13))
+            for cut in (low, 1 - high)]
+    from_robust = toy.p_R * np.array([toy.p_robust, 1 - toy.p_robust])
+    return float((cuts[1] - cuts[0]) @ from_robust / ((cuts[1] - cuts[0]) @ mass))
+
+
+def dropped(x, y, w, how, p, seed):
+    """The ids that stay when p of (x, y) go by w's squared loss (section 5.2)."""
+    loss = torch.from_numpy((x @ w.astype(np.float32) - y) ** 2).float()
+    return prune.select(loss, how, p, seed).numpy()
+
+
+def claims(toy, n, rng):
+    """Section 5.2's two classifiers over a range of budgets, simulated and in closed form."""
+    classifiers = {"fragile": np.r_[0, np.full(toy.d, 1 / toy.d)],
+                   "robust": np.r_[1, np.zeros(toy.d)]}
+    tried = [(name, k * toy.eta) for name in classifiers for k in BUDGETS]
+    counts = simulate([(classifiers[name], eps) for name, eps in tried], n, toy, rng)
+    return [{"classifier": name, "eps": eps, "simulated": count / n,
+             "interval": evaluate.wilson(count, n),
+             "closed_form": accuracy(classifiers[name], eps, toy)}
+            for (name, eps), count in zip(tried, counts.tolist(), strict=True)]
+
+
+def dropout(toy, n, seed, rng):
+    """Train on n / 5 draws against each budget, prune by loss, train again: a row for each."""
+    x, y, from_robust = sample(n // 5, *toy, rng)
+    rows, pairs = [], []
+    for k in TRAINED:
+        first = train_squared(x, y, k * toy.eta)
+        for how, p in [("none", 0.0), *((how, p) for how in STRATEGIES for p in DROPPED)]:
+            kept = dropped(x, y, first, how, p, seed)
+            w = first if how == "none" else train_squared(x[kept], y[kept], k * toy.eta)
+            pairs += [(w, 0.0), (w, k * toy.eta)]
+            rows.append({
+                "eps": k * toy.eta, "prune": how, "p": p, "n_kept": len(kept),
+                "robust_share": float(from_robust[kept].mean()),
+                "robust_share_closed_form": robust_share(first, how, p, toy)})
+    counts = simulate(pairs, n, toy, rng)
+    for row, (w, eps), standard, robust in zip(rows, pairs[1::2], *counts.reshape(-1, 2).T / n,
+                                               strict=True):
+        row.update(standard=float(standard), standard_closed_form=accuracy(w, 0, toy),
+                   robust=float(robust), robust_closed_form=accuracy(w, eps, toy))
+    return rows
+
+
+def verdicts(toy, n, seed, rng, repeats=3):
+    """What dropping high or low losses changes, over parameters, and which statements hold there.
+
+    The changes are of exact accuracies, against random pruning at equal p, over `repeats` draws.
+    """
+    rows = []
+    for chances in ((toy.p_R, toy.p_robust, toy.p_fragile), *OTHERS):
+        toy = toy._replace(p_R=chances[0], p_robust=chances[1], p_fragile=chances[2])
+        for k, p in itertools.product(TRAINED, (0.4, 0.8)):
+            scores = {how: np.zeros(2) for how in ("random", "high", "low")}
+            for _ in range(repeats):
+                x, y, _ = sample(n // 5, *toy, rng)
+                first = train_squared(x, y, k * toy.eta)
+                for how in scores:
+                    kept = dropped(x, y, first, how, p, seed)
+                    w = train_squared(x[kept], y[kept], k * toy.eta)
+                    scores[how] += [accuracy(w, eps, toy) / repeats for eps in (0, k * toy.eta)]
+            high, low = scores["high"] - scores["random"], scores["low"] - scores["random"]
+            rows.append({
+                **dict(zip(("p_R", "p_robust", "p_fragile"), chances, strict=True)),
+                "eps": k * toy.eta, "p": p, "high": high.tolist(), "low": low.tolist(),
+                "high_costs_standard_more": bool(high[0] < min(high[1], 0) - MATTERS),
+                "low_hurts_both": bool(max(low) < -MATTERS)})
+    return rows
+
+
+def study(toy, n, seed):
+    rng = np.random.default_rng(seed)
+    rows = claims(toy, n, rng)
+    swapped = toy.p_R * toy.p_fragile + (1 - toy.p_R) * toy.p_robust
+    robust = next(row for row in rows if row["classifier"] == "robust" and row["eps"] == 0)
+    low, high = robust["interval"]
+    return {
+        **toy._asdict(), "n": n, "seed": seed, "accuracy": rows,
+        "fragile_above_99_percent": rows[0]["simulated"] > 0.99,
+        "fragile_below_1_percent_from_2_eta": all(
+            row["simulated"] < 0.01 for row in rows
+            if row["classifier"] == "fragile" and row["eps"] >= 2 * toy.eta),
+        "robust_accuracy": toy.q, "as_printed": swapped,
+        "simulation_rejects_as_printed": not low <= swapped <= high,
+        "dropout": dropout(toy, n, seed, rng), "verdicts": verdicts(toy, n, seed, rng)}
+
+
+def report(record):
+    print("{n:,} draws, d = {d}, p_R = {p_R}, p_robust = {p_robust}, p_fragile = {p_fragile}, "
+          "eta = {eta:.4g}".format(**record))
+    print("\nclassifier  eps/eta  simulated  95 % interval     closed form")
+    for row in record["accuracy"]:
+        print(f"{row['classifier']:10}  {row['eps'] / record['eta']:7.2f}  {row['simulated']:9.5f}"
+              "  {:.5f}, {:.5f}  {:11.5f}".format(*row["interval"], row["closed_form"]))
+    decides = "rejects" if record["simulation_rejects_as_printed"] else "does not tell apart"
+    print("\nfragile above 0.99 unattacked: {fragile_above_99_percent}; below 0.01 from 2 eta on: "
+          "{fragile_below_1_percent_from_2_eta}\nrobust: p_R p_robust + (1 - p_R) p_fragile = "
+          "{robust_accuracy:.4f}; the paper prints the two p swapped, {as_printed:.4f}, which the "
+          "simulation {decides}".format(**record, decides=decides))
+    print("\ntrained, pruned by loss, trained again: exact accuracy in brackets, 0 for w = 0"
+          "\neps/eta  prune       p  D_robust's share   standard           robust")
+    for row in record["dropout"]:
+        cells = "".join(f"  {row[name]:.4f} ({row[name + '_closed_form']:.4f})"
+                        for name in ("robust_share", "standard", "robust"))
+        print(f"{row['eps'] / record['eta']:7.2f}  {row['prune']:8}  {row['p']:.1f}{cells}")
+    print("\nchange against random pruning at equal p (standard, robust): does high cost standard "
+          "more? does low hurt both?\n p_R  p_robust  p_fragile  eps/eta    p  high"
+          "                    low")
+    for row in record["verdicts"]:
+        print("{p_R:4.2f}  {p_robust:8.2f}  {p_fragile:9.2f}".format(**row),
+              f" {row['eps'] / record['eta']:7.2f}  {row['p']:.1f}",
+              *(" {:+.3f}, {:+.3f}  {:3}".format(*row[how], "yes" if row[verdict] else "no")
+                for how, verdict in (("high", "high_costs_standard_more"),
+                                     ("low", "low_hurts_both"))))
+
+
+def draw(record):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 7.5), layout="constrained")
+    (first, second, *rest), eta = figure.subplots(2, 3).flat, record["eta"]
+    for name, color in (("fragile", "tab:orange"), ("robust", "tab:blue")):
+        rows = [row for row in record["accuracy"] if row["classifier"] == name]
+        x = [row["eps"] / eta for row in rows]
+        first.plot(x, [row["closed_form"] for row in rows], color=color, label=f"{name}, exact")
+        first.plot(x, [row["simulated"] for row in rows], "o", color=color, label="simulated")
+    first.axhline(record["as_printed"], ls=":", color="gray", label="robust, as printed")
+    first.set(xlabel="budget / eta", ylabel="accuracy", title="two linear classifiers")
+    colors = dict(zip(STRATEGIES, ("tab:red", "tab:green", "tab:purple", "tab:gray"), strict=True))
+
+    def curves(axes, k, names):
+        for width, (how, color) in zip((5, 1.5, 2.5, 1.5), colors.items(), strict=True):
+            rows = [row for row in record["dropout"] if row["eps"] == k * eta
+                    and row["prune"] in ("none", how)]
+            for (name, style), label in zip(names.items(), (how, None), strict=False):
+                axes.plot([row["p"] for row in rows], [row[name] for row in rows], style,
+                          color=color, label=label, lw=width)
+
+    curves(second, 2, {"robust_share_closed_form": "-", "robust_share": "o"})
+    second.set(xlabel="p dropped", ylabel="share of D_robust in what is kept",
+               title="budget 2 eta (lines exact, dots simulated)")
+    for axes, k in zip(rest, (0.25, 0.5, 0.75, 2), strict=False):
+        curves(axes, k, {"standard": "-", "robust": "o--"})
+        axes.set(xlabel="p dropped", title=f"retrained, budget {k} eta",
+                 ylabel="accuracy: standard (line), robust (dashed)")
+    for axes in (first, second, rest[0]):
+        axes.legend(fontsize="small")
+    return figure
+
+
+STUDIES = {"robust-fragile": (report, draw), "perceptron": (perceptron.report, perceptron.draw)}
+
+
+@runs.script
+def main(argv=None):
+    parser = runs.Parser(__doc__)
+    flag = parser.add_argument
+    flag("study", nargs="?", choices=list(STUDIES), help="default: both")
+    flag("--n", type=runs.number(int, 100), help="draws to simulate; a fifth trains (100000)")
+    flag("--d", type=int, help="weak features (100)")
+    flag("--p-R", type=runs.number(float), help="share of D_robust (0.7)")
+    flag("--p-robust", type=runs.number(float), help="P(x_1 = y) in D_robust (0.95)")
+    flag("--p-fragile", type=runs.number(float), help="P(x_1 = y) in D_fragile (0.8)")
+    flag("--eta", type=runs.number(float), help="mean of the weak features (3 / sqrt(d))")
+    flag("--seed", type=runs.seed, default=0)
+    flag("--out", metavar="DIR", help="the new folder (runs/toy-model)")
+    args = parser.parse_args(argv)
+    given = {name: getattr(args, name) for name in Toy._fields if getattr(args, name) is not None}
+    if args.study == "perceptron" and (given or args.n):
+        parser.error("--n, --d, --p-R, --p-robust, --p-fragile and --eta are robust-fragile's")
+    try:
+        toy = Toy(**given).checked()
+    except ValueError as error:
+        parser.error(str(error))
+    if args.out:
+        runs.refuse_existing(args.out)
+
+    record = {}
+    with threadpool_limits(1):  # products this small lose by being shared out
+        if args.study != "perceptron":
+            record["robust-fragile"] = study(toy, args.n or 100_000, args.seed)
+        if args.study != "robust-fragile":
+            record["perceptron"] = perceptron.study(args.seed)
+    folder = runs.create(args.out, "toy-model")
+    for name, content in record.items():
+        tables, picture = STUDIES[name]
+        tables(content)
+        runs.write_saved(folder / f"{name}.png", lambda figure, file: figure.savefig(
+            file, format="png"), picture(content))
+    record["folder"] = str(folder)
+    runs.write_json(folder / "toy_model.json", {
+        "command": runs.command("toy_model.py", argv), **record,
+        **runs.environment(torch.device("cpu"))})
+    print(f"\npictures and figures: {folder}")
+    return record
+
+
+if __name__ == "__main__":
+    main()
