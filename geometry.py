@@ -1,0 +1,142 @@
+"""The geometry of a data set: density, separation and a map of its classes (appendix A.1).
+
+    python geometry.py mnist fashion-mnist cifar10
+    python geometry.py mnist cifar10 --pruned runs/NAME/scores.npz
+
+prints Table 2 of Kaufmann et al. 2022, ours beside theirs, and writes a new folder (runs/geometry
+or --out) with geometry.json and tsne.png, their Figure 8: the top 50 principal components, then
+t-SNE, of a seeded subset. --pruned adds what a score file of train.py or prune.py keeps of its
+data set.
+
+The paper's formulas are loose (rho averages vectors, delta sums squares) and name no space. Of
+some eighty readings (pixels, components, t-SNE; counts over radii, norms, sums, means), these
+come closest to Table 2, and move as it does when MNIST is pruned. On pixels scaled to mean 0 and
+standard deviation 1, without the 1 % of each class D_m farthest from its centroid c_m,
+    rho    mean over classes of |D_m| / mean |x - c_m|
+    delta  sum over classes of |c_m - c'|^2 / pixels, c' the nearest other centroid
+"""
+import time
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+import data
+import prune
+import runs
+
+TABLE_2 = {"mnist": (1015.55, 0.7698), "pruned mnist": (222.34, 1.4860),
+           "cifar10": (96.6625, 0.3571)}
+
+
+def density_and_separation(images, labels, cut=0.01):
+    """(rho, delta) of images [N, C, H, W] uint8 with labels [N], as the file's head defines them.
+
+    A share `cut` of each class goes first, farthest from its centroid. Raises ValueError where
+    there are fewer than two classes.
+    """
+    pixels = images.flatten(1).numpy()
+    mean, scale = pixels.mean(), pixels.std()
+    centroids, densities = [], []
+    for label in labels.unique().tolist():
+        members = ((pixels[(labels == label).numpy()] - mean) / scale).astype(np.float32)
+        distance = np.linalg.norm(members - members.mean(0), axis=1)
+        kept = np.argsort(distance, kind="stable")[:len(members) - int(cut * len(members))]
+        centroids.append(members[kept].mean(0))
+        radius = np.linalg.norm(members[kept] - centroids[-1], axis=1).mean()
+        densities.append(len(kept) / radius)
+    if len(centroids) < 2:
+        raise ValueError("separation needs two classes")
+    centroids = np.stack(centroids)
+    between = ((centroids[:, None] - centroids[None]) ** 2).mean(-1)  # [M, M]
+    np.fill_diagonal(between, np.inf)
+    return float(np.mean(densities)), float(between.min(1).sum())
+
+
+def place(images, n, seed):
+    """A map: the ids [n] of a seeded subset, and t-SNE's points [n, 2] of its 50 components."""
+    ids = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(images))[:n]))
+    pixels = images[ids].flatten(1).numpy().astype(np.float32) / 255
+    pca = PCA(min(50, *pixels.shape), svd_solver="randomized", random_state=seed)
+    tsne = TSNE(init="pca", random_state=seed, perplexity=min(30, len(ids) / 4))
+    return ids, tsne.fit_transform(pca.fit_transform(pixels))
+
+
+def kept_of(path, datasets):
+    """(data set, kept ids) that the score file belongs to, told by its labels."""
+    for dataset in datasets:
+        try:
+            prune.load(path, dataset.labels)
+        except runs.UserError as error:
+            reason = error
+            continue
+        return dataset, np.load(path)["kept"]
+    raise reason
+
+
+def draw(maps):
+    """The picture of all maps [(row, labels [n], points [n, 2], classes)], a panel each."""
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(maps))
+    lines = -(-len(maps) // columns)
+    figure = Figure(figsize=(5 * columns, 6 * lines), layout="constrained")
+    for place, (row, labels, points, classes) in enumerate(maps, 1):
+        axes = figure.add_subplot(lines, columns, place)
+        for label, name in enumerate(classes):
+            axes.scatter(*points[labels == label].T, s=3, label=name, color=f"C{label % 10}")
+        axes.set_title("{name}, {n:,} of {examples:,}\nrho {rho:.1f}, delta {delta:.3f}"
+                       .format(**row))
+        axes.set(xticks=[], yticks=[])
+        axes.legend(fontsize="x-small", markerscale=3, ncols=5, loc="upper center",
+                    bbox_to_anchor=(0.5, 0))
+    return figure
+
+
+@runs.script
+def main(argv=None):
+    parser = runs.Parser(__doc__)
+    flag = parser.add_argument
+    flag("dataset", nargs="+", choices=data.NAMES, help="data sets to describe")
+    flag("--pruned", metavar="FILE", action="append", default=[],
+         help="a scores.npz: also describe what it keeps; may repeat")
+    flag("--n", type=runs.number(int, 100), default=2000, help="examples in the picture (2000)")
+    flag("--data-dir", default="data", help="where the data sets are (data)")
+    flag("--seed", type=runs.number(int, 0, 2**32 - 1), default=0)
+    flag("--out", metavar="DIR", help="the new folder (runs/geometry)")
+    args = parser.parse_args(argv)
+    if args.out:
+        runs.refuse_existing(args.out)
+    datasets = [data.load(name, args.data_dir) for name in dict.fromkeys(args.dataset)]
+    jobs = [(d.name, d, torch.arange(len(d.labels))) for d in datasets]
+    for path in args.pruned:
+        dataset, kept = kept_of(path, datasets)
+        jobs.append((f"pruned {dataset.name}", dataset, torch.as_tensor(kept)))
+
+    print("                                 ours              Table 2\n"
+          "data set             examples    rho      delta    rho      delta")
+    rows, maps = [], []
+    for name, dataset, ids in jobs:
+        start = time.perf_counter()
+        images, labels = dataset.images[ids], dataset.labels[ids]
+        rho, delta = density_and_separation(images, labels)
+        shown, points = place(images, args.n, args.seed)
+        rows.append({"name": name, "examples": len(ids), "n": len(shown), "rho": rho,
+                     "delta": delta, "paper": TABLE_2.get(name),
+                     "seconds": time.perf_counter() - start})
+        maps.append((rows[-1], labels[shown].numpy(), points, dataset.classes))
+        paper = "{:<8.2f} {:.4f}".format(*TABLE_2[name]) if name in TABLE_2 else "-        -"
+        print(f"{name:20} {len(ids):8,}    {rho:<8.2f} {delta:<8.4f} {paper}", flush=True)
+    folder = runs.create(args.out, "geometry")
+    runs.write_saved(folder / "tsne.png", lambda figure, file: figure.savefig(
+        file, format="png"), draw(maps))
+    record = {"rows": rows, "seed": args.seed, "folder": str(folder)}
+    runs.write_json(folder / "geometry.json", {
+        "command": runs.command("geometry.py", argv), **record,
+        **runs.environment(torch.device("cpu"))})
+    return record
+
+
+if __name__ == "__main__":
+    main()
