@@ -127,7 +127,7 @@ def deepfool(model, x, y, norm="linf", steps=50, overshoot=0.02, clip=True, clas
     where gradients vanish: not crossed, and distance is that of the last point reached; it bounds
     nothing. Where the logits of x are not finite it is NaN. Raises ValueError for another norm.
     """
-    x = ops.pixels(x)
+    x, order = ops.pixels(x), ops.order(norm)
     with frozen(model), torch.no_grad():
         logits = model(x).float()
         others = logits.scatter(1, y[:, None], -torch.inf)
@@ -145,7 +145,6 @@ def deepfool(model, x, y, norm="linf", steps=50, overshoot=0.02, clip=True, clas
             scale[ids] = torch.where(across, middle, scale[ids])
             low = torch.where(across, low, middle)
             target[ids] = torch.where(across, found, target[ids])
-    order = torch.inf if norm == "linf" else 2
     distance = scale * torch.linalg.vector_norm(way.flatten(1), order, 1)
     distance = distance.where(logits.isfinite().all(1), torch.nan)
     return DeepFool(distance, target, iterations, target != y, _along(x, way, scale, clip))

@@ -114,10 +114,15 @@ def deepfool_step(grads, logits, labels, norm, least=0.0):
     are, the step is 0 and k the label. Where autograd made [K, B, ...], pass its transpose(0, 1):
     the kernels read it in place. Raises ValueError for another norm.
     """
+    return torch.ops.advprune.deepfool_step(grads.float(), logits.float(), labels.contiguous(),
+                                            order(norm) == 2, least)
+
+
+def order(norm):
+    """The p of a norm's name, `linf` or `l2`. Raises ValueError for another."""
     if norm not in ("linf", "l2"):
         raise ValueError(f"unknown norm {norm!r}: choose linf or l2")
-    return torch.ops.advprune.deepfool_step(grads.float(), logits.float(), labels.contiguous(),
-                                            norm == "l2", least)
+    return torch.inf if norm == "linf" else 2
 
 
 def _split(value, x):

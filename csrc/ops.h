@@ -260,7 +260,7 @@ inline Tensor laid_out_like(const Tensor& x, Tensor result) {
 // Checks the arguments of deepfool_step, and gives the gradients with dense examples.
 inline Tensor dense_slopes(const Tensor& grads, const Tensor& logits, const Tensor& labels) {
   const char* op = "deepfool_step";
-  check(grads.dim() >= 2 && logits.dim() == 2 && logits.size(0) == grads.size(0) &&
+  check(grads.dim() >= 3 && logits.dim() == 2 && logits.size(0) == grads.size(0) &&
             logits.size(1) == grads.size(1) && logits.size(1) > 0,
         op, "grads must be [B, K, ...] and logits [B, K]");
   check(grads.scalar_type() == ScalarType::Float && logits.scalar_type() == ScalarType::Float, op,
