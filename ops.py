@@ -236,9 +236,9 @@ def _select_kept(scores, low, high, centre):
 
 
 def _deepfool_step(grads, logits, labels, l2, least):
-    slopes, gaps = grads.flatten(2).double(), logits.double()  # [B, K, D], [B, K]
+    slopes, gaps = grads.flatten(2), logits.double()  # [B, K, D], [B, K]
     batch = torch.arange(len(labels), device=labels.device)
-    slopes = slopes - slopes[batch, labels][:, None]
+    slopes = (slopes - slopes[batch, labels][:, None]).double()
     size = slopes.square().sum(2).sqrt() if l2 else slopes.abs().sum(2)  # the dual norm
     away = (gaps - gaps[batch, labels][:, None]).abs() / size
     away[~((size > 0) & size.isfinite() & away.isfinite())] = torch.inf

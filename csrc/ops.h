@@ -186,8 +186,8 @@ struct Boundary {
 };
 
 HD double dual_term(float grad, float own, bool l2) {
-  double slope = (double)grad - (double)own;
-  return l2 ? slope * slope : fabs(slope);
+  float slope = grad - own;
+  return l2 ? (double)slope * (double)slope : (double)fabsf(slope);
 }
 
 HD Boundary boundary(double terms, float logit, float own, int64_t k, bool l2) {
@@ -204,8 +204,8 @@ HD double step_scale(const Boundary& nearest, bool l2, double least) {
 }
 
 HD float step_of(float grad, float own, double scale, bool l2) {
-  double slope = (double)grad - (double)own;
-  return (float)(scale * (l2 ? slope : (double)((slope > 0) - (slope < 0))));
+  float slope = grad - own;
+  return (float)(scale * (l2 ? (double)slope : (double)((slope > 0) - (slope < 0))));
 }
 
 // --- arguments ------------------------------------------------------------------------------------
