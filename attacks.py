@@ -5,9 +5,14 @@
                with noise_scale=0 plain FGSM (Goodfellow et al. 2015)
     pgd        projected gradient descent with restarts (Madry et al. 2018)
 
+and, for distances, the nearest adversarial example at all:
+
+    deepfool   DeepFool in the l-infinity or l2 norm (Moosavi-Dezfooli et al. 2016)
+
 No attack computes a parameter's gradient or leaves a trace on the model.
 """
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -93,3 +98,108 @@ def _climb(model, adv, y, low, high, alpha, steps):
         steps -= 1
         moved = torch.clamp(adv.detach() + alpha * grad.sign(), low, high)
         adv = torch.where(active.view(-1, *[1] * (adv.dim() - 1)), moved, adv.detach())
+
+
+class DeepFool(NamedTuple):
+    """What `deepfool` found for each of B examples; distances in units of [0, 1] pixels."""
+
+    distance: torch.Tensor  # [B] float32 from x to adv: the largest change (linf) or its length
+    target: torch.Tensor  # [B] the class that the model predicts at adv
+    iterations: torch.Tensor  # [B] steps taken
+    crossed: torch.Tensor  # [B] whether target is another class than y
+    adv: torch.Tensor  # [B, C, H, W] the point that distance and target belong to
+
+
+LEAST = 1e-4  # a step's least length, lest one to a very near boundary be lost in rounding
+HALVINGS = 24  # of the last segment: float32 tells no more of its points apart
+
+
+def deepfool(model, x, y, norm="linf", steps=50, overshoot=0.02, clip=True, classes=None):
+    """DeepFool (Moosavi-Dezfooli et al. 2016, Algorithm 2), from y's side of the boundary.
+
+    x [B, C, H, W] uint8 or in [0, 1], y [B] int64; norm `linf` or `l2`; clip keeps every point in
+    [0, 1]; classes=k looks at y and the k - 1 highest other logits of x alone (None: at all). Each
+    step goes to the nearest linearised boundary, their sum `overshoot` beyond it; where the class
+    has changed, halving the segment from x finds the boundary itself, and adv is just across it.
+    The model is in eval mode meanwhile and left as it was.
+
+    Misclassified at once: distance 0, no iterations, crossed. Not crossed within `steps`, or stuck
+    where gradients vanish: not crossed, and distance is that of the last point reached; it bounds
+    nothing. Where the logits of x are not finite it is NaN. Raises ValueError for another norm.
+    """
+    x, order = ops.pixels(x), ops.order(norm)
+    with frozen(model), torch.no_grad():
+        logits = model(x).float()
+        others = logits.scatter(1, y[:, None], -torch.inf)
+        count = min(classes or logits.shape[1], logits.shape[1])
+        rivals = torch.cat([y[:, None], others.topk(count - 1).indices], 1)  # [B, k]
+        target = _predicted(logits, y)
+        way, iterations = _walk(model, x, y, target, rivals, norm, steps, overshoot, clip)
+
+        ids = ((target != y) & (iterations > 0)).nonzero().flatten()
+        low, scale = x.new_zeros(len(ids)), x.new_ones(len(x))
+        for _ in range(HALVINGS):
+            middle = (low + scale[ids]) / 2
+            found = _predicted(model(_along(x[ids], way[ids], middle, clip)).float(), y[ids])
+            across = found != y[ids]
+            scale[ids] = torch.where(across, middle, scale[ids])
+            low = torch.where(across, low, middle)
+            target[ids] = torch.where(across, found, target[ids])
+    distance = scale * torch.linalg.vector_norm(way.flatten(1), order, 1)
+    distance = distance.where(logits.isfinite().all(1), torch.nan)
+    return DeepFool(distance, target, iterations, target != y, _along(x, way, scale, clip))
+
+
+def _walk(model, x, y, target, rivals, norm, steps, overshoot, clip):
+    """DeepFool's steps from x, for those neither across nor stuck: (way [B, ...], how many [B]).
+
+    The last point is x + way; its class goes into target [B].
+    """
+    delta, way = torch.zeros_like(x), torch.zeros_like(x)  # the sum of the steps, and overshot
+    iterations, todo = torch.zeros_like(y), (target == y).nonzero().flatten()
+    for _ in range(steps):
+        if len(todo) == 0:
+            break
+        centre = x[todo]
+        before = _along(centre, way[todo], 1, clip)
+        grads, logits = class_grads(model, before, rivals[todo])
+        step, _ = ops.deepfool_step(grads, logits, torch.zeros_like(todo), norm, LEAST)
+        total = delta[todo] + step
+        if clip:  # not x + total, whose rounding would move a short step
+            total = total.clamp(-centre, 1 - centre)
+        further = total * (1 + overshoot)
+        if clip:
+            further = further.clamp(-centre, 1 - centre)
+        point = _along(centre, further, 1, clip)
+        moved = (point != before).flatten(1).any(1) & point.isfinite().flatten(1).all(1)
+        todo, point = todo[moved], point[moved]
+        delta[todo], way[todo] = total[moved], further[moved]
+        iterations[todo] += 1
+        target[todo] = _predicted(model(point).float(), y[todo])
+        todo = todo[target[todo] == y[todo]]
+    return way, iterations
+
+
+def _along(x, way, scale, clip):
+    """The points x + scale way; scale is a float or [B]."""
+    point = x + ops.per_example(scale, way) * way
+    return point.clamp(0, 1) if clip else point
+
+
+def _predicted(logits, y):
+    """The classes [B] of logits [B, K]; y itself where some are not finite: no boundary there."""
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), y)
+
+
+def class_grads(model, x, classes):
+    """(gradients [B, k, ...], logits [B, k]) with respect to x of these classes [B, k].
+
+    One backward pass a class: on two CPU cores 10 classes of 500 MNIST images take 103 ms so, 118
+    ms under is_grads_batched, 206 ms as one batch of 5,000 (preactresnet18: 263, 328, 721).
+    """
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(x).float().gather(1, classes)
+        grads = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0]
+                 for column in logits.unbind(1)]
+    return torch.stack(grads, 1), logits.detach()

@@ -73,11 +73,19 @@ def eager_scores(logits, labels):
     return F.cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels
 
 
+def eager_deepfool(grads, logits, labels):
+    rows = torch.arange(len(labels), device=labels.device)
+    slopes = (grads - grads[rows, labels][:, None]).flatten(2)
+    away = (logits - logits[rows, labels][:, None]).abs() / slopes.abs().sum(2)
+    away, target = away.nan_to_num(torch.inf, torch.inf).min(1)
+    return slopes[rows, target].sign() * away[:, None], target
+
+
 def rows_of_batches(device):
     """One row an operator and size: its time and bytes, and its alternatives' times."""
     largest = 0.5 * (torch.cuda.get_device_properties(device).total_memory
                      if device.type == "cuda" else 4e9)
-    compiled_both = torch.compile(eager_both)
+    compiled_both, compiled_deepfool = torch.compile(eager_both), torch.compile(eager_deepfool)
     for shape in [s for s in BATCHES if 16 * np.prod(s) < largest]:
         x, ids = torch.rand(shape, device=device), torch.arange(shape[0], device=device)
         grad, images = torch.randn_like(x), (x * 255).to(torch.uint8)
@@ -101,6 +109,12 @@ def rows_of_batches(device):
                                      size_of(logits, labels) + 5 * len(ids),
                                      {"eager": lambda: eager_scores(logits, labels)}),
         }
+        if 60 * np.prod(shape) < largest:  # the gradients of ten classes
+            grads = torch.randn(10, *shape, device=device).transpose(0, 1)
+            calls["deepfool_step"] = (
+                lambda: ops.deepfool_step(grads, logits, labels, "linf"), size_of(grads, x),
+                {"eager": lambda: eager_deepfool(grads, logits, labels),
+                 "compile": lambda: compiled_deepfool(grads, logits, labels)})
         for name, (call, moved, others) in calls.items():
             yield row_of(name, x.numel(), call, moved, others, copy, device)
 

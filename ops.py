@@ -30,6 +30,8 @@ SCHEMAS = {
                "bool channels_last) -> Tensor",
     "cross_entropy_scores": "(Tensor logits, Tensor labels) -> (Tensor, Tensor)",
     "select_kept": "(Tensor scores, int low, int high, float? centre) -> (Tensor, Tensor)",
+    "deepfool_step": "(Tensor grads, Tensor logits, Tensor labels, bool l2, float least) "
+                     "-> (Tensor, Tensor)",
 }
 
 
@@ -99,6 +101,28 @@ def select_kept(scores, drop, how):
     if bad := int(bad):
         raise ValueError(f"{bad} of {n} scores are not finite")
     return kept
+
+
+def deepfool_step(grads, logits, labels, norm, least=0.0):
+    """DeepFool's step to the nearest linearised boundary (Moosavi-Dezfooli et al. 2016, eq. 8-9).
+
+    grads [B, K, ...], the gradients of logits [B, K]; labels [B] int64, the classes to leave; norm
+    `linf` or `l2`. With w_k = grads_k - grads_label the boundary to k is |f_k - f_label| / ||w_k||
+    away, in the dual norm (l1, l2), summed in float64. Returns (step [B, ...] float32, the nearest
+    k [B]): the shortest step there, lengthened to `least` where it is shorter; of equally near
+    classes the lowest. Classes whose w_k vanishes or is not finite are out of reach; where all
+    are, the step is 0 and k the label. Where autograd made [K, B, ...], pass its transpose(0, 1):
+    the kernels read it in place. Raises ValueError for another norm.
+    """
+    return torch.ops.advprune.deepfool_step(grads.float(), logits.float(), labels.contiguous(),
+                                            order(norm) == 2, least)
+
+
+def order(norm):
+    """The p of a norm's name, `linf` or `l2`. Raises ValueError for another."""
+    if norm not in ("linf", "l2"):
+        raise ValueError(f"unknown norm {norm!r}: choose linf or l2")
+    return torch.inf if norm == "linf" else 2
 
 
 def _split(value, x):
@@ -211,8 +235,27 @@ def _select_kept(scores, low, high, centre):
     return rest[descending[high:]].sort().values, bad
 
 
+def _deepfool_step(grads, logits, labels, l2, least):
+    slopes, gaps = grads.flatten(2), logits.double()  # [B, K, D], [B, K]
+    batch = torch.arange(len(labels), device=labels.device)
+    slopes = (slopes - slopes[batch, labels][:, None]).double()
+    size = slopes.square().sum(2).sqrt() if l2 else slopes.abs().sum(2)  # the dual norm
+    away = (gaps - gaps[batch, labels][:, None]).abs() / size
+    away[~((size > 0) & size.isfinite() & away.isfinite())] = torch.inf
+    away[batch, labels] = torch.inf
+    nearest, target = away.min(1)
+    reached = nearest.isfinite()
+    target = torch.where(reached, target, labels)
+    slope, size = slopes[batch, target], size[batch, target]  # [B, D], [B]
+    length = torch.where(reached, nearest.clamp(min=least), 0.0)[:, None]
+    step = slope * (length / size.where(reached, 1.0)[:, None]) if l2 else slope.sign() * length
+    step = torch.where(reached[:, None], step, 0.0)
+    return step.float().view(grads.shape[0], *grads.shape[2:]), target
+
+
 REFERENCES = {"rs_start": _rs_start, "fgsm_step": _fgsm_step, "augment": _augment,
-              "cross_entropy_scores": _cross_entropy_scores, "select_kept": _select_kept}
+              "cross_entropy_scores": _cross_entropy_scores, "select_kept": _select_kept,
+              "deepfool_step": _deepfool_step}
 FAKES = {
     "rs_start": lambda x, *_: _like_pixels(x),
     "fgsm_step": lambda x, *_: _like_pixels(x),
@@ -223,6 +266,8 @@ FAKES = {
     "select_kept": lambda scores, low, high, centre: (
         scores.new_empty(len(scores) - low - high, dtype=torch.int64),
         scores.new_empty((), dtype=torch.int64)),
+    "deepfool_step": lambda grads, logits, labels, l2, least: (
+        grads.new_empty((grads.shape[0], *grads.shape[2:])), torch.empty_like(labels)),
 }
 
 

@@ -8,11 +8,19 @@ histogram, the examples of highest and lowest score). `train.py --scores FILE` p
 
 Scores          loss          cross-entropy on the RS+FGSM example, eval mode, no augmentation
                 clean-loss    cross-entropy on the example itself
+                margin        DeepFool's distance to the decision boundary in --norm, 0 where the
+                              run's network is wrong, the box's diameter where none was found
                 running-loss  the last training epoch's own losses: no extra pass (train.py only)
 Strategies      high, low     drop that tail              low+high  drop half from each tail
                 middle        drop what is nearest the mean          random, none
+
+Interrupted, scoring goes on where it was when asked for the same again.
 """
+import hashlib
+import json
+import math
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,29 +32,58 @@ import models
 import ops
 import runs
 
-SCORES = ["loss", "clean-loss", "running-loss"]
+SCORES = ["loss", "clean-loss", "margin", "running-loss"]
 STRATEGIES = ["none", "random", "high", "low", "low+high", "middle"]
+SAVE_SECONDS = 10.0  # how much scoring an interruption may cost
 
 
-def score(model, dataset, kind="loss", *, eps, alpha, seed=0, epoch=0, clip_start=False,
-          batch_size=500, bar=None):
+def score(model, dataset, kind="loss", *, eps=None, alpha=None, seed=0, epoch=0, clip_start=False,
+          norm="linf", steps=50, classes=None, batch_size=500, bar=None, state=None):
     """Scores [N] float32 of the whole training set, keyed by id; sharded over the processes.
 
-    kind `loss` is Algorithm 1's line 6, on the example that RS+FGSM makes with this seed and
-    epoch; `clean-loss` is section 5.1's. The model is in eval mode meanwhile.
+    kind `loss` is Algorithm 1's line 6, on the example that RS+FGSM makes with this eps, alpha,
+    seed and epoch; `clean-loss` is section 5.1's. `margin` is the DeepFool distance in this norm,
+    steps and classes as there; an example of no boundary found scores `farthest`. The model is in
+    eval mode meanwhile. `state` is a Path to keep what is done in, and to go on from; it is the
+    caller's to key by the arguments, and to remove.
     """
     ids = torch.arange(len(dataset.labels), device=dataset.labels.device)
-    scores = torch.zeros(len(ids), device=ids.device)
-    with attacks.frozen(model), torch.no_grad():
-        for batch in ids[runs.rank()::runs.world()].split(batch_size):
-            x, y = dataset.images[batch], dataset.labels[batch]
-            if kind == "loss":
-                x = attacks.rs_fgsm(model, x, y, batch, eps=eps, alpha=alpha, seed=seed,
-                                    epoch=epoch, clip_start=clip_start)
-            scores[batch], _ = ops.cross_entropy_scores(model(ops.pixels(x)), y)
-            if bar is not None:
-                bar.update(len(batch) * runs.world())
+    scores, done = torch.zeros(len(ids), device=ids.device), 0
+    if state and state.exists():
+        scores, done = torch.load(state, map_location=ids.device, weights_only=True)
+    shard, saved = ids[runs.rank()::runs.world()], time.monotonic()
+    if bar is not None:
+        bar.n = bar.initial = done * runs.world()
+    try:
+        with attacks.frozen(model), torch.no_grad():
+            for batch in shard[done:].split(batch_size):
+                x, y = dataset.images[batch], dataset.labels[batch]
+                if kind == "loss":
+                    x = attacks.rs_fgsm(model, x, y, batch, eps=eps, alpha=alpha, seed=seed,
+                                        epoch=epoch, clip_start=clip_start)
+                scores[batch] = (_margins(model, x, y, norm, steps, classes) if kind == "margin"
+                                 else ops.cross_entropy_scores(model(ops.pixels(x)), y)[0])
+                done += len(batch)
+                if bar is not None:
+                    bar.update(len(batch) * runs.world())
+                if state and time.monotonic() - saved > SAVE_SECONDS:
+                    runs.write_saved(state, torch.save, (scores, done))
+                    saved = time.monotonic()
+    finally:
+        if state:
+            runs.write_saved(state, torch.save, (scores, done))
     return runs.total(scores)
+
+
+def farthest(images, norm):
+    """The box's diameter: no example [C, H, W] of images [N, C, H, W] has a larger margin."""
+    return 1.0 if norm == "linf" else math.sqrt(math.prod(images.shape[1:]))
+
+
+def _margins(model, x, y, norm, steps, classes):
+    found = attacks.deepfool(model, x, y, norm, steps, classes=classes)
+    # A walk that ended short of the boundary says that it is far, not how far it went. NaN stays.
+    return torch.where(found.crossed, found.distance, found.distance.clamp(min=farthest(x, norm)))
 
 
 def select(scores, how, p, seed=0, labels=None):
@@ -137,12 +174,15 @@ def draw(path, dataset, scores, kept, title):
     runs.write_saved(path, lambda content, file: content.savefig(file, format="png"), figure)
 
 
-@runs.script
-def main(argv=None):
+def parse(argv):
     parser = runs.Parser(__doc__)
     flag = parser.add_argument
     flag("run", help="a finished run's directory")
-    flag("--score", choices=SCORES[:2], default="loss", help="default: loss")
+    flag("--score", choices=SCORES[:3], default="loss", help="default: loss")
+    flag("--norm", choices=["linf", "l2"], help="of --score margin (linf)")
+    flag("--classes", type=runs.number(int, 2), metavar="K",
+         help="of --score margin: only boundaries to the K - 1 next best classes (all)")
+    flag("--steps", type=runs.positive_int, help="of --score margin: DeepFool's at most (50)")
     flag("--prune", choices=STRATEGIES, default="high", help="which part to drop (high)")
     flag("--p", type=runs.fraction, default=0.4, help="fraction to drop, 0 <= p < 1 (0.4)")
     flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
@@ -151,30 +191,69 @@ def main(argv=None):
     flag("--out", metavar="DIR", help="a new folder for scores.npz and pruned.png")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
     args = parser.parse_args(argv)
+    for name, default in (("norm", "linf"), ("classes", None), ("steps", 50)):
+        if args.score != "margin" and getattr(args, name) is not None:
+            parser.error(f"--{name} goes with --score margin")
+        setattr(args, name, getattr(args, name) or default)
+    return args
+
+
+def state_file(run, model, settings):
+    """Where this process keeps its share of a scoring: of the same network and settings only."""
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for value in model.state_dict().values():
+        digest.update(value.cpu().numpy().tobytes())
+    share = f"{runs.rank()}of{runs.world()}"
+    return Path(run) / f"scoring-{digest.hexdigest()[:12]}-{share}.state"
+
+
+@runs.script
+def main(argv=None):
+    args = parse(argv)
     config, device = runs.config(args.run), runs.device(args.device)
+    runs.join_processes(device)
     model = models.from_run(args.run, config).to(device)
     used = config["args"]
     dataset = data.load(used["dataset"], args.data_dir or used["data_dir"], used["limit"], device)
+    kind = "margin-l2" if args.norm == "l2" else args.score
     balanced = "-balanced" if args.class_balanced else ""
-    out = args.out or f"{args.run}/prune-{args.score}-{args.prune}{balanced}-{args.p:g}"
+    out = args.out or f"{args.run}/prune-{kind}-{args.prune}{balanced}-{args.p:g}"
     runs.refuse_existing(out)
+    settings = {"eps": used["epsilon"], "alpha": used["score_alpha"], "seed": used["seed"],
+                "epoch": used["epochs"], "clip_start": used["clip_start"]}
+    if args.score == "margin":
+        settings = {"norm": args.norm, "steps": args.steps, "classes": args.classes}
+    state = state_file(args.run, model, [args.score, settings, dataset.name, len(dataset.labels)])
 
-    start = time.perf_counter()
-    with tqdm(total=len(dataset.labels), unit="img", desc="scoring", disable=None) as bar:
-        scores = score(model, dataset, args.score, eps=used["epsilon"], alpha=used["score_alpha"],
-                       seed=used["seed"], epoch=used["epochs"], clip_start=used["clip_start"],
-                       batch_size=args.batch_size, bar=bar)
+    start, first = time.perf_counter(), runs.rank() == 0
+    with tqdm(total=len(dataset.labels), unit="img", desc="scoring",
+              disable=None if first else True) as bar:
+        scores = score(model, dataset, args.score, **settings, batch_size=args.batch_size, bar=bar,
+                       state=state)
     labels = dataset.labels if args.class_balanced else None
     kept = select(scores, args.prune, args.p, used["seed"], labels)
-    seconds = time.perf_counter() - start
-    folder = runs.create(out, None)
-    save(folder / "scores.npz", scores, dataset.labels, kept)
-    draw(folder / "pruned.png", dataset, scores, kept,
-         f"{args.run}: {args.score}, {args.prune}, p = {args.p:g}")
-    print(f"{len(scores):,} examples scored in {seconds:.1f} s, {len(kept):,} kept: {folder}")
-    return {"source": args.run, "score": args.score, "prune": args.prune, "p": args.p,
-            "n": len(scores), "n_kept": len(kept), "scores_file": str(folder / "scores.npz"),
-            "seconds": seconds}
+    record = {"source": args.run, "score": args.score, "prune": args.prune, "p": args.p,
+              "n": len(scores), "n_kept": len(kept), "scores_file": str(Path(out) / "scores.npz"),
+              "seconds": time.perf_counter() - start}
+    if args.score == "margin":
+        far = farthest(dataset.images, args.norm)
+        record |= {**settings, "misclassified": int((scores == 0).sum()),
+                   "not_crossed": int((scores == far).sum())}
+    if first:
+        save(runs.create(out, None) / "scores.npz", scores, dataset.labels, kept)
+        draw(Path(out) / "pruned.png", dataset, scores, kept,
+             f"{args.run}: {kind}, {args.prune}, p = {args.p:g}")
+        report(record)
+    state.unlink(missing_ok=True)
+    return record
+
+
+def report(record):
+    if record["score"] == "margin":
+        print("{misclassified:,} misclassified, so of margin 0; {not_crossed:,} not across any "
+              "boundary".format(**record))
+    print("{n:,} examples scored in {seconds:.1f} s, {n_kept:,} kept: {scores_file}"
+          .format(**record))
 
 
 if __name__ == "__main__":

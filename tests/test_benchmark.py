@@ -45,3 +45,11 @@ def test_bad_use(small, tmp_path, capsys):
         assert stopped.value.code == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert (tmp_path / "there.json").read_text() == "kept"
+
+
+def test_eager_deepfool_computes_the_same():
+    grads, logits, labels = torch.randn(30, 5, 2, 7), torch.randn(30, 5), torch.arange(30) % 5
+    step, target = benchmark.eager_deepfool(grads, logits, labels)
+    ours, nearest = benchmark.ops.deepfool_step(grads, logits, labels, "linf")
+    assert torch.equal(target, nearest)
+    torch.testing.assert_close(step.view_as(ours), ours, rtol=1e-5, atol=1e-7)

@@ -120,6 +120,34 @@ def test_cross_entropy_against_float64(device, dtype, rows, classes):
     assert torch.equal(correct, reference[1])
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("shape", [(0, 3, 4), (1, 1, 5), (1, 2, 1), (7, 2, 13), (3, 10, 0),
+                                   (33, 10, 1, 28, 28), (4, 100, 3, 5, 7), (3, 4, 3072)])
+@pytest.mark.parametrize("layout", ["contiguous", "classes first", "sliced"])
+def test_deepfool_step_is_the_references(device, norm, shape, layout):
+    torch.manual_seed(sum(shape))
+    grads, logits = torch.randn(shape, device=device), torch.randn(shape[:2], device=device)
+    labels = torch.randint(shape[1], shape[:1], device=device)
+    if shape[0] > 2:
+        grads[0] = grads[0, :1]  # no class differs from another
+        grads[1, -1] = torch.nan
+        grads[2, 0] = torch.inf
+        logits[2, 1] = logits[2, 0]
+    if layout == "classes first":
+        grads = grads.transpose(0, 1).contiguous().transpose(0, 1)
+    if layout == "sliced":
+        grads = torch.stack([grads, grads], -1).flatten(-2)[..., ::2].view(shape)
+    for least in (0.0, 0.05):
+        step, target = ops.deepfool_step(grads, logits, labels, norm, least)
+        wanted, nearest = ops.REFERENCES["deepfool_step"](grads, logits, labels, norm == "l2",
+                                                          least)
+        assert torch.equal(target, nearest)
+        assert step.stride() == wanted.stride()
+        torch.testing.assert_close(step, wanted, rtol=2e-7, atol=0)
+        assert step.isfinite().all()
+
+
 def cases():
     generator = np.random.default_rng(0)
     yield "uniform", generator.random(100_003)
@@ -172,7 +200,9 @@ def test_opcheck(device, name):
         "fgsm_step": (x, x, ids, 0.1, None, 0.1, eps, 1, 2, False, 2.0, False),
         "augment": (images, ids % 3, 1, 2, 1, True, True),
         "cross_entropy_scores": (torch.randn(3, 5, device=device), ids % 5),
-        "select_kept": (torch.rand(50, device=device), 3, 4, None)}[name]
+        "select_kept": (torch.rand(50, device=device), 3, 4, None),
+        "deepfool_step": (torch.rand(3, 2, 4, 5, device=device), torch.rand(3, 2, device=device),
+                          ids % 2, True, 0.1)}[name]
     results = torch.library.opcheck(getattr(torch.ops.advprune, name).default, args,
                                     test_utils=("test_schema", "test_faketensor",
                                                 "test_aot_dispatch_dynamic"))
@@ -198,6 +228,8 @@ def test_compiles_whole(device):
     (lambda x, i: ops.fgsm_step(x, x[:2], i, 0.1, 0.1, 0, 0), "fgsm_step"),
     (lambda x, i: ops.augment(x, i, 0, 0), "augment"),
     (lambda x, i: ops.cross_entropy_scores(x.flatten(1), i + 99), "cross_entropy_scores"),
+    (lambda x, i: ops.deepfool_step(x, x.flatten(1), i, "l2"), "deepfool_step"),
+    (lambda x, i: ops.deepfool_step(x, x[:, :, 0, 0], i, "l2"), "deepfool_step"),
 ])
 def test_wrong_arguments_name_the_operator(call, match):
     with pytest.raises(RuntimeError, match=match):

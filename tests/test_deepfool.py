@@ -1,0 +1,301 @@
+"""DeepFool on models whose margins are known, then on a trained one; the margin score."""
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import attacks
+import data
+import models
+import prune
+
+NORMS = ["linf", "l2"]
+
+
+def linear(weight, bias):
+    layer = torch.nn.Linear(weight.shape[1], len(weight))
+    layer.weight.data, layer.bias.data = weight, bias
+    return torch.nn.Sequential(torch.nn.Flatten(), layer)
+
+
+def exact_margins(model, x, y, norm):
+    """min_k |f_k - f_y| / ||w_k - w_y||_dual in float64: the closed form without a box."""
+    weight, bias = model[1].weight.detach().double(), model[1].bias.detach().double()
+    logits = x.flatten(1).double() @ weight.T + bias
+    slopes = weight[None] - weight[y][:, None]
+    sizes = torch.linalg.vector_norm(slopes, 1 if norm == "linf" else 2, 2)
+    away = (logits - logits.gather(1, y[:, None])).abs() / sizes
+    return away.scatter(1, y[:, None], torch.inf).amin(1)
+
+
+def length(way, norm):
+    return torch.linalg.vector_norm(way.flatten(1), torch.inf if norm == "linf" else 2, 1)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("classes", [2, 3, 10, 100])
+def test_linear_models_have_their_closed_form(norm, classes):
+    torch.manual_seed(classes)
+    model = linear(torch.randn(classes, 48), torch.randn(classes))
+    x = torch.rand(200, 3, 4, 4)
+    y = model(x).argmax(1)
+    found = attacks.deepfool(model, x, y, norm, clip=False)
+    exact = exact_margins(model, x, y, norm)
+    # The absolute part is the rounding of the logits.
+    torch.testing.assert_close(found.distance.double(), exact, rtol=1e-4, atol=1e-6)
+    assert found.crossed.all()
+    assert torch.equal(model(found.adv).argmax(1), found.target)
+    assert (found.target != y).all()
+    torch.testing.assert_close(length(found.adv - x, norm), found.distance, rtol=1e-5, atol=2e-7)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("gap", [1e-1, 1e-3, 1e-5, 0.0])
+def test_margins_near_zero(norm, gap):
+    """Also where class and rival tie, so that the linearised boundary is no step away."""
+    model = linear(torch.tensor([[1.0, -1.0], [0.5, 2.0]]), torch.tensor([0.0, 0.0]))
+    x = torch.tensor([[0.6 + 2 * gap, 0.1]]).view(1, 1, 1, 2)  # f = 0.5 + 2 gap, 0.5 + gap
+    exact = exact_margins(model, x, torch.tensor([0]), norm)
+    found = attacks.deepfool(model, x, torch.tensor([0]), norm)
+    torch.testing.assert_close(found.distance.double(), exact, rtol=1e-4, atol=1.2e-7)
+    assert found.crossed
+    assert model(found.adv).argmax(1) == found.target == 1
+
+
+def test_worked_case_in_two_dimensions():
+    # f = (x, 1 - x, y / 4): from (0.8, 0.6) class 1 is at x = 1/2, so 0.3 away in both norms;
+    # class 2, at x = y / 4, is 0.65 / 1.25 away in l-infinity and 0.65 / 1.03 in l2.
+    model = linear(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.25]]), torch.tensor([0.0, 1, 0]))
+    x = torch.tensor([0.8, 0.6]).view(1, 1, 1, 2)
+    for norm in NORMS:
+        found = attacks.deepfool(model, x, torch.tensor([0]), norm)
+        assert found.distance.item() == pytest.approx(0.3, rel=1e-6)
+        assert (found.target.item(), found.iterations.item()) == (1, 1)
+    assert found.adv.flatten().tolist() == pytest.approx([0.5, 0.6], rel=1e-6)
+    other = attacks.deepfool(model, x, torch.tensor([1]))  # misclassified: nothing to walk
+    assert (other.distance.item(), other.iterations.item(), other.crossed.item()) == (0, 0, True)
+    assert other.target.item() == 0
+    assert torch.equal(other.adv, x)
+
+
+def test_clip_keeps_the_box_where_the_boundary_is_around_a_corner():
+    # The boundary x + y = 0.3 is 0.3 away along each axis; but y is 0 and cannot fall.
+    model = linear(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.tensor([0.0, 0.3]))
+    x = torch.tensor([0.9, 0.0]).view(1, 1, 1, 2)
+    y = torch.tensor([0])
+    for norm, free in (("linf", 0.3), ("l2", 0.6 / 2**0.5)):
+        found = attacks.deepfool(model, x, y, norm)
+        assert found.distance.item() == pytest.approx(0.6, rel=1e-5)
+        assert found.adv.min() >= 0
+        assert attacks.deepfool(model, x, y, norm, clip=False).distance.item() == (
+            pytest.approx(free, rel=1e-5))
+
+
+def test_what_cannot_be_crossed_and_what_is_not_finite():
+    def model(x):  # logits by the first pixel: flat below 0.5, else not finite
+        level = x.flatten(1)[:, :1]
+        return torch.cat([1 + 0 * level, torch.where(level < 0.5, 0.0, torch.nan)], 1)
+
+    wrapped = torch.nn.Module()
+    wrapped.forward = model
+    x, y = torch.tensor([0.1, 0.7, 0.2]).view(3, 1, 1, 1), torch.tensor([0, 0, 1])
+    found = attacks.deepfool(wrapped, x, y)
+    assert found.crossed.tolist() == [False, False, True]
+    assert found.iterations.tolist() == [0, 0, 0]
+    np.testing.assert_equal(found.distance.tolist(), [0.0, np.nan, 0.0])
+    margins = prune._margins(wrapped, x, y, "linf", 50, None)
+    np.testing.assert_equal(margins.tolist(), [1.0, np.nan, 0.0])  # far, unknown, misclassified
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """(network trained on digits for 15 epochs, 200 test images, labels)."""
+    torch.manual_seed(0)
+    dataset = data.load("digits")
+    model = models.build("mnist-net", 1, width=4)
+    opt = torch.optim.Adam(model.parameters(), 5e-3)
+    for epoch in range(15):
+        for ids in data.order(torch.arange(len(dataset.labels)), 0, epoch).split(100):
+            loss = torch.nn.functional.cross_entropy(model(dataset.images[ids].float() / 255),
+                                                     dataset.labels[ids])
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+    x, y = dataset.test_images[:200], dataset.test_labels[:200]
+    assert (models.predict(model, x) == y).float().mean() > 0.9
+    return model, x, y
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("clip", [True, False])
+def test_every_crossing_is_one_and_its_near_side_is_not(digits, norm, clip):
+    model, x, y = digits
+    found = attacks.deepfool(model, x, y, norm, clip=clip)
+    pixels = x.float() / 255
+    with torch.no_grad():
+        assert torch.equal(model(found.adv).argmax(1), found.target)
+        assert torch.equal(found.target != y, found.crossed)
+        assert found.crossed.float().mean() > 0.99
+        walked = found.crossed & (found.distance > 0)
+        near = pixels + 0.999 * (found.adv - pixels)
+        assert (model(near).argmax(1) == y)[walked].all()
+    torch.testing.assert_close(length(found.adv - pixels, norm), found.distance, rtol=1e-4,
+                               atol=1e-6)
+    wrong = models.predict(model, x) != y
+    assert wrong.any()
+    assert torch.equal(found.distance == 0, wrong)
+    assert torch.equal(found.iterations == 0, wrong)
+    if clip:
+        assert found.adv.min() >= 0
+        assert found.adv.max() <= 1
+
+
+def test_margins_are_nearly_minimal(digits):
+    """FGSM at 0.7 of the distance crosses for nearly none, at twice the distance for most."""
+    model, x, y = digits
+    margin = attacks.deepfool(model, x, y).distance
+    with attacks.frozen(model), torch.no_grad():
+        adv = attacks.rs_fgsm(model, x, y, torch.arange(200), eps=0.7 * margin, alpha=0.7 * margin,
+                              seed=0, epoch=0, noise_scale=0.0)
+        assert (model(adv).argmax(1) == y)[margin > 0].float().mean() > 0.95
+        far = attacks.rs_fgsm(model, x, y, torch.arange(200), eps=2 * margin, alpha=2 * margin,
+                              seed=0, epoch=0, noise_scale=0.0)
+        assert (model(far).argmax(1) != y).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_neither_the_batch_nor_the_type_of_x_matters(digits, norm):
+    model, x, y = digits
+    whole = attacks.deepfool(model, x, y, norm)
+    parts = [attacks.deepfool(model, a.float() / 255, b, norm)
+             for a, b in zip(x.split(37), y.split(37), strict=True)]
+    parts = attacks.DeepFool(*map(torch.cat, zip(*parts, strict=True)))
+    torch.testing.assert_close(parts.distance, whole.distance, rtol=1e-4, atol=1e-5)
+    assert (parts.iterations != whole.iterations).sum() <= 2
+    none = attacks.deepfool(model, x[:0], y[:0], norm)
+    assert none.adv.shape == (0, 1, 28, 28)
+    assert none.distance.shape == (0,)
+
+
+def test_a_cap_ends_the_walk_and_fewer_classes_lengthen_it(digits):
+    model, x, y = digits
+    whole = attacks.deepfool(model, x, y, "l2")
+    capped = attacks.deepfool(model, x, y, "l2", steps=2)
+    late = whole.iterations > 2
+    assert late.any()
+    assert torch.equal(capped.crossed, ~late)
+    assert capped.iterations.max() == 2
+    assert (capped.distance[late] > 0).all()
+    assert torch.equal(capped.target[late], y[late])
+    pair = attacks.deepfool(model, x, y, "l2", classes=2)
+    every = attacks.deepfool(model, x, y, "l2", classes=99)
+    assert torch.equal(every.distance, whole.distance)
+    assert pair.distance.mean() > whole.distance.mean()
+    assert (pair.crossed & (pair.distance >= 0)).all()
+
+
+def test_the_model_is_left_as_it_was(digits):
+    model = models.build("preactresnet18", 1, width=2).train()
+    model.layer1.eval()
+    model.linear.weight.requires_grad_(False)
+    modes = [module.training for module in model.modules()]
+    flags = [p.requires_grad for p in model.parameters()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    attacks.deepfool(model, digits[1][:8], digits[2][:8], steps=3)
+    assert [module.training for module in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="l1"):
+        attacks.deepfool(model, digits[1][:8], digits[2][:8], "l1")
+
+
+# --- the score
+
+def script(flags, *torchrun):
+    done = subprocess.run([sys.executable, *torchrun, str(ROOT / "prune.py"), *flags],
+                          capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_script_writes_margins_and_two_processes_write_the_same(trained, tmp_path):
+    run = str(trained())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = [run, "--score", "margin", "--norm", "l2", "--classes", "3", "--steps", "3"]
+    one = prune.main([*flags, "--out", "one"])
+    two = script([*flags, "--out", "two"], "-m", "torch.distributed.run", "--nproc-per-node", "2",
+                 "--master-port", str(port), "--")
+    scores, others = (np.load(f"{name}/scores.npz")["scores"] for name in ("one", "two"))
+    np.testing.assert_allclose(scores, others, rtol=1e-3, atol=1e-5)
+    model = models.from_run(run, prune.runs.config(run))
+    dataset = data.load("synthetic", limit=600)
+    wrong = (models.predict(model, dataset.images) != dataset.labels).numpy()
+    assert np.array_equal(scores == 0, wrong)
+    assert one["misclassified"] == two["misclassified"] == wrong.sum() > 0
+    assert one["not_crossed"] == (scores == 28).sum()
+    assert (one["norm"], one["classes"], one["steps"]) == ("l2", 3, 3)
+    assert not list(trained().glob("*.state"))
+
+
+@pytest.mark.parametrize("kind", ["margin", "loss"])
+def test_interrupted_scoring_goes_on_and_writes_the_same(trained, tmp_path, monkeypatch, kind):
+    run = trained()
+    flags = [str(run), "--score", kind, "--batch-size", "100", "--prune", "low"]
+    flags += ["--steps", "2", "--classes", "3"] if kind == "margin" else []
+    prune.main([*flags, "--out", "whole"])
+    name, calls = "deepfool" if kind == "margin" else "rs_fgsm", []
+    inner = getattr(attacks, name)
+
+    def counted(*args, **kwargs):
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return inner(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attacks, name, counted)
+        with pytest.raises(SystemExit):
+            prune.main([*flags, "--out", "cut"])
+        assert len(list(run.glob("*.state"))) == 1
+        calls.clear()
+        prune.main([*flags, "--out", "cut"])  # two batches are left
+    assert len(calls) == 2
+    files = [np.load(tmp_path / name / "scores.npz") for name in ("whole", "cut")]
+    for key in ("scores", "labels", "kept"):
+        assert np.array_equal(files[0][key], files[1][key])
+    assert not list(run.glob("*.state"))
+
+
+def test_what_is_kept_belongs_to_network_and_settings(trained, monkeypatch):
+    monkeypatch.setattr(prune, "SAVE_SECONDS", 0.0)
+    run = trained()
+    model = models.from_run(run, prune.runs.config(run))
+    names = {prune.state_file(run, model, settings).name for settings in (["a"], ["a"], ["b"])}
+    assert len(names) == 2
+    model[0].bias.data[0] += 1
+    assert prune.state_file(run, model, ["a"]).name not in names
+    saved = []
+    monkeypatch.setattr(prune.runs, "write_saved",
+                        lambda path, save, content: saved.append(content[1]))
+    prune.score(model, data.load("synthetic", limit=250), "margin", batch_size=100,
+                state=run / "x.state")
+    assert saved == [100, 200, 250, 250]  # after every batch, were that due, and at the end
+
+
+def test_margin_flags_need_the_margin(trained, capsys):
+    for flags in (["--norm", "l2"], ["--classes", "3"], ["--steps", "9"],
+                  ["--score", "margin", "--classes", "1"], ["--score", "running-loss"]):
+        with pytest.raises(SystemExit) as stopped:
+            prune.main([str(trained()), *flags])
+        assert stopped.value.code == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
