@@ -154,7 +154,7 @@ def main(argv=None):
     config, device = runs.config(args.run), runs.device(args.device)
     model = models.from_run(args.run, config).to(device)
     used = config["args"]
-    dataset = data.load(used["dataset"], args.data_dir or used["data_dir"], used["limit"], device)
+    dataset = data.of_run(used, args.data_dir, device)
     balanced = "-balanced" if args.class_balanced else ""
     out = args.out or f"{args.run}/prune-{args.score}-{args.prune}{balanced}-{args.p:g}"
     runs.refuse_existing(out)

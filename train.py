@@ -72,20 +72,34 @@ class Training:
             return ops.fgsm_step(x, grad, ids, a.epsilon, a.alpha, *noise,
                                  clip_ball=a.attack != "n-fgsm")  # lines 27, 28
 
+    def batches(self, epoch):
+        """The ids of each batch of the epoch, in the order of their seed."""
+        a, dataset, kept = self.args, self.dataset, self.kept
+        if not torch.is_tensor(dataset.images):
+            kept = kept.cpu()  # the host reads the files, and should not wait for the GPU
+        if not a.extra_data:
+            return data.order(kept, a.seed, epoch).split(a.batch_size)
+        images, extra = dataset.epoch_size(len(kept)), kept >= dataset.original
+        sizes = [min(a.batch_size, images - i) for i in range(0, images, a.batch_size)]
+        return data.mixed_batches(kept[~extra], kept[extra], a.extra_fraction, sizes, a.seed,
+                                  epoch)
+
     def epoch(self, epoch, bar):
         """One pass over the kept ids (lines 24-30); appends a row to the log."""
         a, start = self.args, time.perf_counter()
         self.model.train()
         self.running.zero_()
         sums = torch.zeros(2, device=self.device)  # loss and correct, on adversarial examples
-        batches = data.order(self.kept, a.seed, epoch).split(a.batch_size)
+        batches = self.batches(epoch)
+        images = sum(map(len, batches))
         for step, batch in enumerate(batches):
             lr = lr_at((epoch + (step + 1) / len(batches)) / a.epochs, a.lr, a.peak)
             for group in self.opt.param_groups:
                 group["lr"] = lr
             ids = batch[runs.rank()::runs.world()]
-            x = ops.augment(self.dataset.images, ids, a.seed, epoch, a.pad, a.flip,
-                            channels_last=self.layout == torch.channels_last)
+            x = self.dataset.batch(ids, a.seed, epoch, a.pad, a.flip,
+                                   channels_last=self.layout == torch.channels_last)
+            ids = ids.to(self.device, non_blocking=True)
             y = self.dataset.labels[ids]
             with self.autocast:
                 logits = self.ddp(self.adversarial(x, y, ids, epoch))
@@ -96,14 +110,14 @@ class Training:
             self.running[ids] = losses.detach().float()
             sums += torch.stack([losses.detach().sum(), (logits.argmax(1) == y).sum()])
             bar.update(len(batch))
-        loss, accuracy = (runs.total(sums) / len(self.kept)).tolist()
+        loss, accuracy = (runs.total(sums) / images).tolist()
         seconds = time.perf_counter() - start
         self.train_seconds += seconds
         if not np.isfinite(loss):
             raise runs.UserError(f"training diverged in epoch {epoch + 1}; try a smaller --lr")
-        self.rows.append({"epoch": epoch + 1, "lr": lr, "examples": len(self.kept), "loss": loss,
+        self.rows.append({"epoch": epoch + 1, "lr": lr, "examples": images, "loss": loss,
                           "accuracy": accuracy, "seconds": seconds,
-                          "images_per_second": len(self.kept) / seconds})
+                          "images_per_second": images / seconds})
 
     def prune(self, epoch, saved):
         """Score and select, once (lines 3-23). Returns the scores [N], zeros for random."""
@@ -154,6 +168,9 @@ def open_run(args, training):
     if not (folder / "state.pt").exists():
         raise runs.UserError(f"{folder} ended within its first epoch; start it afresh")
     state = torch.load(folder / "state.pt", map_location=training.device, weights_only=True)
+    if len(state["running"]) != len(training.dataset.labels):
+        raise runs.UserError(f"{folder} was trained on {len(state['running'])} examples, but its "
+                             f"files now have {len(training.dataset.labels)}")
     training.restore(state)
     return folder
 
@@ -169,7 +186,8 @@ def main(argv=None):
 
     n = len(dataset.labels)
     before = args.epochs if args.epoch is None else args.epoch
-    images = before * n + (args.epochs - before) * (n - round(args.p * n))
+    images = (before * dataset.epoch_size(n)
+              + (args.epochs - before) * dataset.epoch_size(n - round(args.p * n)))
     done = sum(row["examples"] for row in training.rows)
     with tqdm(total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
               disable=None if first else True) as bar:
