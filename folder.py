@@ -56,11 +56,14 @@ def open_folder(root, part, size, skip_bad=False):
                             ) from None
         stored.clear(Path(root), f".advprune-{part}-{size}-", "", cache.name)
     index = json.loads(cache.with_suffix(".json").read_text())
-    if bad := index["unreadable"]:
+    bad = index["unreadable"]
+    if bad and not skip_bad:
         named = ", ".join(bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
-        if not skip_bad or not index["labels"]:
-            raise UserError(f"{len(bad)} of {len(found)} images cannot be read: {named}; mend or "
-                            "delete them, or leave them out with --skip-bad")
+        raise UserError(f"{len(bad)} of the {len(found)} images of {folder} cannot be read: "
+                        f"{named}; mend or delete them, or leave them out with --skip-bad")
+    if not index["labels"]:
+        raise UserError(f"none of the {len(found)} images of {folder} can be read")
+    if bad:
         print(f"{len(bad)} of the {len(found)} images of {folder} cannot be read and are left out",
               file=sys.stderr)
     labels, shape = torch.tensor(index["labels"]), (len(index["labels"]), size, size, 3)

@@ -20,16 +20,16 @@ from torchvision.models import resnet
 
 from runs import UserError
 
-CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)  # mean and deviation by channel
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std by channel: fast_adversarial's CIFAR-10 constants; grey stays as it is."""
+    """(x - mean) / std by channel, by default fast_adversarial's for CIFAR-10; grey stays."""
 
-    def __init__(self, channels, colour=CIFAR10):
+    def __init__(self, channels, mean=CIFAR10_MEAN, std=CIFAR10_STD):
         super().__init__()
-        mean, std = colour if channels == 3 else ((0.0,), (1.0,))
+        mean, std = (mean, std) if channels == 3 else ((0.0,), (1.0,))
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -139,7 +139,7 @@ class ResNet(resnet.ResNet):
         if width != 64:
             raise UserError(f"torchvision's ResNets have no --width {width}; leave it out")
         super().__init__(block, layers, num_classes=classes)
-        self.normalize = Normalize(channels, IMAGENET)
+        self.normalize = Normalize(channels, IMAGENET_MEAN, IMAGENET_STD)
         if channels != 3:
             self.conv1 = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
 

@@ -35,12 +35,14 @@ class Images:
         return self.shape[0]
 
     def __getitem__(self, at):
-        if isinstance(at, int):
-            return self.gather(torch.tensor([at]))[0]
-        ids = torch.arange(*at.indices(len(self))) if isinstance(at, slice) else at.cpu()
+        if isinstance(at, slice):
+            ids = torch.arange(*at.indices(len(self)))
+        else:
+            ids = torch.as_tensor(at, device="cpu").reshape(-1)
         if ids.dtype != torch.int64 or (len(ids) and not 0 <= ids.min() <= ids.max() < len(self)):
             raise IndexError(f"ids must be whole numbers from 0 to {len(self) - 1}")
-        return self.gather(ids)
+        images = self.gather(ids)
+        return images[0] if isinstance(at, int) else images
 
     def split(self, size):
         """The images in tensors of `size`, each read when it is asked for."""
@@ -73,7 +75,7 @@ class Stored(Images):
         cuda = self.device.type == "cuda"
         images = torch.empty((len(ids), height, width, channels), dtype=torch.uint8,
                              pin_memory=cuda)  # so that the copy does not wait for the GPU
-        rows = images.numpy().reshape(len(ids), -1)
+        rows = images.numpy().reshape(len(ids), prod(self.shape[1:]))
         if len(ids) and torch.equal(ids, torch.arange(ids[0], ids[0] + len(ids))):
             self.read(rows.reshape(-1), int(ids[0]))
         else:
