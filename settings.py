@@ -30,7 +30,8 @@ def flags(doc):
     flag = parser.add_argument
     flag("--dataset", choices=data.NAMES, default="digits", help="default: digits (embedded)")
     flag("--data-dir", default="data", help="where data sets are or are downloaded to (data)")
-    flag("--limit", type=runs.positive_int, metavar="N", help="train on the first N examples")
+    flag("--limit", type=runs.positive_int, metavar="N",
+         help="train on the first N examples, beside all --extra-data")
     flag("--image-size", type=runs.positive_int, metavar="PIXELS",
          help=f"side of --dataset folder's images ({data.IMAGE_SIZE})")
     flag("--skip-bad", action="store_true", help="leave out images of the folder that are broken")
@@ -71,7 +72,8 @@ def parse(argv, doc=__doc__):
     if args.resume:
         for name in vars(args).keys() - {"resume", "device"}:
             if getattr(args, name) != parser.get_default(name):
-                parser.error(f"--resume keeps the run's settings; leave out --{name}")
+                parser.error(f"--resume keeps the run's settings; leave out "
+                             f"--{name.replace('_', '-')}")
         stored = runs.config(args.resume)["args"]
         given = {"resume": args.resume, "device": args.device}
         return argparse.Namespace(**{**vars(args), **stored, **given})  # args: for an old run

@@ -38,7 +38,7 @@ class Images:
         if isinstance(at, slice):
             ids = torch.arange(*at.indices(len(self)))
         else:
-            ids = torch.as_tensor(at, device="cpu").reshape(-1)
+            ids = torch.as_tensor(at, device="cpu").reshape(-1).contiguous()
         if ids.dtype != torch.int64 or (len(ids) and not 0 <= ids.min() <= ids.max() < len(self)):
             raise IndexError(f"ids must be whole numbers from 0 to {len(self) - 1}")
         images = self.gather(ids)
@@ -107,7 +107,10 @@ class Joined(Images):
         for i, part in enumerate(self.parts):
             places = (owner == i).nonzero()[:, 0]
             if len(places):
-                images[places.to(self.device)] = part[ids[places] - (self.ends[i] - len(part))]
+                mine = ids[places] - (self.ends[i] - len(part))
+                if torch.is_tensor(part):  # on the device; and again nothing waits for the GPU
+                    mine = mine.to(self.device, non_blocking=True)
+                images[places.to(self.device, non_blocking=True)] = part[mine]
         return images
 
 

@@ -1,13 +1,12 @@
 """Folders of images a class: what torchvision reads, decoded once; what is broken is named."""
 import json
-import resource
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_stored import refused
+from test_stored import no_file_over, refused
 from torchvision import datasets, transforms
 
 import data
@@ -88,6 +87,9 @@ def test_broken_images_are_named_or_left_out(root, tmp_path, capsys):
     dataset = data.load("folder", root, image_size=16, skip_bad=True)
     assert "3 of the 25" in capsys.readouterr().err
     assert len(dataset.labels) == len(dataset.images) == 22
+    decoded = np.load(next(root.glob(".advprune-train-16-*.npy")))  # a plain npy for others, too
+    assert np.array_equal(decoded[21].transpose(2, 0, 1), dataset.images[21])
+    assert len(decoded) == 22
     index = json.loads(next(root.glob(".advprune-train-16-*.json")).read_text())
     wanted = [["ant", "bee", "cow"].index(path.split("/")[0]) for path in index["paths"]]
     assert dataset.labels.tolist() == wanted
@@ -117,12 +119,8 @@ def test_unfit_folders_are_one_sentence(root, capsys, break_it, word):
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(root, capsys):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
+    with no_file_over(1000):
         err = refused(train.main, flags(root), capsys)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "cannot write" in err
     assert files(root) == []
 

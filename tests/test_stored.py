@@ -1,6 +1,8 @@
 """Images that stay in files: the same as a tensor, refused where unfit, never in memory."""
+import contextlib
 import json
 import os
+import resource
 import time
 import zipfile
 
@@ -46,6 +48,17 @@ def refused(main, argv, capsys):
     return err
 
 
+@contextlib.contextmanager
+def no_file_over(size):
+    """Writing fails after `size` bytes of a file, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.fixture
 def parts(tmp_path):
     """(Stored, Joined, tensor of what each holds): 7x5 images in files at odd offsets."""
@@ -59,6 +72,7 @@ def parts(tmp_path):
     return (files[0], tensors[0]), (joined, torch.cat(tensors))
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("kind", [0, 1])
 def test_files_read_like_a_tensor(parts, kind):
     images, wanted = parts[kind]
@@ -66,6 +80,7 @@ def test_files_read_like_a_tensor(parts, kind):
     assert (images.shape, images.dtype, len(images)) == (wanted.shape, wanted.dtype, n)
     generator = torch.Generator().manual_seed(0)
     asked = [3, n - 1, slice(None), slice(4, n - 2), slice(2, n, 3), torch.arange(3, 9),
+             torch.arange(n)[1::3],
              torch.randint(n, (50,), generator=generator), torch.tensor([], dtype=torch.int64)]
     for at in asked:
         assert torch.equal(images[at], wanted[at])
@@ -137,6 +152,14 @@ def test_a_compressed_file_is_decoded_once_and_anew_when_it_changes(tmp_path, ex
     assert len(list(tmp_path.glob(".extra.npz*"))) == 1
 
 
+def test_a_compressed_file_that_cannot_be_decoded_beside_itself(tmp_path, extra, capsys):
+    path = extra(save=np.savez_compressed)
+    with no_file_over(1000):
+        err = refused(train.main, ["--dataset", "synthetic", "--extra-data", path], capsys)
+    assert "decoding it beside itself failed" in err
+    assert [file.name for file in tmp_path.iterdir()] == ["extra.npz"]
+
+
 def good():
     images, labels = make()
     return {"image": images, "label": labels}
@@ -146,11 +169,11 @@ def cut(path, at):
     path.write_bytes(path.read_bytes()[:at])
 
 
-def damage(path):
-    """Change one byte of the compressed images."""
+def damage(path, at):
+    """Change one byte of the compressed images, counted from their name in the file."""
     np.savez_compressed(path, **good())
     content = bytearray(path.read_bytes())
-    content[2000] ^= 255
+    content[content.index(b"image.npy") + at] ^= 255
     path.write_bytes(content)
 
 
@@ -171,7 +194,8 @@ BAD = {  # what is wrong -> (how to write it, or the arrays to save; a word of t
     "no zip": (lambda path: path.write_text("<html>"), "zip"),
     "cut": (lambda path: (np.savez(path, **good()), cut(path, 9000)), "zip"),
     "cut in the middle": (lie, "cut short"),
-    "damaged": (damage, "cannot be used"),
+    "damaged": (lambda path: damage(path, 2000), "CRC"),
+    "undecodable": (lambda path: damage(path, 29), "decompressing"),  # its first byte
     "no image": ({"image": None}, "'image'"),
     "no label": ({"label": None}, "'label'"),
     "float images": ({"image": make()[0] / 255}, "float64"),
