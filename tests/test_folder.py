@@ -69,6 +69,10 @@ def test_a_folder_is_decoded_once_and_anew_when_it_changes(root, monkeypatch):
     assert not torch.equal(data.load("folder", root, image_size=20).images[:], first)
     assert len(files(root)) == 4
     assert len(set(files(root)) & set(once)) == 2  # val's
+    (root / "train/ant/7.png").rename(root / "train/ant/8.png")
+    data.load("folder", root, image_size=20)
+    paths = json.loads(next(root.glob(".advprune-train-20-*.json")).read_text())["paths"]
+    assert "ant/8.png" in paths
 
 
 def flags(root, *more):

@@ -136,6 +136,7 @@ def test_npz_gives_its_images_and_labels(tmp_path, save, grey):
         ours, classes = stored.open_npz(tmp_path / "a.npz", images.shape[:0:-1], 10)
         assert torch.equal(ours[:], torch.from_numpy(images).permute(0, 3, 1, 2))
         assert torch.equal(classes, torch.from_numpy(labels))
+        assert classes.dtype == torch.int64
 
 
 def test_a_compressed_file_is_decoded_once_and_anew_when_it_changes(tmp_path, extra):
@@ -282,6 +283,7 @@ def test_training_on_generated_images_from_end_to_end(tmp_path, extra, monkeypat
     assert (record["n_train"], record["n_kept"]) == (600, 300)
     rows = (tmp_path / "whole/log.csv").read_text().splitlines()[1:]
     assert [int(row.split(",")[2]) for row in rows] == [200, 100, 100]
+    assert 2 < float(rows[0].split(",")[3]) < 3  # the mean loss of what was visited, near ln 10
     saved = np.load(tmp_path / "whole/scores.npz")
     labels = np.concatenate([np.load(path)["label"] for path in files])
     assert np.array_equal(saved["labels"][200:], labels)  # the ids of each file in turn
@@ -339,7 +341,7 @@ def test_an_epoch_from_a_file_ends_with_the_weights_of_one_from_memory(tmp_path)
 def test_config_of_an_older_run_still_serves(trained, tmp_path):
     folder = tmp_path / "old"
     folder.mkdir()
-    for name in ("model.safetensors", "config.json"):
+    for name in ("model.safetensors", "config.json", "state.pt", "log.csv"):
         (folder / name).write_bytes((trained() / name).read_bytes())
     config = json.loads((folder / "config.json").read_text())
     for name in ("extra_data", "extra_fraction", "image_size", "skip_bad"):
@@ -347,6 +349,7 @@ def test_config_of_an_older_run_still_serves(trained, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     assert prune.main([str(folder)])["n"] == 600
     assert evaluate.main([str(folder), "--attack", "clean", "--n", "9"])["n"] == 9
+    assert train.main(["--resume", str(folder)])["n_train"] == 600
 
 
 @pytest.mark.slow
