@@ -1,14 +1,14 @@
 """Data sets as uint8 tensors on the device, addressed by example id.
 
-    digits         1,797 images of scikit-learn, 8x8 enlarged to 1x28x28; every fifth is a test
-    image
-    mnist          60,000 + 10,000, 1x28x28      (torchvision downloads it where --data-dir lacks
-    it) fashion-mnist  60,000 + 10,000, 1x28x28
+    digits         1,797 images of scikit-learn, 8x8 enlarged to 1x28x28; every fifth tests
+    mnist          60,000 + 10,000, 1x28x28     (torchvision downloads what --data-dir lacks)
+    fashion-mnist  60,000 + 10,000, 1x28x28
     cifar10        50,000 + 10,000, 3x32x32
+    folder         --data-dir's train/CLASS/* and val/CLASS/*, cut to --image-size, 3x64x64
     synthetic      2,000 + 500, 1x28x28: ten smooth patterns under noise, for tests
 
-An example's id is its index in the training set. There are no worker processes: a whole set fits
-on the device, and a batch is `ops.augment(dataset.images, ids, ...)`.
+An example's id is its index in the training set; those of --extra-data follow. There are no
+worker processes: a whole set fits on the device, or its images stay in a file (stored.py).
 """
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from torchvision import datasets
 
+import folder
+import ops
+import stored
 from runs import UserError
 
 TORCHVISION = {  # name -> class, where it looks below --data-dir
@@ -26,47 +29,108 @@ TORCHVISION = {  # name -> class, where it looks below --data-dir
     "fashion-mnist": (datasets.FashionMNIST, "FashionMNIST/raw"),
     "cifar10": (datasets.CIFAR10, "cifar-10-batches-py"),
 }
-NAMES = ["digits", *TORCHVISION, "synthetic"]
+NAMES = ["digits", *TORCHVISION, "folder", "synthetic"]
+IMAGE_SIZE = 64  # of a folder's images, unless told
 # The usual l-infinity budget of each set and the step of its PGD-50-10, in units of [0, 1]
-# pixels. For MNIST and CIFAR-10 those of fast_adversarial; for digits see README, "The embedded
-# data set".
+# pixels. For MNIST and CIFAR-10 those of fast_adversarial, for folders ImageNet's; for digits see
+# README, "Differences from the papers".
 EPSILON = {"digits": 0.13, "mnist": 0.3, "fashion-mnist": 0.1, "cifar10": 8 / 255,
-           "synthetic": 0.1}
+           "folder": 4 / 255, "synthetic": 0.1}
 PGD_STEP = {"digits": 0.13 / 30, "mnist": 0.01, "fashion-mnist": 0.1 / 30, "cifar10": 2 / 255,
-            "synthetic": 0.1 / 30}
+            "folder": 1 / 255, "synthetic": 0.1 / 30}
 
 
 @dataclass
 class Dataset:
-    """images [N, C, H, W] uint8 and labels [N] int64 to train on, and the same to test on."""
+    """images [N, C, H, W] uint8 and labels [N] int64 to train on, and the same to test on.
+
+    Images are a tensor, or Stored or Joined where they are in files. The first `original` ids are
+    the data set's own, the rest --extra-data's.
+    """
 
     name: str
-    images: torch.Tensor
+    images: torch.Tensor | stored.Images
     labels: torch.Tensor
-    test_images: torch.Tensor
+    test_images: torch.Tensor | stored.Images
     test_labels: torch.Tensor
     classes: list
+    original: int
+
+    def batch(self, ids, seed, epoch, pad=0, flip=False, channels_last=False):
+        """The images of these ids, augmented: [B, C, H, W] float32 (ops.augment)."""
+        if torch.is_tensor(self.images):
+            return ops.augment(self.images, ids, seed, epoch, pad, flip, channels_last)
+        images = self.images[ids]
+        return ops.augment(images, ids.to(images.device, non_blocking=True), seed, epoch, pad,
+                           flip, channels_last, torch.arange(len(ids), device=images.device))
+
+    def epoch_size(self, kept):
+        """How many images an epoch on `kept` ids visits.
+
+        The number of the originals, times the share that is kept: --extra-data makes no epoch
+        longer, and dropping a share saves that share.
+        """
+        return max(1, round(self.original * kept / len(self.labels)))
 
 
-def load(name, data_dir="data", limit=None, device="cpu"):
-    """The Dataset of that name on the device; limit keeps the first examples of the training set.
+def load(name, data_dir="data", limit=None, device="cpu", image_size=None, skip_bad=False,
+         extra=()):
+    """The Dataset of that name on the device; limit keeps its first examples to train on.
 
-    Raises UserError where files are absent and cannot be downloaded, or are damaged.
+    With limit 0 a folder's training images are not even looked for. image_size and skip_bad are
+    for `folder`; extra names files of more images to train on, which limit leaves alone. Raises
+    UserError where files are absent and cannot be downloaded, or are damaged.
     """
     if Path(data_dir).exists() and not Path(data_dir).is_dir():
         raise UserError(f"--data-dir {data_dir} is a file; give the folder of the data sets")
     embedded = {"digits": _digits, "synthetic": _synthetic}.get(name)
-    parts = embedded() if embedded else _torchvision(name, Path(data_dir))
+    if name == "folder":
+        parts = _folder(data_dir, image_size or IMAGE_SIZE, skip_bad, limit == 0)
+    else:
+        parts = embedded() if embedded else _torchvision(name, Path(data_dir))
     images, labels, test_images, test_labels, classes = parts
-    return Dataset(name, images[:limit].to(device), labels[:limit].to(device),
-                   test_images.to(device), test_labels.to(device), list(classes))
+    classes, n = list(classes), len(labels[:limit])
+    images = [images.narrow(0, 0, n)]
+    labels = [labels[:n]]
+    for path in extra:
+        more, more_labels = stored.open_npz(path, images[0].shape[1:], len(classes))
+        images.append(more)
+        labels.append(more_labels)
+    images = [part.to(device) for part in images]
+    return Dataset(name, stored.Joined(images) if extra else images[0],
+                   torch.cat(labels).to(device), test_images.to(device), test_labels.to(device),
+                   classes, n)
 
 
-def order(ids, seed, epoch):
-    """The ids in the order in which this epoch visits them, on every process and device."""
-    mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+def of_run(used, data_dir=None, device="cpu", train=True):
+    """The Dataset of a run, given its settings; without train, only what it is tested on."""
+    extra = (used.get("extra_data") or ()) if train else ()  # .get: an old run has no such thing
+    return load(used["dataset"], data_dir or used["data_dir"], used["limit"] if train else 0,
+                device, used.get("image_size"), used.get("skip_bad", False), extra)
+
+
+def order(ids, *key):
+    """The ids in the order of this key, (seed, epoch), on every process and device."""
+    mixed = int(np.random.SeedSequence(key).generate_state(1)[0])
     generator = torch.Generator().manual_seed(mixed)
     return ids[torch.randperm(len(ids), generator=generator).to(ids.device)]
+
+
+def mixed_batches(own, extra, fraction, sizes, seed, epoch):
+    """Batches of these sizes, a `fraction` of each from the ids `extra`, the rest from `own`.
+
+    Each source is visited in an order of its own; one that is too small for the epoch is gone
+    through again, in another order. Where one is empty the other serves alone.
+    """
+    fraction = 1.0 if not len(own) else fraction if len(extra) else 0.0
+    shares = [round(fraction * size) for size in sizes]
+    rests = [size - share for size, share in zip(sizes, shares, strict=True)]
+    streams = []
+    for source, (ids, counts) in enumerate([(own, rests), (extra, shares)]):
+        laps = -(-sum(counts) // max(1, len(ids)))
+        visited = [order(ids, seed, epoch, source, lap) for lap in range(laps)]
+        streams.append(torch.cat([ids[:0], *visited])[:sum(counts)].split(counts))
+    return [torch.cat(parts) for parts in zip(*streams, strict=True)]
 
 
 def _digits():
@@ -90,9 +154,22 @@ def _synthetic():
     return images[:2000], labels[:2000], images[2000:], labels[2000:], map(str, range(10))
 
 
+def _folder(root, size, skip_bad, only_test):
+    test_images, test_labels, classes = folder.open_folder(root, "val", size, skip_bad)
+    if only_test:
+        return (torch.empty(0, 3, size, size, dtype=torch.uint8), test_labels[:0], test_images,
+                test_labels, classes)
+    images, labels, found = folder.open_folder(root, "train", size, skip_bad)
+    if found != classes:
+        odd = sorted(set(found) ^ set(classes))
+        raise UserError(f"{root} has {len(odd)} classes in one of train and val only, such as "
+                        f"{odd[0]!r}; both need the same folders")
+    return images, labels, test_images, test_labels, classes
+
+
 def _torchvision(name, root):
-    kind, folder = TORCHVISION[name]
-    place = root / folder
+    kind, below = TORCHVISION[name]
+    place = root / below
     absent = [path for path in (place, place.parent, root) if not path.exists()]
     try:
         try:

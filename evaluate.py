@@ -122,6 +122,9 @@ def parse(argv):
     flag("--dataset", choices=data.NAMES, help="with --weights: what to evaluate on")
     flag("--model", choices=models.MODELS, help="with --weights: as for train.py")
     flag("--width", type=runs.positive_int, help="with --weights: as for train.py")
+    flag("--image-size", type=runs.positive_int, metavar="PIXELS",
+         help=f"with --weights and --dataset folder: side of the images ({data.IMAGE_SIZE})")
+    flag("--skip-bad", action="store_true", help="with those: leave out images that are broken")
     flag("--attack", type=attack_names, default=["pgd", "autoattack"], metavar="A,B",
          help=f"of {', '.join(ATTACKS)} (pgd,autoattack)")
     flag("--n", type=runs.positive_int, help="the first N test images (1000; all for clean)")
@@ -137,9 +140,11 @@ def parse(argv):
         parser.error("name a run's directory, or --weights FILE with its --dataset")
     if args.weights and not args.dataset:
         parser.error("--weights needs --dataset")
-    for name in ("dataset", "model", "width"):
+    for name in ("dataset", "model", "width", "image_size", "skip_bad"):
         if args.run and getattr(args, name):
-            parser.error(f"--{name} goes with --weights; a run knows its own")
+            parser.error(f"--{name.replace('_', '-')} goes with --weights; a run knows its own")
+    if args.weights and args.dataset != "folder" and (args.image_size or args.skip_bad):
+        parser.error("--image-size and --skip-bad are for --dataset folder")
     return args
 
 
@@ -148,10 +153,14 @@ def subject(args, device):
     if args.run:
         config = runs.config(args.run)
         model, trained = models.from_run(args.run, config), config["args"]
-        dataset = data.load(trained["dataset"], args.data_dir or trained["data_dir"], 1, device)
+        dataset = data.of_run(trained, args.data_dir, device, train=False)
+        if len(dataset.classes) != trained["network"]["classes"]:
+            raise runs.UserError(f"{args.run} was trained on {trained['network']['classes']} "
+                                 f"classes, but the test set has {len(dataset.classes)}")
         eps = trained["epsilon"]
     else:
-        dataset = data.load(args.dataset, args.data_dir or "data", 1, device)
+        dataset = data.load(args.dataset, args.data_dir or "data", 0, device, args.image_size,
+                            args.skip_bad)
         channels, size = dataset.images.shape[1], dataset.images.shape[-1]
         model = models.build(args.model or models.DEFAULT[channels], channels,
                              len(dataset.classes), args.width, size)
@@ -195,7 +204,7 @@ def main(argv=None):
     out, state = output(args.out, f"{stem}-{'+'.join(args.attack)}-{n}", settings)
     out.parent.mkdir(parents=True, exist_ok=True)
 
-    evaluation = Evaluation(model, dataset.test_images[:n], dataset.test_labels[:n],
+    evaluation = Evaluation(model, dataset.test_images.narrow(0, 0, n), dataset.test_labels[:n],
                             settings, state)
     evaluation.run(settings["attacks"])
     count = int(evaluation.robust.sum())

@@ -4,10 +4,11 @@
     preactresnet18         He et al. 2016, in fast_adversarial's form
     wideresnet28-10        Zagoruyko & Komodakis 2016, in RobustBench's form
     wideresnet28-10-silu   the same with SiLU, as in Gowal 2020, Rebuffi 2021, Wang 2023
+    resnet18, resnet50     torchvision's, for larger images
 
 `width` counts the channels of the first layer (16, 64), or widens the wide ones (10).
-Layer names are those of the published weights (fast_adversarial, RobustBench), which load
-unchanged; the normalisation is a buffer outside the state dict.
+Layer names are those of the published weights (fast_adversarial, RobustBench, torchvision), which
+load unchanged; the normalisation is a buffer outside the state dict.
 """
 from pathlib import Path
 
@@ -15,18 +16,20 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
+from torchvision.models import resnet
 
 from runs import UserError
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std by channel: fast_adversarial's CIFAR-10 constants; grey stays as it is."""
+    """(x - mean) / std by channel, by default fast_adversarial's for CIFAR-10; grey stays."""
 
-    def __init__(self, channels):
+    def __init__(self, channels, mean=CIFAR10_MEAN, std=CIFAR10_STD):
         super().__init__()
-        mean, std = (CIFAR10_MEAN, CIFAR10_STD) if channels == 3 else ((0.0,), (1.0,))
+        mean, std = (mean, std) if channels == 3 else ((0.0,), (1.0,))
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -131,11 +134,34 @@ def wideresnet28_silu(channels, classes, width, size):
     return WideResNet28(channels, classes, width, size, F.silu)
 
 
+class ResNet(resnet.ResNet):
+    def __init__(self, block, layers, channels, classes, width):
+        if width != 64:
+            raise UserError(f"torchvision's ResNets have no --width {width}; leave it out")
+        super().__init__(block, layers, num_classes=classes)
+        self.normalize = Normalize(channels, IMAGENET_MEAN, IMAGENET_STD)
+        if channels != 3:
+            self.conv1 = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
+
+    def forward(self, x):
+        return super().forward(self.normalize(x))
+
+
+def resnet18(channels, classes, width, size):
+    return ResNet(resnet.BasicBlock, [2, 2, 2, 2], channels, classes, width)
+
+
+def resnet50(channels, classes, width, size):
+    return ResNet(resnet.Bottleneck, [3, 4, 6, 3], channels, classes, width)
+
+
 MODELS = {  # name -> constructor, default width
     "mnist-net": (mnist_net, 16),
     "preactresnet18": (PreActResNet18, 64),
     "wideresnet28-10": (WideResNet28, 10),
     "wideresnet28-10-silu": (wideresnet28_silu, 10),
+    "resnet18": (resnet18, 64),
+    "resnet50": (resnet50, 64),
 }
 DEFAULT = {1: "mnist-net", 3: "preactresnet18"}  # by the number of colour channels
 
@@ -171,6 +197,9 @@ def load_weights(model, path):
         raise UserError(f"{path} holds no state dict")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     wanted = model.state_dict()
+    for key in wanted:  # a count that nothing reads, and that older files lack
+        if key.endswith("num_batches_tracked"):
+            state.setdefault(key, wanted[key])
     for key in ("mean", "std"):  # RobustBench stores its normalisation; here it is built in
         state.pop(key, None)
     wrong = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]

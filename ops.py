@@ -27,7 +27,7 @@ SCHEMAS = {
                  "Tensor? alpha_i, int seed, int epoch, bool clip_start, float noise_scale, "
                  "bool clip_ball) -> Tensor",
     "augment": "(Tensor images, Tensor ids, int seed, int epoch, int pad, bool flip, "
-               "bool channels_last) -> Tensor",
+               "bool channels_last, Tensor? rows=None) -> Tensor",
     "cross_entropy_scores": "(Tensor logits, Tensor labels) -> (Tensor, Tensor)",
     "select_kept": "(Tensor scores, int low, int high, float? centre) -> (Tensor, Tensor)",
     "deepfool_step": "(Tensor grads, Tensor logits, Tensor labels, bool l2, float least) "
@@ -61,14 +61,15 @@ def fgsm_step(x, grad, ids, eps, alpha, seed, epoch, clip_start=False, noise_sca
                                         clip_ball)
 
 
-def augment(images, ids, seed, epoch, pad=0, flip=False, channels_last=False):
+def augment(images, ids, seed, epoch, pad=0, flip=False, channels_last=False, rows=None):
     """Images [N, C, H, W] uint8 of these ids [B], zero-padded, cropped, flipped; float32 / 255.
 
     Every offset of the crop in 0..2 pad, and each side of the flip, is as likely as any other.
-    Raises IndexError or RuntimeError for an id outside the images.
+    Where images hold but a part of the set, rows [B] int64 says which of them each id's is.
+    Raises IndexError or RuntimeError for an id, or with rows a row, outside the images.
     """
     return torch.ops.advprune.augment(images, ids.contiguous(), seed, epoch, pad, flip,
-                                      channels_last)
+                                      channels_last, None if rows is None else rows.contiguous())
 
 
 def cross_entropy_scores(logits, labels):
@@ -194,18 +195,18 @@ def _fgsm_step(x, grad, ids, eps, eps_i, alpha, alpha_i, seed, epoch, clip_start
     return _like_pixels(x).copy_((centre + delta).clamp(0, 1))
 
 
-def _augment(images, ids, seed, epoch, pad, flip, channels_last):
-    x = images[ids]
+def _augment(images, ids, seed, epoch, pad, flip, channels_last, rows=None):
+    x = images[ids if rows is None else rows]
     zero = torch.zeros_like(ids)
     dy, dx, side, _ = philox4x32(seed, zero, ids & MASK, zero + epoch, zero + CROP)
     n, _, h, w = x.shape
-    rows = (dy * (2 * pad + 1) >> 32)[:, None] + torch.arange(h, device=x.device)  # [B, H], padded
-    cols = torch.arange(w, device=x.device).expand(n, w)
+    ys = (dy * (2 * pad + 1) >> 32)[:, None] + torch.arange(h, device=x.device)  # [B, H], padded
+    xs = torch.arange(w, device=x.device).expand(n, w)
     if flip:
-        cols = torch.where((side >> 31 == 1)[:, None], w - 1 - cols, cols)
-    cols = (dx * (2 * pad + 1) >> 32)[:, None] + cols
+        xs = torch.where((side >> 31 == 1)[:, None], w - 1 - xs, xs)
+    xs = (dx * (2 * pad + 1) >> 32)[:, None] + xs
     example = torch.arange(n, device=x.device)[:, None, None]
-    x = zero_pad(x, (pad,) * 4)[example, :, rows[:, :, None], cols[:, None]]  # [B, H, W, C]
+    x = zero_pad(x, (pad,) * 4)[example, :, ys[:, :, None], xs[:, None]]  # [B, H, W, C]
     # Copied, because one channel is contiguous in either layout, and convolutions tell by strides.
     return _augment_fake(images, ids, channels_last).copy_(pixels(x.permute(0, 3, 1, 2)))
 
@@ -259,7 +260,8 @@ REFERENCES = {"rs_start": _rs_start, "fgsm_step": _fgsm_step, "augment": _augmen
 FAKES = {
     "rs_start": lambda x, *_: _like_pixels(x),
     "fgsm_step": lambda x, *_: _like_pixels(x),
-    "augment": lambda images, ids, *rest: _augment_fake(images, ids, rest[-1]),
+    "augment": lambda images, ids, seed, epoch, pad, flip, channels_last, rows=None:
+        _augment_fake(images, ids, channels_last),
     "cross_entropy_scores": lambda logits, labels: (
         logits.new_empty(len(logits), dtype=torch.float32),
         logits.new_empty(len(logits), dtype=torch.bool)),

@@ -214,7 +214,7 @@ def main(argv=None):
     runs.join_processes(device)
     model = models.from_run(args.run, config).to(device)
     used = config["args"]
-    dataset = data.load(used["dataset"], args.data_dir or used["data_dir"], used["limit"], device)
+    dataset = data.of_run(used, args.data_dir, device)
     kind = "margin-l2" if args.norm == "l2" else args.score
     balanced = "-balanced" if args.class_balanced else ""
     out = args.out or f"{args.run}/prune-{kind}-{args.prune}{balanced}-{args.p:g}"

@@ -19,6 +19,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
 
@@ -120,12 +121,16 @@ def rank():
 def join_processes(device):
     """Enter torchrun's process group, if it started this process."""
     if world() > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo",
+                                             timeout=timedelta(days=1))  # see below
 
 
 @contextlib.contextmanager
 def first_process_first():
-    """Let process 0 through before the others, so that what it downloads is there for them."""
+    """Let process 0 through before the others: what it downloads or decodes is there for them.
+
+    To decode a large folder takes hours, which torch's ten minutes would cut off.
+    """
     if rank() > 0:
         torch.distributed.barrier()
     yield
@@ -143,15 +148,25 @@ def total(tensor):
 # --- files
 
 
-def write(path, content):
-    """Write bytes or text so that the file appears whole or not at all."""
+@contextlib.contextmanager
+def writing(path):
+    """A file open to write, that appears at `path` whole at the end, or not at all."""
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write(path, content):
+    """Write bytes or text so that the file appears whole or not at all."""
+    with writing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def write_json(path, record):

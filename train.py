@@ -8,7 +8,6 @@ and goes on with the rest. Recipes are those of fast_adversarial, and flags over
 a new directory (runs/... or --out; runs.py lists its files) and prints a row an epoch, then one
 line of JSON. `--resume runs/NAME` goes on with an interrupted run, to the same weights.
 """
-import argparse
 import time
 from pathlib import Path
 
@@ -24,19 +23,7 @@ import models
 import ops
 import prune
 import runs
-
-# peak: where in the run the learning rate is highest. clip_start: whether the random start stays
-# in the image box, which fast_adversarial does for CIFAR-10 and not for MNIST.
-MNIST = dict(epochs=10, batch_size=100, optimizer="adam", lr=5e-3, peak=0.4,
-             clip_start=False, pad=0, flip=False, pgd_steps=40)
-RECIPES = {
-    "digits": {**MNIST, "epochs": 30, "batch_size": 32, "peak": 0.1, "pad": 1},
-    "mnist": MNIST,
-    "fashion-mnist": MNIST,
-    "cifar10": dict(epochs=15, batch_size=128, optimizer="sgd", lr=0.2, peak=0.5,
-                    clip_start=True, pad=4, flip=True, pgd_steps=10),
-    "synthetic": {**MNIST, "epochs": 5, "batch_size": 32, "peak": 0.2},
-}
+import settings
 
 
 def lr_at(progress, lr, peak):
@@ -85,20 +72,34 @@ class Training:
             return ops.fgsm_step(x, grad, ids, a.epsilon, a.alpha, *noise,
                                  clip_ball=a.attack != "n-fgsm")  # lines 27, 28
 
+    def batches(self, epoch):
+        """The ids of each batch of the epoch, in the order of their seed."""
+        a, dataset, kept = self.args, self.dataset, self.kept
+        if not torch.is_tensor(dataset.images):
+            kept = kept.cpu()  # the host reads the files, and should not wait for the GPU
+        if not a.extra_data:
+            return data.order(kept, a.seed, epoch).split(a.batch_size)
+        images, extra = dataset.epoch_size(len(kept)), kept >= dataset.original
+        sizes = [min(a.batch_size, images - i) for i in range(0, images, a.batch_size)]
+        return data.mixed_batches(kept[~extra], kept[extra], a.extra_fraction, sizes, a.seed,
+                                  epoch)
+
     def epoch(self, epoch, bar):
         """One pass over the kept ids (lines 24-30); appends a row to the log."""
         a, start = self.args, time.perf_counter()
         self.model.train()
         self.running.zero_()
         sums = torch.zeros(2, device=self.device)  # loss and correct, on adversarial examples
-        batches = data.order(self.kept, a.seed, epoch).split(a.batch_size)
+        batches = self.batches(epoch)
+        images = sum(map(len, batches))
         for step, batch in enumerate(batches):
             lr = lr_at((epoch + (step + 1) / len(batches)) / a.epochs, a.lr, a.peak)
             for group in self.opt.param_groups:
                 group["lr"] = lr
             ids = batch[runs.rank()::runs.world()]
-            x = ops.augment(self.dataset.images, ids, a.seed, epoch, a.pad, a.flip,
-                            channels_last=self.layout == torch.channels_last)
+            x = self.dataset.batch(ids, a.seed, epoch, a.pad, a.flip,
+                                   channels_last=self.layout == torch.channels_last)
+            ids = ids.to(self.device, non_blocking=True)
             y = self.dataset.labels[ids]
             with self.autocast:
                 logits = self.ddp(self.adversarial(x, y, ids, epoch))
@@ -109,14 +110,14 @@ class Training:
             self.running[ids] = losses.detach().float()
             sums += torch.stack([losses.detach().sum(), (logits.argmax(1) == y).sum()])
             bar.update(len(batch))
-        loss, accuracy = (runs.total(sums) / len(self.kept)).tolist()
+        loss, accuracy = (runs.total(sums) / images).tolist()
         seconds = time.perf_counter() - start
         self.train_seconds += seconds
         if not np.isfinite(loss):
             raise runs.UserError(f"training diverged in epoch {epoch + 1}; try a smaller --lr")
-        self.rows.append({"epoch": epoch + 1, "lr": lr, "examples": len(self.kept), "loss": loss,
+        self.rows.append({"epoch": epoch + 1, "lr": lr, "examples": images, "loss": loss,
                           "accuracy": accuracy, "seconds": seconds,
-                          "images_per_second": len(self.kept) / seconds})
+                          "images_per_second": images / seconds})
 
     def prune(self, epoch, saved):
         """Score and select, once (lines 3-23). Returns the scores [N], zeros for random."""
@@ -149,87 +150,6 @@ class Training:
         self.train_seconds, self.prune_seconds = state["seconds"]
 
 
-def flags():
-    parser = runs.Parser(__doc__)
-    flag = parser.add_argument
-    flag("--dataset", choices=data.NAMES, default="digits", help="default: digits (embedded)")
-    flag("--data-dir", default="data", help="where data sets are or are downloaded to (data)")
-    flag("--limit", type=runs.positive_int, metavar="N", help="train on the first N examples")
-    flag("--prune", choices=prune.STRATEGIES, help="which part of the scores to drop (none)")
-    flag("--p", type=runs.fraction, help="fraction to drop, 0 <= p < 1 (0.4)")
-    flag("--epoch", type=runs.number(int, 0),
-         help="full epochs before pruning (3, or 0 with --scores)")
-    flag("--score", choices=prune.SCORES, default="loss", help="see prune.py (loss)")
-    flag("--scores", metavar="FILE", help="prune by the scores in this npz of prune.py")
-    flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
-    flag("--attack", choices=["none", "rs-fgsm", "n-fgsm", "pgd"], default="rs-fgsm")
-    flag("--epsilon", type=runs.budget, help="l-inf budget in [0, 1] pixels, such as 8/255")
-    flag("--alpha", type=runs.number(float, 0), help="attack step in [0, 1] pixels")
-    flag("--pgd-steps", type=runs.positive_int, help="steps of --attack pgd")
-    flag("--epochs", type=runs.positive_int)
-    flag("--batch-size", type=runs.positive_int, help="images an update, over all processes")
-    flag("--lr", type=runs.number(float, 0, open_low=True), help="peak learning rate")
-    flag("--model", choices=models.MODELS, help="mnist-net (grey) or preactresnet18 (colour)")
-    flag("--width", type=runs.positive_int, help="network width; models.py says what it counts")
-    flag("--seed", type=runs.seed, default=0)
-    flag("--out", metavar="DIR", help="the run's new directory (runs/<what it is>)")
-    flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
-    flag("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="fp32 as published")
-    flag("--compile", action="store_true", help="torch.compile the network")
-    flag("--tensorboard", action="store_true", help="also write TensorBoard events")
-    flag("--resume", metavar="DIR", help="go on with this interrupted run, settings and all")
-    return parser
-
-
-def parse(argv):
-    """The settings of a run, its recipe filled in; or those of the run that --resume names."""
-    parser = flags()
-    args = parser.parse_args(argv)
-    if args.resume:
-        for name in vars(args).keys() - {"resume", "device"}:
-            if getattr(args, name) != parser.get_default(name):
-                parser.error(f"--resume keeps the run's settings; leave out --{name}")
-        stored = runs.config(args.resume)["args"]
-        return argparse.Namespace(**{**stored, "resume": args.resume, "device": args.device})
-    args.command = runs.command("train.py", argv)
-
-    for name, value in {**RECIPES[args.dataset], "epsilon": data.EPSILON[args.dataset]}.items():
-        if getattr(args, name, None) is None:
-            setattr(args, name, value)
-    if args.alpha is None:  # in budgets, so that it follows --epsilon
-        pgd_step = data.PGD_STEP[args.dataset] / data.EPSILON[args.dataset]
-        args.alpha = {"n-fgsm": 1.0, "pgd": pgd_step}.get(args.attack, 1.25) * args.epsilon
-    args.score_alpha = args.alpha if args.attack == "rs-fgsm" else 1.25 * args.epsilon
-    if args.prune is None:
-        for name in ("p", "epoch", "scores", "class_balanced"):
-            if getattr(args, name) not in (None, False):
-                parser.error(f"--{name.replace('_', '-')} does nothing without --prune high, say")
-        args.prune = "none"
-    if args.epoch is None and args.prune != "none":
-        args.epoch = 0 if args.scores else 3
-    if args.epoch is not None and args.epoch >= args.epochs:
-        parser.error(f"--epoch {args.epoch} is too late: it must leave some of the {args.epochs} "
-                     "--epochs to train on what is kept")
-    if args.score == "running-loss" and args.epoch == 0 and not args.scores:
-        parser.error("--score running-loss needs an epoch of training first: --epoch 1 or more")
-    args.p = 0.0 if args.prune == "none" else 0.4 if args.p is None else args.p
-    return args
-
-
-def prepare(args, device):
-    """(data set, saved scores or None), checked against the settings before any work."""
-    if args.precision == "tf32" and device.type != "cuda":
-        raise runs.UserError("--precision tf32 needs a CUDA GPU; use fp32 or bf16 here")
-    with runs.first_process_first():  # so that one downloads for all
-        dataset = data.load(args.dataset, args.data_dir, args.limit, device)
-    n, channels, size = len(dataset.labels), dataset.images.shape[1], dataset.images.shape[-1]
-    if round(args.p * n) == n:
-        raise runs.UserError(f"--p {args.p} leaves none of the {n} examples")
-    args.network = dict(name=args.model or models.DEFAULT[channels], channels=channels,
-                        classes=len(dataset.classes), width=args.width, size=size)
-    return dataset, prune.load(args.scores, dataset.labels) if args.scores else None
-
-
 def open_run(args, training):
     """The run's directory: a new one with its config.json, or --resume's, its state restored."""
     if not args.resume:
@@ -237,9 +157,9 @@ def open_run(args, training):
         if runs.rank() > 0:
             return None
         folder = runs.create(args.out, f"{args.dataset}-{args.attack}{pruned}-s{args.seed}")
-        settings = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
+        used = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
         runs.write_json(folder / "config.json", {
-            "command": args.command, "args": settings, "kernels": ops.KERNELS,
+            "command": args.command, "args": used, "kernels": ops.KERNELS,
             **runs.environment(training.device)})
         return folder
     folder = Path(args.resume)
@@ -248,22 +168,26 @@ def open_run(args, training):
     if not (folder / "state.pt").exists():
         raise runs.UserError(f"{folder} ended within its first epoch; start it afresh")
     state = torch.load(folder / "state.pt", map_location=training.device, weights_only=True)
+    if len(state["running"]) != len(training.dataset.labels):
+        raise runs.UserError(f"{folder} was trained on {len(state['running'])} examples, but its "
+                             f"files now have {len(training.dataset.labels)}")
     training.restore(state)
     return folder
 
 
 @runs.script
 def main(argv=None):
-    args = parse(argv)
+    args = settings.parse(argv, __doc__)
     device = runs.device(args.device)
     runs.join_processes(device)
-    dataset, saved = prepare(args, device)
+    dataset, saved = settings.prepare(args, device)
     training = Training(args, dataset, device)
     folder, first = open_run(args, training), runs.rank() == 0
 
     n = len(dataset.labels)
     before = args.epochs if args.epoch is None else args.epoch
-    images = before * n + (args.epochs - before) * (n - round(args.p * n))
+    images = (before * dataset.epoch_size(n)
+              + (args.epochs - before) * dataset.epoch_size(n - round(args.p * n)))
     done = sum(row["examples"] for row in training.rows)
     with tqdm(total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
               disable=None if first else True) as bar:

@@ -233,6 +233,20 @@ inline const float* per_example(const char* op, const std::optional<Tensor>& v, 
   return v->const_data_ptr<float>();
 }
 
+// The checked arguments of augment; returns where each id's image is: in `rows`, else at the id itself.
+inline const int64_t* rows_of(const char* op, const Tensor& images, const Tensor& ids,
+                              const std::optional<Tensor>& rows) {
+  check(images.dim() == 4 && images.scalar_type() == ScalarType::Byte && images.is_contiguous(), op,
+        "images must be contiguous uint8 [N, C, H, W]");
+  for (const Tensor* vector : {&ids, rows ? &*rows : &ids})
+    check(vector->dim() == 1 && vector->scalar_type() == ScalarType::Long &&
+              vector->is_contiguous() && vector->numel() == ids.numel() &&
+              vector->get_device_index() == images.get_device_index() &&
+              vector->is_cuda() == images.is_cuda(),
+          op, "ids and rows must be contiguous int64 vectors of one length on the images' device");
+  return rows ? rows->const_data_ptr<int64_t>() : ids.const_data_ptr<int64_t>();
+}
+
 // Calls f(T*) for x's element type; the output's type is float32 for uint8, else x's own.
 template <class F>
 void with_pixels(const char* op, const Tensor& x, const F& f) {

@@ -147,11 +147,8 @@ Tensor fgsm_step(const Tensor& x, const Tensor& grad, const Tensor& ids, double 
 }
 
 Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t epoch, int64_t pad,
-               bool flip, bool channels_last) {
-  check(images.dim() == 4 && images.scalar_type() == ScalarType::Byte && images.is_contiguous(),
-        "augment", "images must be contiguous uint8 [N, C, H, W]");
-  check(ids.dim() == 1 && ids.scalar_type() == ScalarType::Long && ids.is_contiguous(), "augment",
-        "ids must be a contiguous int64 vector");
+               bool flip, bool channels_last, const std::optional<Tensor>& rows) {
+  const int64_t* row = rows_of("augment", images, ids, rows);
   int64_t n = images.size(0), batch = ids.numel(), channels = images.size(1);
   int64_t height = images.size(2), width = images.size(3);
   Tensor out = torch::stable::empty({batch, channels, height, width}, ScalarType::Float,
@@ -160,7 +157,7 @@ Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t ep
                                                   : torch::headeronly::MemoryFormat::Contiguous);
   const int64_t* id = ids.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < batch; b++)
-    check(id[b] >= 0 && id[b] < n, "augment", "an id is outside the images");
+    check(row[b] >= 0 && row[b] < n, "augment", "an id is outside the images");
   if (out.numel() == 0) return out;
   float shades[256];
   for (int v = 0; v < 256; v++) shades[v] = pixel((uint8_t)v);
@@ -173,13 +170,13 @@ Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t ep
       for (int64_t c = 0; c < channels; c++)
         for (int64_t h = 0; h < height; h++) {
           int64_t y = h + place.dy;
-          const uint8_t* row = from + ((id[b] * channels + c) * height + y) * width;
+          const uint8_t* shade = from + ((row[b] * channels + c) * height + y) * width;
           float* line = to + b * size + (channels_last ? h * width * channels + c
                                                        : (c * height + h) * width);
           for (int64_t w = 0; w < width; w++) {
             int64_t x = (place.flip ? width - 1 - w : w) + place.dx;
             bool inside = y >= 0 && y < height && x >= 0 && x < width;
-            line[w * across] = inside ? shades[row[x]] : 0.0f;
+            line[w * across] = inside ? shades[shade[x]] : 0.0f;
           }
         }
     }

@@ -194,13 +194,14 @@ Tensor fgsm_step(const Tensor& x, const Tensor& grad, const Tensor& ids, double 
 }
 
 // A block an example: its crop is drawn once. Threads follow the output, so that writes coalesce.
-__global__ void augment_kernel(const uint8_t* images, int64_t n, const int64_t* ids, float* out,
-                               int channels, int height, int width, uint64_t seed, uint32_t epoch,
-                               int pad, bool flip, bool channels_last) {
+__global__ void augment_kernel(const uint8_t* images, int64_t n, const int64_t* ids,
+                               const int64_t* rows, float* out, int channels, int height,
+                               int width, uint64_t seed, uint32_t epoch, int pad, bool flip,
+                               bool channels_last) {
   __shared__ Crop place;
-  int64_t id = ids[blockIdx.x];
-  if (id < 0 || id >= n) __trap();
-  if (threadIdx.x == 0) place = crop(seed, epoch, id, pad, flip);
+  int64_t row = rows[blockIdx.x];
+  if (row < 0 || row >= n) __trap();
+  if (threadIdx.x == 0) place = crop(seed, epoch, ids[blockIdx.x], pad, flip);
   __syncthreads();
   int size = channels * height * width;
   for (int o = threadIdx.x; o < size; o += blockDim.x) {
@@ -210,17 +211,13 @@ __global__ void augment_kernel(const uint8_t* images, int64_t n, const int64_t* 
     int x = (place.flip ? width - 1 - w : w) + place.dx;
     bool inside = y >= 0 && y < height && x >= 0 && x < width;
     out[(int64_t)blockIdx.x * size + o] =
-        inside ? pixel(images[((id * channels + c) * height + y) * width + x]) : 0.0f;
+        inside ? pixel(images[((row * channels + c) * height + y) * width + x]) : 0.0f;
   }
 }
 
 Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t epoch, int64_t pad,
-               bool flip, bool channels_last) {
-  check(images.dim() == 4 && images.scalar_type() == ScalarType::Byte && images.is_contiguous(),
-        "augment", "images must be contiguous uint8 [N, C, H, W]");
-  check(ids.dim() == 1 && ids.scalar_type() == ScalarType::Long && ids.is_contiguous() &&
-            ids.is_cuda() && ids.get_device_index() == images.get_device_index(),
-        "augment", "ids must be a contiguous int64 vector on the images' device");
+               bool flip, bool channels_last, const std::optional<Tensor>& rows) {
+  const int64_t* row = rows_of("augment", images, ids, rows);
   DeviceGuard guard(images.get_device_index());
   int64_t batch = ids.numel(), channels = images.size(1);
   int64_t height = images.size(2), width = images.size(3);
@@ -230,7 +227,7 @@ Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t ep
                                                   : torch::headeronly::MemoryFormat::Contiguous);
   if (out.numel() == 0) return out;
   augment_kernel<<<(unsigned)batch, THREADS, 0, stream_of(images)>>>(
-      images.const_data_ptr<uint8_t>(), images.size(0), ids.const_data_ptr<int64_t>(),
+      images.const_data_ptr<uint8_t>(), images.size(0), ids.const_data_ptr<int64_t>(), row,
       out.mutable_data_ptr<float>(), (int)channels, (int)height, (int)width, (uint64_t)seed,
       (uint32_t)epoch, (int)pad, flip, channels_last);
   STD_CUDA_KERNEL_LAUNCH_CHECK();

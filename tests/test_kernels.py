@@ -86,10 +86,12 @@ def test_augment_is_the_references(device, shape, pad, flip, channels_last):
     images, _ = batch(shape, torch.uint8, device)
     for count in (0, 1, 33):
         ids = torch.randint(shape[0], (count,), device=device)
-        args = (images, ids, 5, 2, pad, flip, channels_last)
-        out, wanted = torch.ops.advprune.augment(*args), ops.REFERENCES["augment"](*args)
+        how = 5, 2, pad, flip, channels_last
+        out, wanted = (f(images, ids, *how) for f in (ops.augment, ops.REFERENCES["augment"]))
         assert torch.equal(out, wanted)
         assert out.stride() == wanted.stride()
+        rows = torch.arange(count, device=device)  # of the images gathered first
+        assert torch.equal(ops.augment(images[ids], ids, *how, rows), wanted)
 
 
 def test_augment_refuses_ids_outside():
@@ -97,6 +99,8 @@ def test_augment_refuses_ids_outside():
     for i in (-1, 3):
         with pytest.raises((IndexError, RuntimeError), match="id"):
             ops.augment(images, torch.tensor([i]), 0, 0)
+        with pytest.raises((IndexError, RuntimeError), match="id"):
+            ops.augment(images, torch.tensor([0]), 0, 0, rows=torch.tensor([i]))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -198,7 +202,7 @@ def test_opcheck(device, name):
     args = {
         "rs_start": (x, ids, 0.1, eps, 1, 2, True, 1.0),
         "fgsm_step": (x, x, ids, 0.1, None, 0.1, eps, 1, 2, False, 2.0, False),
-        "augment": (images, ids % 3, 1, 2, 1, True, True),
+        "augment": (images, ids % 3, 1, 2, 1, True, True, ids.flip(0) % 3),
         "cross_entropy_scores": (torch.randn(3, 5, device=device), ids % 5),
         "select_kept": (torch.rand(50, device=device), 3, 4, None),
         "deepfool_step": (torch.rand(3, 2, 4, 5, device=device), torch.rand(3, 2, device=device),
@@ -227,6 +231,7 @@ def test_compiles_whole(device):
     (lambda x, i: ops.rs_start(x, i, torch.rand(2), 0, 0), "rs_start"),
     (lambda x, i: ops.fgsm_step(x, x[:2], i, 0.1, 0.1, 0, 0), "fgsm_step"),
     (lambda x, i: ops.augment(x, i, 0, 0), "augment"),
+    (lambda x, i: ops.augment(x.byte(), i, 0, 0, rows=i[:2]), "augment"),
     (lambda x, i: ops.cross_entropy_scores(x.flatten(1), i + 99), "cross_entropy_scores"),
     (lambda x, i: ops.deepfool_step(x, x.flatten(1), i, "l2"), "deepfool_step"),
     (lambda x, i: ops.deepfool_step(x, x[:, :, 0, 0], i, "l2"), "deepfool_step"),

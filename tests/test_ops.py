@@ -101,6 +101,9 @@ def test_augment_crops_flips_and_gathers_by_id():
             seen.add(places[0])
     assert len(seen) == 50  # every offset, on both sides
     assert torch.equal(ops.augment(images, ids, SEED, 0), images[ids].float() / 255)
+    rows = torch.arange(50) * 3
+    gathered = ops.augment(images[ids[:150]], ids[rows] + 2**33, SEED, 0, pad, True, rows=rows)
+    assert torch.equal(gathered, ops.augment(images, ids[rows], SEED, 0, pad, True))
 
 
 def test_cross_entropy_scores_against_float64():

@@ -16,6 +16,7 @@ import attacks
 import data
 import evaluate
 import models
+import settings
 import train
 
 KEYS = ["run", "dataset", "prune", "p", "epoch", "epochs", "seed", "n_train", "n_kept",
@@ -40,10 +41,10 @@ def test_schedule_is_the_references():
 
 def test_one_step_of_training_against_a_plain_loop(tmp_path):
     """One SGD epoch of one batch on the RS+FGSM example, recomputed from the equations."""
-    args = train.parse(["--dataset", "synthetic", "--limit", "32", "--epochs", "2",
+    args = settings.parse(["--dataset", "synthetic", "--limit", "32", "--epochs", "2",
                         "--batch-size", "32", "--out", "unused"])
     args.optimizer, args.peak, args.lr = "sgd", 0.5, 0.1  # the first epoch ends at the peak
-    dataset, _ = train.prepare(args, torch.device("cpu"))
+    dataset, _ = settings.prepare(args, torch.device("cpu"))
     training = train.Training(args, dataset, torch.device("cpu"))
     model = models.build(**args.network).double()
     model.load_state_dict({k: v.double() for k, v in training.model.state_dict().items()})

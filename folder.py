@@ -1,0 +1,119 @@
+"""A folder of images a class, decoded once into a file that stored.Stored reads.
+
+    DIR/train/CLASS/*, DIR/val/CLASS/*    as torchvision's ImageFolder has them
+    DIR/.advprune-PART-SIZE-KEY.npy       uint8 [N, SIZE, SIZE, 3], written at the first use
+    DIR/.advprune-PART-SIZE-KEY.json      paths and labels by id, and the files that are unreadable
+
+KEY is a digest of the files' paths, sizes and times: another set of files is decoded anew.
+"""
+import hashlib
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import datasets, transforms
+from tqdm import tqdm
+
+import runs
+import stored
+from runs import UserError
+
+AT_ONCE = 256  # images decoded before any more are begun, which bounds the memory
+
+
+def open_folder(root, part, size, skip_bad=False):
+    """(Stored [N, 3, size, size], labels [N] int64, classes) of the images root/part/CLASS/*.
+
+    As torchvision's ImageFolder reads them, the shorter side resized to `size` and the centre cut
+    out. They are decoded once, into hidden files in root. The order is shuffled, the same each
+    time, so that the first N are of all classes; the .json beside the .npy has the paths by id.
+    Raises UserError where there are no images, where some cannot be read unless skip_bad leaves
+    those out, and where root cannot be written to.
+    """
+    folder = Path(root) / part
+    try:
+        classes, numbers = datasets.folder.find_classes(folder)
+        extensions = datasets.folder.IMG_EXTENSIONS
+        found = datasets.folder.make_dataset(folder, numbers, extensions, allow_empty=True)
+    except OSError:
+        found = []
+    if not found:
+        raise UserError(f"{folder} holds no images in a folder for each class; give the folder "
+                        f"of train/CLASS/* and val/CLASS/* as --data-dir")
+    found = [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+    cache = Path(root) / f".advprune-{part}-{size}-{_digest(folder, found)}"
+    if not cache.with_suffix(".json").exists():
+        try:
+            _decode(found, size, folder, cache)
+        except OSError as error:
+            raise UserError(f"cannot write the decoded images into {root}: {error.strerror}"
+                            ) from None
+        stored.clear(Path(root), f".advprune-{part}-{size}-", "", cache.name)
+    index = json.loads(cache.with_suffix(".json").read_text())
+    bad = index["unreadable"]
+    if bad and not skip_bad:
+        named = ", ".join(bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
+        raise UserError(f"{len(bad)} of the {len(found)} images of {folder} cannot be read: "
+                        f"{named}; mend or delete them, or leave them out with --skip-bad")
+    if not index["labels"]:
+        raise UserError(f"none of the {len(found)} images of {folder} can be read")
+    if bad:
+        print(f"{len(bad)} of the {len(found)} images of {folder} cannot be read and are left out",
+              file=sys.stderr)
+    labels, shape = torch.tensor(index["labels"]), (len(index["labels"]), size, size, 3)
+    start = cache.with_suffix(".npy").stat().st_size - prod(shape)
+    return stored.Stored(cache.with_suffix(".npy"), start, shape), labels, classes
+
+
+def _digest(folder, found):
+    """16 hexadecimal digits for these files as they are now."""
+    digest = hashlib.sha256()
+    for path, _ in found:
+        try:
+            stat = os.stat(path)
+            state = stat.st_size, stat.st_mtime_ns
+        except OSError:  # a link to nowhere, which is an unreadable image
+            state = None
+        digest.update(repr((os.path.relpath(path, folder), state)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _decode(found, size, folder, cache):
+    """Write what can be read of found, (path, label) pairs, as cache.npy, then cache.json."""
+    fit = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size)])
+    index = {"paths": [], "labels": [], "unreadable": []}
+
+    def decode(pair):
+        try:
+            with Image.open(pair[0]) as image:
+                return np.asarray(fit(image.convert("RGB")))
+        except Exception:  # its readers let anything through: OSError, SyntaxError, struct.error
+            return None
+
+    def begin(file, n):
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": (n, size, size, 3)})
+
+    with (runs.writing(cache.with_suffix(".npy")) as file, ThreadPoolExecutor() as pool,
+          tqdm(total=len(found), unit="img", desc=f"decoding {folder}", disable=None) as bar):
+        begin(file, len(found))
+        for first in range(0, len(found), AT_ONCE):
+            pairs = found[first:first + AT_ONCE]
+            for (path, label), image in zip(pairs, pool.map(decode, pairs), strict=True):
+                name = os.path.relpath(path, folder)
+                if image is None:
+                    index["unreadable"].append(name)
+                    continue
+                file.write(image)
+                index["paths"].append(name)
+                index["labels"].append(label)
+            bar.update(len(pairs))
+        file.seek(0)
+        begin(file, len(index["labels"]))  # as long as before: numpy leaves room for the number
+    runs.write_json(cache.with_suffix(".json"), index)

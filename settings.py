@@ -1,0 +1,128 @@
+"""The settings of a run of train.py: its flags, the recipe of each data set, what they imply."""
+import argparse
+from pathlib import Path
+
+import data
+import models
+import prune
+import runs
+
+# peak: where in the run the learning rate is highest. clip_start: whether the random start stays
+# in the image box, which fast_adversarial does for CIFAR-10 and not for MNIST.
+MNIST = dict(epochs=10, batch_size=100, optimizer="adam", lr=5e-3, peak=0.4,
+             clip_start=False, pad=0, flip=False, pgd_steps=40)
+RECIPES = {
+    "digits": {**MNIST, "epochs": 30, "batch_size": 32, "peak": 0.1, "pad": 1},
+    "mnist": MNIST,
+    "fashion-mnist": MNIST,
+    "cifar10": dict(epochs=15, batch_size=128, optimizer="sgd", lr=0.2, peak=0.5,
+                    clip_start=True, pad=4, flip=True, pgd_steps=10),
+    # cifar10's, for twice as long: sets of 64x64 such as Tiny ImageNet have a tenth of the images
+    # of each class and many more classes. The crop moves by an eighth of the side, as there.
+    "folder": dict(epochs=30, batch_size=128, optimizer="sgd", lr=0.2, peak=0.5, clip_start=True,
+                   flip=True, pgd_steps=10, image_size=data.IMAGE_SIZE),
+    "synthetic": {**MNIST, "epochs": 5, "batch_size": 32, "peak": 0.2},
+}
+
+
+def flags(doc):
+    parser = runs.Parser(doc)
+    flag = parser.add_argument
+    flag("--dataset", choices=data.NAMES, default="digits", help="default: digits (embedded)")
+    flag("--data-dir", default="data", help="where data sets are or are downloaded to (data)")
+    flag("--limit", type=runs.positive_int, metavar="N",
+         help="train on the first N examples, beside all --extra-data")
+    flag("--image-size", type=runs.positive_int, metavar="PIXELS",
+         help=f"side of --dataset folder's images ({data.IMAGE_SIZE})")
+    flag("--skip-bad", action="store_true", help="leave out images of the folder that are broken")
+    flag("--extra-data", metavar="FILE", action="append",
+         help="an npz of generated images to train on too; may be given several times")
+    flag("--extra-fraction", type=runs.number(float, 0, 1, open_low=True),
+         help="share of the kept --extra-data in a batch (0.7)")
+    flag("--prune", choices=prune.STRATEGIES, help="which part of the scores to drop (none)")
+    flag("--p", type=runs.fraction, help="fraction to drop, 0 <= p < 1 (0.4)")
+    flag("--epoch", type=runs.number(int, 0),
+         help="full epochs before pruning (3, or 0 with --scores)")
+    flag("--score", choices=prune.SCORES, default="loss", help="see prune.py (loss)")
+    flag("--scores", metavar="FILE", help="prune by the scores in this npz of prune.py")
+    flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
+    flag("--attack", choices=["none", "rs-fgsm", "n-fgsm", "pgd"], default="rs-fgsm")
+    flag("--epsilon", type=runs.budget, help="l-inf budget in [0, 1] pixels, such as 8/255")
+    flag("--alpha", type=runs.number(float, 0), help="attack step in [0, 1] pixels")
+    flag("--pgd-steps", type=runs.positive_int, help="steps of --attack pgd")
+    flag("--epochs", type=runs.positive_int)
+    flag("--batch-size", type=runs.positive_int, help="images an update, over all processes")
+    flag("--lr", type=runs.number(float, 0, open_low=True), help="peak learning rate")
+    flag("--model", choices=models.MODELS, help="mnist-net (grey) or preactresnet18 (colour)")
+    flag("--width", type=runs.positive_int, help="network width; models.py says what it counts")
+    flag("--seed", type=runs.seed, default=0)
+    flag("--out", metavar="DIR", help="the run's new directory (runs/<what it is>)")
+    flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
+    flag("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="fp32 as published")
+    flag("--compile", action="store_true", help="torch.compile the network")
+    flag("--tensorboard", action="store_true", help="also write TensorBoard events")
+    flag("--resume", metavar="DIR", help="go on with this interrupted run, settings and all")
+    return parser
+
+
+def parse(argv, doc=__doc__):
+    """The settings of a run, its recipe filled in; or those of the run that --resume names."""
+    parser = flags(doc)
+    args = parser.parse_args(argv)
+    if args.resume:
+        for name in vars(args).keys() - {"resume", "device"}:
+            if getattr(args, name) != parser.get_default(name):
+                parser.error(f"--resume keeps the run's settings; leave out "
+                             f"--{name.replace('_', '-')}")
+        stored = runs.config(args.resume)["args"]
+        given = {"resume": args.resume, "device": args.device}
+        return argparse.Namespace(**{**vars(args), **stored, **given})  # args: for an old run
+    args.command = runs.command("train.py", argv)
+    if args.dataset != "folder" and (args.image_size or args.skip_bad):
+        parser.error("--image-size and --skip-bad are for --dataset folder")
+    if args.extra_fraction is not None and not args.extra_data:
+        parser.error("--extra-fraction does nothing without --extra-data")
+    if args.extra_data and args.score == "running-loss":
+        parser.error("--score running-loss needs epochs that visit every example, and with "
+                     "--extra-data they do not; use --score loss")
+
+    for name, value in {**RECIPES[args.dataset], "epsilon": data.EPSILON[args.dataset]}.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
+    if args.dataset == "folder":
+        args.pad = args.image_size // 8
+    if args.extra_data:  # found from anywhere, by --resume and prune.py too
+        args.extra_data = [str(Path(path).resolve()) for path in args.extra_data]
+        args.extra_fraction = args.extra_fraction or 0.7  # as Wang et al. 2023
+    if args.alpha is None:  # in budgets, so that it follows --epsilon
+        pgd_step = data.PGD_STEP[args.dataset] / data.EPSILON[args.dataset]
+        args.alpha = {"n-fgsm": 1.0, "pgd": pgd_step}.get(args.attack, 1.25) * args.epsilon
+    args.score_alpha = args.alpha if args.attack == "rs-fgsm" else 1.25 * args.epsilon
+    if args.prune is None:
+        for name in ("p", "epoch", "scores", "class_balanced"):
+            if getattr(args, name) not in (None, False):
+                parser.error(f"--{name.replace('_', '-')} does nothing without --prune high, say")
+        args.prune = "none"
+    if args.epoch is None and args.prune != "none":
+        args.epoch = 0 if args.scores else 3
+    if args.epoch is not None and args.epoch >= args.epochs:
+        parser.error(f"--epoch {args.epoch} is too late: it must leave some of the {args.epochs} "
+                     "--epochs to train on what is kept")
+    if args.score == "running-loss" and args.epoch == 0 and not args.scores:
+        parser.error("--score running-loss needs an epoch of training first: --epoch 1 or more")
+    args.p = 0.0 if args.prune == "none" else 0.4 if args.p is None else args.p
+    return args
+
+
+def prepare(args, device):
+    """(data set, saved scores or None), checked against the settings before any work."""
+    if args.precision == "tf32" and device.type != "cuda":
+        raise runs.UserError("--precision tf32 needs a CUDA GPU; use fp32 or bf16 here")
+    with runs.first_process_first():  # so that one downloads for all
+        dataset = data.of_run(vars(args), device=device)
+    n, channels, size = len(dataset.labels), dataset.images.shape[1], dataset.images.shape[-1]
+    if round(args.p * n) == n:
+        raise runs.UserError(f"--p {args.p} leaves none of the {n} examples")
+    args.network = dict(name=args.model or models.DEFAULT[channels], channels=channels,
+                        classes=len(dataset.classes), width=args.width, size=size)
+    return dataset, prune.load(args.scores, dataset.labels) if args.scores else None
