@@ -4,6 +4,7 @@
                with noise_scale=2, clip_ball=False N-FGSM (de Jorge et al. 2022),
                with noise_scale=0 plain FGSM (Goodfellow et al. 2015)
     pgd        projected gradient descent with restarts (Madry et al. 2018)
+    pgd_kl     the same on TRADES' divergence (Zhang et al. 2019)
 
 and, for distances, the nearest adversarial example at all:
 
@@ -98,6 +99,27 @@ def _climb(model, adv, y, low, high, alpha, steps):
         steps -= 1
         moved = torch.clamp(adv.detach() + alpha * grad.sign(), low, high)
         adv = torch.where(active.view(-1, *[1] * (adv.dim() - 1)), moved, adv.detach())
+
+
+def pgd_kl(model, x, ids, *, eps, alpha, steps, seed=0, epoch=0):
+    """TRADES' inner maximisation (Zhang et al. 2019): KL(model(x) || model(x')) by signed ascent.
+
+    From a uniform start in ball and box, in the model's present mode. Shapes as in `rs_fgsm`.
+    """
+    pixels, step = ops.pixels(x), ops.per_example(alpha, x)
+    radius = ops.per_example(eps, x)
+    low, high = (pixels - radius).clamp(min=0), (pixels + radius).clamp(max=1)
+    adv = ops.rs_start(pixels, ids, eps, seed, epoch, clip_start=True)
+    with torch.no_grad():
+        clean = F.log_softmax(model(pixels).float(), 1)
+    for _ in range(steps):
+        adv = adv.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = F.kl_div(F.log_softmax(model(adv).float(), 1), clean, log_target=True,
+                            reduction="sum")
+            (grad,) = torch.autograd.grad(loss, adv)
+        adv = torch.clamp(adv.detach() + step * grad.sign(), low, high)
+    return adv
 
 
 class DeepFool(NamedTuple):

@@ -13,6 +13,7 @@ Scores          loss          cross-entropy on the RS+FGSM example, eval mode, n
                 running-loss  the last training epoch's own losses: no extra pass (train.py only)
 Strategies      high, low     drop that tail              low+high  drop half from each tail
                 middle        drop what is nearest the mean          random, none
+                puma          high, of margins (train.py adapts the budgets too)
 
 Interrupted, scoring goes on where it was when asked for the same again.
 """
@@ -33,7 +34,7 @@ import ops
 import runs
 
 SCORES = ["loss", "clean-loss", "margin", "running-loss"]
-STRATEGIES = ["none", "random", "high", "low", "low+high", "middle"]
+STRATEGIES = ["none", "random", "high", "low", "low+high", "middle", "puma"]
 SAVE_SECONDS = 10.0  # how much scoring an interruption may cost
 
 
@@ -120,23 +121,42 @@ def _keep(scores, ids, how, drop, generator):
     if how == "random":
         kept = torch.randperm(len(ids), generator=generator)[drop:]
         return ids[kept.sort().values.to(ids.device)]
-    return ids[ops.select_kept(scores, drop, how)]
+    return ids[ops.select_kept(scores, drop, "high" if how == "puma" else how)]
 
 
-def save(path, scores, labels, kept):
-    """Write scores, labels and kept ids as an npz that appears whole."""
+def adapt(margins, kept, eps, fraction=1.0, floor=0.0):
+    """The budget of every example [N]: clip(margin, floor, eps) on the lowest margins, eps else.
+
+    margins [N] in [0, 1] pixels; of the `kept` ids the `fraction` of lowest margin is adapted. So
+    no adapted example is pushed across the margin model's boundary, and one that it misclassifies
+    has the floor. OUR reading of PUMA's abstract (Maroto & Frossard 2024), which gives no formula.
+    """
+    budgets = torch.full_like(margins, eps)
+    lowest = kept[margins[kept].argsort(stable=True)[:round(fraction * len(kept))]]
+    budgets[lowest] = margins[lowest].clamp(min(floor, eps), eps)
+    return budgets
+
+
+def save(path, scores, labels, kept, kind):
+    """Write scores, their kind, labels and kept ids as an npz that appears whole."""
     arrays = {"scores": scores.cpu().numpy(), "labels": labels.cpu().numpy(),
-              "kept": kept.cpu().numpy()}
+              "kept": kept.cpu().numpy(), "kind": np.array(kind)}
     runs.write_saved(path, lambda content, file: np.savez(file, **content), arrays)
 
 
-def load(path, labels):
-    """The scores [N] that `save` wrote. Raises UserError unless they are of these labels [N]."""
+def load(path, labels, kind=None):
+    """The scores [N] that `save` wrote. Raises UserError unless they are of these labels [N].
+
+    With a kind, they must be of that kind; a file without one is trusted.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             scores, its_labels = file["scores"], file["labels"]
+            its_kind = str(file["kind"]) if "kind" in file else kind
     except Exception as error:  # numpy and zipfile raise half a dozen kinds
         raise runs.UserError(f"{path} is no score file with scores and labels: {error}") from None
+    if kind and its_kind != kind:
+        raise runs.UserError(f"{path} holds scores of kind {its_kind}, but {kind} is needed")
     if scores.shape != tuple(labels.shape):
         raise runs.UserError(f"{path} scores {scores.size} examples, "
                              f"but the training set has {len(labels)}")
@@ -147,8 +167,11 @@ def load(path, labels):
     return torch.as_tensor(scores, dtype=torch.float32, device=labels.device)
 
 
-def draw(path, dataset, scores, kept, title):
-    """A picture: histogram of kept and dropped, the 20 examples of highest and lowest score."""
+def draw(path, dataset, scores, kept, title, model):
+    """A picture: histogram of kept and dropped, the 20 examples of highest and lowest score.
+
+    The latter with their labels and what the model predicts: Figure 6's outliers, in real data.
+    """
     from matplotlib.figure import Figure
 
     scores, dropped = scores.cpu(), np.ones(len(scores), bool)
@@ -164,12 +187,17 @@ def draw(path, dataset, scores, kept, title):
     ranked = scores.argsort(descending=True)
     ends = ("highest", ranked[:20]), ("lowest", ranked.flip(0)[:20])
     for sheet, (name, ids) in zip(sheets, ends, strict=True):
-        sheet.suptitle(f"{name} scores (class, score; red: dropped)", fontsize="medium")
-        for axes, i in zip(sheet.subplots(2, 10).flat, ids.tolist(), strict=False):
-            image = dataset.images[i].cpu().permute(1, 2, 0).numpy()
+        sheet.suptitle(f"{name} scores (label > prediction, score; red: dropped)",
+                       fontsize="medium")
+        images = dataset.images[ids.to(dataset.labels.device)]
+        predicted = models.predict(model, images).tolist()
+        for axes, i, image, guess in zip(sheet.subplots(2, 10).flat, ids.tolist(),
+                                         images.cpu().permute(0, 2, 3, 1).numpy(), predicted,
+                                         strict=False):
             axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-            axes.set_title(f"{dataset.classes[dataset.labels[i]]} {scores[i]:.3g}", fontsize=7,
-                           pad=2, color="tab:red" if dropped[i] else "black")
+            label, guess = (dataset.classes[k] for k in (dataset.labels[i], guess))
+            axes.set_title(f"{label} > {guess}\n{scores[i]:.3g}", fontsize=6, pad=2,
+                           color="tab:red" if dropped[i] else "black")
             axes.set(xticks=[], yticks=[])
     runs.write_saved(path, lambda content, file: content.savefig(file, format="png"), figure)
 
@@ -178,7 +206,7 @@ def parse(argv):
     parser = runs.Parser(__doc__)
     flag = parser.add_argument
     flag("run", help="a finished run's directory")
-    flag("--score", choices=SCORES[:3], default="loss", help="default: loss")
+    flag("--score", choices=SCORES[:3], help="default: loss; margin for --prune puma")
     flag("--norm", choices=["linf", "l2"], help="of --score margin (linf)")
     flag("--classes", type=runs.number(int, 2), metavar="K",
          help="of --score margin: only boundaries to the K - 1 next best classes (all)")
@@ -191,6 +219,9 @@ def parse(argv):
     flag("--out", metavar="DIR", help="a new folder for scores.npz and pruned.png")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
     args = parser.parse_args(argv)
+    if args.prune == "puma" and args.score not in (None, "margin"):
+        parser.error(f"--prune puma drops by margin, not by --score {args.score}")
+    args.score = args.score or ("margin" if args.prune == "puma" else "loss")
     for name, default in (("norm", "linf"), ("classes", None), ("steps", 50)):
         if args.score != "margin" and getattr(args, name) is not None:
             parser.error(f"--{name} goes with --score margin")
@@ -240,9 +271,9 @@ def main(argv=None):
         record |= {**settings, "misclassified": int((scores == 0).sum()),
                    "not_crossed": int((scores == far).sum())}
     if first:
-        save(runs.create(out, None) / "scores.npz", scores, dataset.labels, kept)
+        save(runs.create(out, None) / "scores.npz", scores, dataset.labels, kept, kind)
         draw(Path(out) / "pruned.png", dataset, scores, kept,
-             f"{args.run}: {kind}, {args.prune}, p = {args.p:g}")
+             f"{args.run}: {kind}, {args.prune}, p = {args.p:g}", model)
         report(record)
     state.unlink(missing_ok=True)
     return record

@@ -43,16 +43,36 @@ def flags(doc):
     flag("--p", type=runs.fraction, help="fraction to drop, 0 <= p < 1 (0.4)")
     flag("--epoch", type=runs.number(int, 0),
          help="full epochs before pruning (3, or 0 with --scores)")
-    flag("--score", choices=prune.SCORES, default="loss", help="see prune.py (loss)")
+    flag("--score", choices=prune.SCORES, help="see prune.py (loss; margin for --prune puma)")
     flag("--scores", metavar="FILE", help="prune by the scores in this npz of prune.py")
     flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
-    flag("--attack", choices=["none", "rs-fgsm", "n-fgsm", "pgd"], default="rs-fgsm")
+    flag("--margin-model", metavar="RUN-or-FILE", help="network of --score margin: a run, or "
+         "weights of the network trained here (that network itself, as it is)")
+    flag("--margin-norm", choices=["linf", "l2"], help="of --score margin (linf)")
+    flag("--margin-steps", type=runs.positive_int, help="DeepFool's steps at most (50)")
+    flag("--margin-classes", type=runs.number(int, 2), metavar="K",
+         help="look for boundaries to the K - 1 next best classes alone (all)")
+    flag("--adapt-eps", action="store_true",
+         help="from the pruning on, train with eps_i = clip(margin_i, floor, eps)")
+    flag("--adapt-fraction", type=runs.number(float, 0, 1, open_low=True),
+         help="of the kept examples, those of lowest margin, are adapted (1: all)")
+    flag("--eps-floor", type=runs.budget, help="the floor of --adapt-eps (0)")
+    flag("--attack", choices=["none", "rs-fgsm", "n-fgsm", "pgd"], help="default: rs-fgsm")
+    flag("--loss", choices=["cross-entropy", "trades"], default="cross-entropy",
+         help="trades: cross-entropy of x + beta KL(x || x'), x' by PGD on the KL")
+    flag("--beta", type=runs.number(float, 0), help="of --loss trades (5)")
+    flag("--label-smoothing", type=runs.fraction, default=0.0, help="of the cross-entropy (0)")
+    flag("--ema", type=runs.fraction, metavar="DECAY",
+         help="keep and give out the weights' exponential moving average, such as 0.995")
     flag("--epsilon", type=runs.budget, help="l-inf budget in [0, 1] pixels, such as 8/255")
     flag("--alpha", type=runs.number(float, 0), help="attack step in [0, 1] pixels")
-    flag("--pgd-steps", type=runs.positive_int, help="steps of --attack pgd")
+    flag("--pgd-steps", type=runs.positive_int, help="steps of --attack pgd and --loss trades")
     flag("--epochs", type=runs.positive_int)
     flag("--batch-size", type=runs.positive_int, help="images an update, over all processes")
     flag("--lr", type=runs.number(float, 0, open_low=True), help="peak learning rate")
+    flag("--schedule", choices=["cyclic", "cosine"], default="cyclic",
+         help="down from the peak in a line, or, after 2.5 %% of the run, in half a cosine")
+    flag("--nesterov", action="store_true", help="Nesterov's momentum, where the recipe has SGD")
     flag("--model", choices=models.MODELS, help="mnist-net (grey) or preactresnet18 (colour)")
     flag("--width", type=runs.positive_int, help="network width; models.py says what it counts")
     flag("--seed", type=runs.seed, default=0)
@@ -86,9 +106,14 @@ def parse(argv, doc=__doc__):
         parser.error("--score running-loss needs epochs that visit every example, and with "
                      "--extra-data they do not; use --score loss")
 
+    _loss_and_attack(parser, args)
     for name, value in {**RECIPES[args.dataset], "epsilon": data.EPSILON[args.dataset]}.items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
+    if args.schedule == "cosine":
+        args.peak = 0.025  # Wang et al. 2023
+    if args.nesterov and args.optimizer != "sgd":
+        parser.error(f"--nesterov is of SGD, and {args.dataset}'s recipe has {args.optimizer}")
     if args.dataset == "folder":
         args.pad = args.image_size // 8
     if args.extra_data:  # found from anywhere, by --resume and prune.py too
@@ -99,11 +124,13 @@ def parse(argv, doc=__doc__):
         args.alpha = {"n-fgsm": 1.0, "pgd": pgd_step}.get(args.attack, 1.25) * args.epsilon
     args.score_alpha = args.alpha if args.attack == "rs-fgsm" else 1.25 * args.epsilon
     if args.prune is None:
-        for name in ("p", "epoch", "scores", "class_balanced"):
-            if getattr(args, name) not in (None, False):
-                parser.error(f"--{name.replace('_', '-')} does nothing without --prune high, say")
+        alone = () if args.adapt_eps else ("epoch", "score", "scores")
+        _refuse(parser, args, ("p", "class_balanced", *alone),
+                "does nothing without --prune high, say")
         args.prune = "none"
-    if args.epoch is None and args.prune != "none":
+    _margins(parser, args)
+    prunes = args.prune != "none" or args.adapt_eps
+    if args.epoch is None and prunes:
         args.epoch = 0 if args.scores else 3
     if args.epoch is not None and args.epoch >= args.epochs:
         parser.error(f"--epoch {args.epoch} is too late: it must leave some of the {args.epochs} "
@@ -112,6 +139,47 @@ def parse(argv, doc=__doc__):
         parser.error("--score running-loss needs an epoch of training first: --epoch 1 or more")
     args.p = 0.0 if args.prune == "none" else 0.4 if args.p is None else args.p
     return args
+
+
+def _refuse(parser, args, names, why):
+    for name in names:
+        if getattr(args, name) not in (None, False):
+            parser.error(f"--{name.replace('_', '-')} {why}")
+
+
+def _loss_and_attack(parser, args):
+    """TRADES makes its own examples, by PGD; else the attack is RS+FGSM unless told."""
+    if args.loss == "trades":
+        if args.attack not in (None, "pgd"):
+            parser.error(f"--loss trades has its own attack; leave out --attack {args.attack}")
+        args.attack, args.beta = "pgd", 5.0 if args.beta is None else args.beta
+    else:
+        _refuse(parser, args, ("beta",), "is of --loss trades")
+        args.attack = args.attack or "rs-fgsm"
+
+
+def _margins(parser, args):
+    """What --prune puma stands for, and what goes with margins only."""
+    if args.prune == "puma":
+        if args.score not in (None, "margin"):
+            parser.error(f"--prune puma drops by margin, not by --score {args.score}")
+        args.adapt_eps = True
+    if args.adapt_eps and args.score not in (None, "margin"):
+        parser.error(f"--adapt-eps needs margins, not --score {args.score}")
+    args.score = args.score or ("margin" if args.adapt_eps else "loss")
+    if args.score != "margin" or args.scores:
+        _refuse(parser, args, ("margin_model", "margin_norm", "margin_steps", "margin_classes"),
+                "goes with --score margin, and without --scores")
+    if not args.adapt_eps:
+        _refuse(parser, args, ("adapt_fraction", "eps_floor"), "goes with --adapt-eps")
+    elif args.margin_norm == "l2":
+        parser.error("--adapt-eps compares margins with an l-inf budget: not --margin-norm l2")
+    elif args.attack == "none":
+        parser.error("--adapt-eps has no budget to adapt with --attack none")
+    for name, value in (("margin_norm", "linf"), ("margin_steps", 50), ("adapt_fraction", 1.0),
+                        ("eps_floor", 0.0)):
+        if getattr(args, name) is None:
+            setattr(args, name, value)
 
 
 def prepare(args, device):
@@ -125,4 +193,20 @@ def prepare(args, device):
         raise runs.UserError(f"--p {args.p} leaves none of the {n} examples")
     args.network = dict(name=args.model or models.DEFAULT[channels], channels=channels,
                         classes=len(dataset.classes), width=args.width, size=size)
-    return dataset, prune.load(args.scores, dataset.labels) if args.scores else None
+    kind = "margin" if args.adapt_eps else None
+    return dataset, prune.load(args.scores, dataset.labels, kind) if args.scores else None
+
+
+def margin_model(args, device):
+    """The network of --margin-model, of a run or of a weights file; None where it is not given."""
+    if not args.margin_model:
+        return None
+    if Path(args.margin_model).is_dir():
+        config = runs.config(args.margin_model)
+        for name in ("channels", "classes", "size"):
+            if config["args"]["network"][name] != args.network[name]:
+                raise runs.UserError(f"{args.margin_model} is of other data: its {name} differ")
+        model = models.from_run(args.margin_model, config)
+    else:
+        model = models.load_weights(models.build(**args.network), args.margin_model)
+    return model.to(device)

@@ -8,17 +8,18 @@ and goes on with the rest. Recipes are those of fast_adversarial, and flags over
 a new directory (runs/... or --out; runs.py lists its files) and prints a row an epoch, then one
 line of JSON. `--resume runs/NAME` goes on with an interrupted run, to the same weights.
 """
+import math
 import time
-from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import attacks
 import data
+import log
 import models
 import ops
 import prune
@@ -26,18 +27,20 @@ import runs
 import settings
 
 
-def lr_at(progress, lr, peak):
-    """The cyclic schedule: 0 at the start, lr at `peak`, 0 at the end; progress in [0, 1].
+def lr_at(progress, lr, peak, schedule="cyclic"):
+    """0 at the start, lr at `peak`, 0 at the end, in lines or down a cosine; progress in [0, 1].
 
     A function of the fractional epoch, so that the shorter epochs after pruning complete it too.
     """
+    if schedule == "cosine" and progress > peak:
+        return lr * (1 + math.cos(math.pi * (progress - peak) / (1 - peak))) / 2
     return float(np.interp(progress, [0, peak, 1], [0, lr, 0]))
 
 
 class Training:
     """A run in progress: the network, its optimiser, the kept ids, and the log so far."""
 
-    def __init__(self, args, dataset, device):
+    def __init__(self, args, dataset, device, margin_model=None):
         self.args, self.dataset, self.device = args, dataset, device
         torch.manual_seed(args.seed)
         torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
@@ -52,25 +55,59 @@ class Training:
         self.ddp = ddp(self.net) if runs.world() > 1 else self.net
         weights = self.model.parameters()
         self.opt = (torch.optim.Adam(weights, args.lr) if args.optimizer == "adam" else
-                    torch.optim.SGD(weights, args.lr, momentum=0.9, weight_decay=5e-4))
+                    torch.optim.SGD(weights, args.lr, momentum=0.9, weight_decay=5e-4,
+                                    nesterov=args.nesterov))
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema),
+                                     use_buffers=True) if args.ema else None
+        self.margin_model = margin_model or self.result
+        self.eps = None  # of every example [N], once adapted
         self.kept = torch.arange(len(dataset.labels), device=device)
         self.running = torch.zeros(len(dataset.labels), device=device)  # last epoch's losses
         self.rows, self.train_seconds, self.prune_seconds = [], 0.0, 0.0
 
+    @property
+    def result(self):
+        """The network that this run gives out: the average, where there is one."""
+        return self.average.module if self.average else self.model
+
+    def budget(self, ids):
+        """(eps, alpha) of these examples: floats, or [B] where each has its own."""
+        if self.eps is None:
+            return self.args.epsilon, self.args.alpha
+        eps = self.eps[ids]
+        return eps, eps * (self.args.alpha / self.args.epsilon)  # a step of as many budgets
+
     def adversarial(self, x, y, ids, epoch):
         """The batch to train on: x [B, C, H, W] perturbed, with the model in train mode."""
-        a = self.args
+        a, (eps, alpha) = self.args, self.budget(ids)
         if a.attack == "none":
             return x
+        if a.loss == "trades":  # in eval mode, as its authors attack
+            with attacks.frozen(self.model):
+                return attacks.pgd_kl(self.net, x, ids, eps=eps, alpha=alpha, steps=a.pgd_steps,
+                                      seed=a.seed, epoch=epoch)
         with attacks.frozen(self.model, training=True):
             if a.attack == "pgd":
-                return attacks.pgd(self.net, x, y, ids, eps=a.epsilon, alpha=a.alpha,
+                return attacks.pgd(self.net, x, y, ids, eps=eps, alpha=alpha,
                                    steps=a.pgd_steps, seed=a.seed, epoch=epoch)
             noise = a.seed, epoch, a.clip_start, 2.0 if a.attack == "n-fgsm" else 1.0
-            start = ops.rs_start(x, ids, a.epsilon, *noise)  # Algorithm 1, line 26
+            start = ops.rs_start(x, ids, eps, *noise)  # Algorithm 1, line 26
             grad = attacks.input_grad(self.net, start, y)
-            return ops.fgsm_step(x, grad, ids, a.epsilon, a.alpha, *noise,
+            return ops.fgsm_step(x, grad, ids, eps, alpha, *noise,
                                  clip_ball=a.attack != "n-fgsm")  # lines 27, 28
+
+    def losses(self, x, y, ids, epoch):
+        """The loss [B] to descend, and the logits [B, K] of the adversarial examples."""
+        a, adv = self.args, self.adversarial(x, y, ids, epoch)
+        if a.loss == "trades":  # Zhang et al. 2019, equation 5
+            clean, logits = self.ddp(x), self.ddp(adv)
+            gap = F.kl_div(F.log_softmax(logits, 1), F.log_softmax(clean, 1), log_target=True,
+                           reduction="none").sum(1)
+            return a.beta * gap + F.cross_entropy(clean, y, reduction="none",
+                                                  label_smoothing=a.label_smoothing), logits
+        logits = self.ddp(adv)
+        return F.cross_entropy(logits, y, reduction="none",
+                               label_smoothing=a.label_smoothing), logits
 
     def batches(self, epoch):
         """The ids of each batch of the epoch, in the order of their seed."""
@@ -93,7 +130,7 @@ class Training:
         batches = self.batches(epoch)
         images = sum(map(len, batches))
         for step, batch in enumerate(batches):
-            lr = lr_at((epoch + (step + 1) / len(batches)) / a.epochs, a.lr, a.peak)
+            lr = lr_at((epoch + (step + 1) / len(batches)) / a.epochs, a.lr, a.peak, a.schedule)
             for group in self.opt.param_groups:
                 group["lr"] = lr
             ids = batch[runs.rank()::runs.world()]
@@ -102,11 +139,12 @@ class Training:
             ids = ids.to(self.device, non_blocking=True)
             y = self.dataset.labels[ids]
             with self.autocast:
-                logits = self.ddp(self.adversarial(x, y, ids, epoch))
-                losses = F.cross_entropy(logits, y, reduction="none")
+                losses, logits = self.losses(x, y, ids, epoch)
             self.opt.zero_grad()
             (losses.sum() * runs.world() / len(batch)).backward()  # line 29, on x + delta
             self.opt.step()
+            if self.average:
+                self.average.update_parameters(self.model)
             self.running[ids] = losses.detach().float()
             sums += torch.stack([losses.detach().sum(), (logits.argmax(1) == y).sum()])
             bar.update(len(batch))
@@ -120,26 +158,33 @@ class Training:
                           "images_per_second": images / seconds})
 
     def prune(self, epoch, saved):
-        """Score and select, once (lines 3-23). Returns the scores [N], zeros for random."""
+        """Score, select and adapt the budgets, once (lines 3-23): (kind, scores [N])."""
         a, start = self.args, time.perf_counter()
+        kind = "margin-l2" if a.margin_norm == "l2" else a.score
         if saved is not None:
-            scores = saved
-        elif a.prune == "random":
-            scores = torch.zeros_like(self.running)
+            kind, scores = "margin" if a.adapt_eps else "given", saved
+        elif a.prune == "random" and not a.adapt_eps:
+            kind, scores = "random", torch.zeros_like(self.running)
+        elif a.score == "margin":
+            scores = prune.score(self.margin_model, self.dataset, "margin", norm=a.margin_norm,
+                                 steps=a.margin_steps, classes=a.margin_classes)
         elif a.score == "running-loss":
             scores = runs.total(self.running.clone())
         else:
             with self.autocast:
-                scores = prune.score(self.net, self.dataset, a.score, eps=a.epsilon,
-                                     alpha=a.score_alpha, seed=a.seed,
+                scores = prune.score(self.average or self.net, self.dataset, a.score,
+                                     eps=a.epsilon, alpha=a.score_alpha, seed=a.seed,
                                      epoch=epoch, clip_start=a.clip_start)
         balance = self.dataset.labels if a.class_balanced else None
         self.kept = prune.select(scores, a.prune, a.p, a.seed, balance)
+        if a.adapt_eps:
+            self.eps = prune.adapt(scores, self.kept, a.epsilon, a.adapt_fraction, a.eps_floor)
         self.prune_seconds = time.perf_counter() - start
-        return scores
+        return kind, scores
 
     def state(self):
-        return {"model": self.model.state_dict(), "opt": self.opt.state_dict(),
+        return {"model": self.model.state_dict(), "opt": self.opt.state_dict(), "eps": self.eps,
+                "average": self.average.state_dict() if self.average else None,
                 "kept": self.kept, "running": self.running, "rows": self.rows,
                 "seconds": (self.train_seconds, self.prune_seconds)}
 
@@ -148,31 +193,9 @@ class Training:
         self.opt.load_state_dict(state["opt"])
         self.kept, self.running, self.rows = state["kept"], state["running"], state["rows"]
         self.train_seconds, self.prune_seconds = state["seconds"]
-
-
-def open_run(args, training):
-    """The run's directory: a new one with its config.json, or --resume's, its state restored."""
-    if not args.resume:
-        pruned = f"-{args.prune}-p{args.p:g}-e{args.epoch}" if args.prune != "none" else ""
-        if runs.rank() > 0:
-            return None
-        folder = runs.create(args.out, f"{args.dataset}-{args.attack}{pruned}-s{args.seed}")
-        used = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
-        runs.write_json(folder / "config.json", {
-            "command": args.command, "args": used, "kernels": ops.KERNELS,
-            **runs.environment(training.device)})
-        return folder
-    folder = Path(args.resume)
-    if (folder / "train.json").exists():
-        raise runs.UserError(f"{folder} is finished; evaluate it: python evaluate.py {folder}")
-    if not (folder / "state.pt").exists():
-        raise runs.UserError(f"{folder} ended within its first epoch; start it afresh")
-    state = torch.load(folder / "state.pt", map_location=training.device, weights_only=True)
-    if len(state["running"]) != len(training.dataset.labels):
-        raise runs.UserError(f"{folder} was trained on {len(state['running'])} examples, but its "
-                             f"files now have {len(training.dataset.labels)}")
-    training.restore(state)
-    return folder
+        self.eps = state.get("eps")
+        if self.average:
+            self.average.load_state_dict(state["average"])
 
 
 @runs.script
@@ -181,8 +204,8 @@ def main(argv=None):
     device = runs.device(args.device)
     runs.join_processes(device)
     dataset, saved = settings.prepare(args, device)
-    training = Training(args, dataset, device)
-    folder, first = open_run(args, training), runs.rank() == 0
+    training = Training(args, dataset, device, settings.margin_model(args, device))
+    folder, first = log.open_run(args, training), runs.rank() == 0
 
     n = len(dataset.labels)
     before = args.epochs if args.epoch is None else args.epoch
@@ -191,17 +214,17 @@ def main(argv=None):
     done = sum(row["examples"] for row in training.rows)
     with tqdm(total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
               disable=None if first else True) as bar:
-        log = Log(folder, args.tensorboard) if first else None
+        written = log.Log(folder, args.tensorboard) if first else None
         for epoch in range(len(training.rows), args.epochs):
-            if epoch == args.epoch and args.prune != "none":
-                scores = training.prune(epoch, saved)
+            if epoch == args.epoch:
+                kind, scores = training.prune(epoch, saved)
                 if first:
-                    log.pruned(args, training, scores)
+                    written.pruned(args, training, kind, scores)
             training.epoch(epoch, bar)
             if first:
-                log.epoch(training)
+                written.epoch(training)
 
-    right = models.predict(training.model, dataset.test_images) == dataset.test_labels
+    right = models.predict(training.result, dataset.test_images) == dataset.test_labels
     record = {
         "run": str(folder), "dataset": args.dataset, "prune": args.prune, "p": args.p,
         "epoch": args.epoch, "epochs": args.epochs, "seed": args.seed, "n_train": n,
@@ -209,46 +232,8 @@ def main(argv=None):
         "train_seconds": training.train_seconds, "prune_seconds": training.prune_seconds,
         "images_per_second": images / training.train_seconds}
     if first:
-        log.finish(training.model, record)
+        written.finish(training.result, record)
     return record
-
-
-class Log:
-    """What process 0 prints and writes into the run's directory."""
-
-    def __init__(self, folder, tensorboard):
-        self.folder, self.events = folder, None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.events = SummaryWriter(folder)
-        tqdm.write("epoch        lr  examples    loss  accuracy  seconds  images/s")
-
-    def pruned(self, args, training, scores):
-        dataset, kept = training.dataset, training.kept
-        prune.save(self.folder / "scores.npz", scores, dataset.labels, kept)
-        prune.draw(self.folder / "pruned.png", dataset, scores, kept,
-                   f"{args.dataset}: {args.prune}, p = {args.p:g}, epoch {args.epoch}")
-        tqdm.write(f"{args.prune} pruning kept {len(kept):,} of {len(scores):,} "
-                   f"({training.prune_seconds:.1f} s)")
-
-    def epoch(self, training):
-        row = training.rows[-1]
-        tqdm.write("{epoch:5d}  {lr:8.2g}  {examples:8,d}  {loss:6.3f}  {accuracy:8.4f}  "
-                   "{seconds:7.1f}  {images_per_second:8,.0f}".format(**row))
-        runs.write_csv(self.folder / "log.csv", training.rows)
-        runs.write_saved(self.folder / "state.pt", torch.save, training.state())
-        if self.events:
-            for name in ("lr", "examples", "loss", "accuracy", "images_per_second"):
-                self.events.add_scalar(name, row[name], row["epoch"])
-            self.events.flush()
-
-    def finish(self, model, record):
-        weights = {name: v.contiguous().cpu() for name, v in model.state_dict().items()}
-        runs.write(self.folder / "model.safetensors", safetensors.torch.save(weights))
-        runs.write_json(self.folder / "train.json", record)
-        print("clean accuracy {clean_accuracy:.4f}; trained in {train_seconds:.1f} s, pruned in "
-              "{prune_seconds:.1f} s: {run}".format(**record))
 
 
 if __name__ == "__main__":
