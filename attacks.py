@@ -162,14 +162,14 @@ def deepfool(model, x, y, norm="linf", steps=50, overshoot=0.02, clip=True, clas
         low, scale = x.new_zeros(len(ids)), x.new_ones(len(x))
         for _ in range(HALVINGS):
             middle = (low + scale[ids]) / 2
-            found = _predicted(model(_along(x[ids], way[ids], middle, clip)).float(), y[ids])
+            found = _predicted(model(_along(x[ids], way[ids], middle)).float(), y[ids])
             across = found != y[ids]
             scale[ids] = torch.where(across, middle, scale[ids])
             low = torch.where(across, low, middle)
             target[ids] = torch.where(across, found, target[ids])
     distance = scale * torch.linalg.vector_norm(way.flatten(1), order, 1)
     distance = distance.where(logits.isfinite().all(1), torch.nan)
-    return DeepFool(distance, target, iterations, target != y, _along(x, way, scale, clip))
+    return DeepFool(distance, target, iterations, target != y, _along(x, way, scale))
 
 
 def _walk(model, x, y, target, rivals, norm, steps, overshoot, clip):
@@ -183,16 +183,16 @@ def _walk(model, x, y, target, rivals, norm, steps, overshoot, clip):
         if len(todo) == 0:
             break
         centre = x[todo]
-        before = _along(centre, way[todo], 1, clip)
+        before = _along(centre, way[todo])
         grads, logits = class_grads(model, before, rivals[todo])
         step, _ = ops.deepfool_step(grads, logits, torch.zeros_like(todo), norm, LEAST)
         total = delta[todo] + step
-        if clip:  # not x + total, whose rounding would move a short step
+        if clip:  # what leads out of the box is forgotten, so that a pixel can come back at once
             total = total.clamp(-centre, 1 - centre)
         further = total * (1 + overshoot)
         if clip:
             further = further.clamp(-centre, 1 - centre)
-        point = _along(centre, further, 1, clip)
+        point = _along(centre, further)
         moved = (point != before).flatten(1).any(1) & point.isfinite().flatten(1).all(1)
         todo, point = todo[moved], point[moved]
         delta[todo], way[todo] = total[moved], further[moved]
@@ -202,10 +202,9 @@ def _walk(model, x, y, target, rivals, norm, steps, overshoot, clip):
     return way, iterations
 
 
-def _along(x, way, scale, clip):
-    """The points x + scale way; scale is a float or [B]."""
-    point = x + ops.per_example(scale, way) * way
-    return point.clamp(0, 1) if clip else point
+def _along(x, way, scale=1.0):
+    """The points x + scale way, in the box where x + way is; scale is a float or [B]."""
+    return x + ops.per_example(scale, way) * way
 
 
 def _predicted(logits, y):

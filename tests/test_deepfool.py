@@ -84,6 +84,15 @@ def test_worked_case_in_two_dimensions():
     assert torch.equal(other.adv, x)
 
 
+def test_the_class_is_that_of_the_boundary_not_of_the_overshoot():
+    # f = (0.5 - x, 0, 2 x - 1.2): class 0 below 1/2, 1 up to 0.6, 2 beyond.
+    model = linear(torch.tensor([[-1.0], [0.0], [2.0]]), torch.tensor([0.5, 0.0, -1.2]))
+    x, y = torch.tensor([0.3]).view(1, 1, 1, 1), torch.tensor([0])
+    found = attacks.deepfool(model, x, y, overshoot=1.0)
+    assert found.distance.item() == pytest.approx(0.2, rel=1e-5)
+    assert found.target.item() == model(found.adv).argmax(1).item() == 1
+
+
 def test_clip_keeps_the_box_where_the_boundary_is_around_a_corner():
     # The boundary x + y = 0.3 is 0.3 away along each axis; but y is 0 and cannot fall.
     model = linear(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.tensor([0.0, 0.3]))
@@ -95,6 +104,21 @@ def test_clip_keeps_the_box_where_the_boundary_is_around_a_corner():
         assert found.adv.min() >= 0
         assert attacks.deepfool(model, x, y, norm, clip=False).distance.item() == (
             pytest.approx(free, rel=1e-5))
+
+
+def test_a_pixel_held_at_the_box_comes_back_at_once():
+    """Its first steps lead out of the box; were they remembered, later ones would undo them."""
+    wrapped = torch.nn.Module()
+
+    def model(x):  # f_0 - f_1 falls with y beyond x = 1/2, and rises with it before
+        a, b = x.flatten(1).unbind(1)
+        gap = torch.where(a > 0.5, a + b - 0.2, a - b + 0.3)
+        return torch.stack([gap, 0 * gap], 1)
+
+    wrapped.forward = model
+    x = torch.tensor([0.9, 0.0]).view(1, 1, 1, 2)
+    found = attacks.deepfool(wrapped, x, torch.tensor([0]))
+    assert (found.iterations.item(), found.crossed.item()) == (3, True)
 
 
 def test_what_cannot_be_crossed_and_what_is_not_finite():
