@@ -27,7 +27,13 @@ RECIPES = {
 
 def flags(doc):
     parser = runs.Parser(doc)
-    flag = parser.add_argument
+    for name, add in (("data", _data_flags), ("pruning", _pruning_flags),
+                      ("training", _training_flags), ("the run", _run_flags)):
+        add(parser.add_argument_group(name).add_argument)
+    return parser
+
+
+def _data_flags(flag):
     flag("--dataset", choices=data.NAMES, default="digits", help="default: digits (embedded)")
     flag("--data-dir", default="data", help="where data sets are or are downloaded to (data)")
     flag("--limit", type=runs.positive_int, metavar="N",
@@ -39,10 +45,13 @@ def flags(doc):
          help="an npz of generated images to train on too; may be given several times")
     flag("--extra-fraction", type=runs.number(float, 0, 1, open_low=True),
          help="share of the kept --extra-data in a batch (0.7)")
+
+
+def _pruning_flags(flag):
     flag("--prune", choices=prune.STRATEGIES, help="which part of the scores to drop (none)")
     flag("--p", type=runs.fraction, help="fraction to drop, 0 <= p < 1 (0.4)")
     flag("--epoch", type=runs.number(int, 0),
-         help="full epochs before pruning (3, or 0 with --scores)")
+         help="full epochs before pruning (3, or 0 with --scores or --margin-model)")
     flag("--score", choices=prune.SCORES, help="see prune.py (loss; margin for --prune puma)")
     flag("--scores", metavar="FILE", help="prune by the scores in this npz of prune.py")
     flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
@@ -57,6 +66,9 @@ def flags(doc):
     flag("--adapt-fraction", type=runs.number(float, 0, 1, open_low=True),
          help="of the kept examples, those of lowest margin, are adapted (1: all)")
     flag("--eps-floor", type=runs.budget, help="the floor of --adapt-eps (0)")
+
+
+def _training_flags(flag):
     flag("--attack", choices=["none", "rs-fgsm", "n-fgsm", "pgd"], help="default: rs-fgsm")
     flag("--loss", choices=["cross-entropy", "trades"], default="cross-entropy",
          help="trades: cross-entropy of x + beta KL(x || x'), x' by PGD on the KL")
@@ -75,14 +87,16 @@ def flags(doc):
     flag("--nesterov", action="store_true", help="Nesterov's momentum, where the recipe has SGD")
     flag("--model", choices=models.MODELS, help="mnist-net (grey) or preactresnet18 (colour)")
     flag("--width", type=runs.positive_int, help="network width; models.py says what it counts")
+    flag("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="fp32 as published")
+    flag("--compile", action="store_true", help="torch.compile the network")
+
+
+def _run_flags(flag):
     flag("--seed", type=runs.seed, default=0)
     flag("--out", metavar="DIR", help="the run's new directory (runs/<what it is>)")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
-    flag("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="fp32 as published")
-    flag("--compile", action="store_true", help="torch.compile the network")
     flag("--tensorboard", action="store_true", help="also write TensorBoard events")
     flag("--resume", metavar="DIR", help="go on with this interrupted run, settings and all")
-    return parser
 
 
 def parse(argv, doc=__doc__):
@@ -98,14 +112,7 @@ def parse(argv, doc=__doc__):
         given = {"resume": args.resume, "device": args.device}
         return argparse.Namespace(**{**vars(args), **stored, **given})  # args: for an old run
     args.command = runs.command("train.py", argv)
-    if args.dataset != "folder" and (args.image_size or args.skip_bad):
-        parser.error("--image-size and --skip-bad are for --dataset folder")
-    if args.extra_fraction is not None and not args.extra_data:
-        parser.error("--extra-fraction does nothing without --extra-data")
-    if args.extra_data and args.score == "running-loss":
-        parser.error("--score running-loss needs epochs that visit every example, and with "
-                     "--extra-data they do not; use --score loss")
-
+    _extra_data(parser, args)
     _loss_and_attack(parser, args)
     for name, value in {**RECIPES[args.dataset], "epsilon": data.EPSILON[args.dataset]}.items():
         if getattr(args, name, None) is None:
@@ -116,9 +123,8 @@ def parse(argv, doc=__doc__):
         parser.error(f"--nesterov is of SGD, and {args.dataset}'s recipe has {args.optimizer}")
     if args.dataset == "folder":
         args.pad = args.image_size // 8
-    if args.extra_data:  # found from anywhere, by --resume and prune.py too
-        args.extra_data = [str(Path(path).resolve()) for path in args.extra_data]
-        args.extra_fraction = args.extra_fraction or 0.7  # as Wang et al. 2023
+    elif args.image_size or args.skip_bad:
+        parser.error("--image-size and --skip-bad are for --dataset folder")
     if args.alpha is None:  # in budgets, so that it follows --epsilon
         pgd_step = data.PGD_STEP[args.dataset] / data.EPSILON[args.dataset]
         args.alpha = {"n-fgsm": 1.0, "pgd": pgd_step}.get(args.attack, 1.25) * args.epsilon
@@ -131,7 +137,7 @@ def parse(argv, doc=__doc__):
     _margins(parser, args)
     prunes = args.prune != "none" or args.adapt_eps
     if args.epoch is None and prunes:
-        args.epoch = 0 if args.scores else 3
+        args.epoch = 0 if args.scores or args.margin_model else 3
     if args.epoch is not None and args.epoch >= args.epochs:
         parser.error(f"--epoch {args.epoch} is too late: it must leave some of the {args.epochs} "
                      "--epochs to train on what is kept")
@@ -145,6 +151,18 @@ def _refuse(parser, args, names, why):
     for name in names:
         if getattr(args, name) not in (None, False):
             parser.error(f"--{name.replace('_', '-')} {why}")
+
+
+def _extra_data(parser, args):
+    if not args.extra_data:
+        _refuse(parser, args, ("extra_fraction",), "does nothing without --extra-data")
+        return
+    if args.score == "running-loss":
+        parser.error("--score running-loss needs epochs that visit every example, and with "
+                     "--extra-data they do not; use --score loss")
+    # found from anywhere, by --resume and prune.py too
+    args.extra_data = [str(Path(path).resolve()) for path in args.extra_data]
+    args.extra_fraction = args.extra_fraction or 0.7  # as Wang et al. 2023
 
 
 def _loss_and_attack(parser, args):
@@ -174,8 +192,8 @@ def _margins(parser, args):
         _refuse(parser, args, ("adapt_fraction", "eps_floor"), "goes with --adapt-eps")
     elif args.margin_norm == "l2":
         parser.error("--adapt-eps compares margins with an l-inf budget: not --margin-norm l2")
-    elif args.attack == "none":
-        parser.error("--adapt-eps has no budget to adapt with --attack none")
+    elif args.attack == "none" or args.epsilon == 0:
+        parser.error("--adapt-eps has no budget to adapt with --attack none or --epsilon 0")
     for name, value in (("margin_norm", "linf"), ("margin_steps", 50), ("adapt_fraction", 1.0),
                         ("eps_floor", 0.0)):
         if getattr(args, name) is None:

@@ -1,12 +1,15 @@
 """Adversarial training on less data: one run of the paper's Algorithm 1.
 
     python train.py --dataset cifar10 --prune high --p 0.4 --epoch 3
-    torchrun --nproc-per-node 8 train.py --dataset cifar10 --prune high --p 0.4 --epoch 3
+    torchrun --nproc-per-node 8 -- train.py --dataset cifar10 --prune high --p 0.4 --epoch 3
+    python train.py --dataset cifar10 --prune puma --p 0.3 --margin-model runs/NAME
 
 trains with RS+FGSM, scores every training example after epoch 3, drops the 40 % of highest loss
-and goes on with the rest. Recipes are those of fast_adversarial, and flags override them. Writes
-a new directory (runs/... or --out; runs.py lists its files) and prints a row an epoch, then one
-line of JSON. `--resume runs/NAME` goes on with an interrupted run, to the same weights.
+and goes on with the rest; the last line does as PUMA: drops the 30 % of largest margin under
+that run's network, and gives the rest budgets of their own. Recipes are those of
+fast_adversarial, and flags override them. Writes a new directory (runs/... or --out; runs.py
+lists its files) and prints a row an epoch, then one line of JSON. `--resume runs/NAME` goes on
+with an interrupted run, to the same weights.
 """
 import math
 import time

@@ -204,7 +204,8 @@ def test_two_processes_prune_by_margin_as_one(trained, tmp_path):
     ("--margin-model x --prune high", "--score margin"), ("--beta 3", "trades"),
     ("--prune puma --margin-norm l2", "l-inf"), ("--prune puma --attack none", "budget"),
     ("--loss trades --attack rs-fgsm", "--attack"), ("--adapt-eps --p 0.3", "--prune"),
-    ("--nesterov", "adam"), ("--ema 1", "below 1"), ("--adapt-fraction 0", "above 0"),
+    ("--prune puma --epsilon 0", "budget"), ("--nesterov", "adam"), ("--ema 1", "below 1"),
+    ("--adapt-fraction 0", "above 0"),
     ("--score margin", "--prune"), ("--prune puma --margin-model nowhere.pth", "nowhere.pth"),
     ("--prune puma --margin-model {run}", "other data"), ("--prune puma --scores {loss}", "kind"),
 ])
