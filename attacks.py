@@ -122,14 +122,20 @@ def pgd_kl(model, x, ids, *, eps, alpha, steps, seed=0, epoch=0):
     return adv
 
 
-class DeepFool(NamedTuple):
-    """What `deepfool` found for each of B examples; distances in units of [0, 1] pixels."""
-
+class _Found(NamedTuple):
     distance: torch.Tensor  # [B] float32 from x to adv: the largest change (linf) or its length
     target: torch.Tensor  # [B] the class that the model predicts at adv
     iterations: torch.Tensor  # [B] steps taken
     crossed: torch.Tensor  # [B] whether target is another class than y
-    adv: torch.Tensor  # [B, C, H, W] the point that distance and target belong to
+
+
+class DeepFool(_Found):
+    """What `deepfool` found for each of B examples; distances in units of [0, 1] pixels.
+
+    Beside its four fields, adv [B, C, H, W] is the point that distance and target belong to.
+    """
+
+    adv = None
 
 
 LEAST = 1e-4  # a step's least length, lest one to a very near boundary be lost in rounding
@@ -139,19 +145,20 @@ HALVINGS = 24  # of the last segment: float32 tells no more of its points apart
 def deepfool(model, x, y, norm="linf", steps=50, overshoot=0.02, clip=True, classes=None):
     """DeepFool (Moosavi-Dezfooli et al. 2016, Algorithm 2), from y's side of the boundary.
 
-    x [B, C, H, W] uint8 or in [0, 1], y [B] int64; norm `linf` or `l2`; clip keeps every point in
-    [0, 1]; classes=k looks at y and the k - 1 highest other logits of x alone (None: at all). Each
-    step goes to the nearest linearised boundary, their sum `overshoot` beyond it; where the class
-    has changed, halving the segment from x finds the boundary itself, and adv is just across it.
-    The model is in eval mode meanwhile and left as it was.
+    x [B, C, H, W] uint8 or in [0, 1] (float64 for a float64 model), y [B] int64; norm `linf` or
+    `l2`; clip keeps every point in [0, 1]; classes=k looks at y and the k - 1 highest other logits
+    of x alone (None: at all). Each step goes to the nearest linearised boundary, their sum
+    `overshoot` beyond it; where the class has changed, halving the segment from x finds the
+    boundary itself, and adv is just across it. The model is in eval mode meanwhile and left as it
+    was.
 
     Misclassified at once: distance 0, no iterations, crossed. Not crossed within `steps`, or stuck
     where gradients vanish: not crossed, and distance is that of the last point reached; it bounds
     nothing. Where the logits of x are not finite it is NaN. Raises ValueError for another norm.
     """
-    x, order = ops.pixels(x), ops.order(norm)
+    x, order = x if x.dtype == torch.float64 else ops.pixels(x), ops.order(norm)
     with frozen(model), torch.no_grad():
-        logits = model(x).float()
+        logits = _wide(model(x))
         others = logits.scatter(1, y[:, None], -torch.inf)
         count = min(classes or logits.shape[1], logits.shape[1])
         rivals = torch.cat([y[:, None], others.topk(count - 1).indices], 1)  # [B, k]
@@ -162,14 +169,16 @@ def deepfool(model, x, y, norm="linf", steps=50, overshoot=0.02, clip=True, clas
         low, scale = x.new_zeros(len(ids)), x.new_ones(len(x))
         for _ in range(HALVINGS):
             middle = (low + scale[ids]) / 2
-            found = _predicted(model(_along(x[ids], way[ids], middle)).float(), y[ids])
+            found = _predicted(model(_along(x[ids], way[ids], middle)), y[ids])
             across = found != y[ids]
             scale[ids] = torch.where(across, middle, scale[ids])
             low = torch.where(across, low, middle)
             target[ids] = torch.where(across, found, target[ids])
     distance = scale * torch.linalg.vector_norm(way.flatten(1), order, 1)
     distance = distance.where(logits.isfinite().all(1), torch.nan)
-    return DeepFool(distance, target, iterations, target != y, _along(x, way, scale))
+    found = DeepFool(distance, target, iterations, target != y)
+    found.adv = _along(x, way, scale)
+    return found
 
 
 def _walk(model, x, y, target, rivals, norm, steps, overshoot, clip):
@@ -197,14 +206,18 @@ def _walk(model, x, y, target, rivals, norm, steps, overshoot, clip):
         todo, point = todo[moved], point[moved]
         delta[todo], way[todo] = total[moved], further[moved]
         iterations[todo] += 1
-        target[todo] = _predicted(model(point).float(), y[todo])
+        target[todo] = _predicted(model(point), y[todo])
         todo = todo[target[todo] == y[todo]]
     return way, iterations
 
 
-def _along(x, way, scale=1.0):
-    """The points x + scale way, in the box where x + way is; scale is a float or [B]."""
-    return x + ops.per_example(scale, way) * way
+def _along(x, way, scale=None):
+    """The points x + scale way, in the box where x + way is; scale is [B] or 1."""
+    return x + way if scale is None else x + scale.view(-1, *[1] * (x.dim() - 1)) * way
+
+
+def _wide(logits):
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _predicted(logits, y):
@@ -220,7 +233,7 @@ def class_grads(model, x, classes):
     """
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        logits = model(x).float().gather(1, classes)
+        logits = _wide(model(x)).gather(1, classes)
         grads = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0]
                  for column in logits.unbind(1)]
     return torch.stack(grads, 1), logits.detach()

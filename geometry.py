@@ -71,8 +71,19 @@ def kept_of(path, datasets):
         except runs.UserError as error:
             reason = error
             continue
-        return dataset, np.load(path)["kept"]
+        with np.load(path) as file:
+            kept = file["kept"] if "kept" in file else np.empty(0)
+        n = len(dataset.labels)
+        if kept.dtype != np.int64 or not len(kept) or not 0 <= kept.min() <= kept.max() < n:
+            raise runs.UserError(f"{path} does not say which of the {n} examples are kept")
+        return dataset, torch.from_numpy(kept)
     raise reason
+
+
+def check(name, labels):
+    """Refuse to describe what has no geometry: one class, or a class of fewer than two."""
+    if min(counts := torch.bincount(labels)[labels.unique()]) < 2 or len(counts) < 2:
+        raise runs.UserError(f"{name} needs two classes or more, and two examples in each")
 
 
 def draw(maps):
@@ -112,7 +123,9 @@ def main(argv=None):
     jobs = [(d.name, d, torch.arange(len(d.labels))) for d in datasets]
     for path in args.pruned:
         dataset, kept = kept_of(path, datasets)
-        jobs.append((f"pruned {dataset.name}", dataset, torch.as_tensor(kept)))
+        jobs.append((f"pruned {dataset.name}", dataset, kept))
+    for name, dataset, ids in jobs:
+        check(name, dataset.labels[ids])
 
     print("                                 ours              Table 2\n"
           "data set             examples    rho      delta    rho      delta")

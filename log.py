@@ -10,20 +10,22 @@ import prune
 import runs
 
 
-def open_run(args, training):
-    """The run's directory: a new one with its config.json, or --resume's, its state restored."""
-    if not args.resume:
-        how = "trades" if args.loss == "trades" else args.attack
-        pruned = f"-{args.prune}-p{args.p:g}-e{args.epoch}" if args.epoch is not None else ""
-        if runs.rank() > 0:
-            return None
-        folder = runs.create(args.out, f"{args.dataset}-{how}{pruned}-s{args.seed}")
-        used = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
-        runs.write_json(folder / "config.json", {
-            "command": args.command, "args": used, "kernels": ops.KERNELS,
-            **runs.environment(training.device)})
-        return folder
-    folder = Path(args.resume)
+def create(args, training):
+    """A new directory with the run's config.json."""
+    how = "trades" if args.loss == "trades" else args.attack
+    pruned = f"-{args.prune}-p{args.p:g}" if args.prune != "none" else "-adapted"
+    pruned = f"{pruned}-e{args.epoch}" if args.epoch is not None else ""
+    folder = runs.create(args.out, f"{args.dataset}-{how}{pruned}-s{args.seed}")
+    used = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
+    runs.write_json(folder / "config.json", {
+        "command": args.command, "args": used, "kernels": ops.KERNELS,
+        **runs.environment(training.device)})
+    return folder
+
+
+def restore(folder, training):
+    """Bring the training to where the interrupted run in this directory ended."""
+    folder = Path(folder)
     if (folder / "train.json").exists():
         raise runs.UserError(f"{folder} is finished; evaluate it: python evaluate.py {folder}")
     if not (folder / "state.pt").exists():
@@ -33,7 +35,6 @@ def open_run(args, training):
         raise runs.UserError(f"{folder} was trained on {len(state['running'])} examples, but its "
                              f"files now have {len(training.dataset.labels)}")
     training.restore(state)
-    return folder
 
 
 class Log:
@@ -53,12 +54,13 @@ class Log:
         prune.draw(self.folder / "pruned.png", dataset, scores, kept,
                    f"{args.dataset}: {args.prune} by {kind}, p = {args.p:g}, epoch {args.epoch}",
                    training.margin_model if kind.startswith("margin") else training.result)
-        tqdm.write(f"{args.prune} pruning kept {len(kept):,} of {len(scores):,} "
+        pruning = "no" if args.prune == "none" else args.prune
+        tqdm.write(f"{pruning} pruning kept {len(kept):,} of {len(scores):,} "
                    f"({training.prune_seconds:.1f} s)")
         if training.eps is not None:
-            lower = training.eps[kept] < args.epsilon
-            tqdm.write(f"budgets: {lower.double().mean():.1%} of the kept below "
-                       f"{args.epsilon:.4g}, mean {training.eps[kept].mean():.4g}")
+            eps = training.eps[kept]
+            tqdm.write(f"budgets: mean {eps.mean():.4g}, below {args.epsilon:.4g} for "
+                       f"{(eps < args.epsilon).double().mean():.1%} of the kept")
 
     def epoch(self, training):
         row = training.rows[-1]

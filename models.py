@@ -187,9 +187,10 @@ def load_weights(model, path):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no weights file {path}") from None
-    except Exception as error:  # zip, pickle and safetensors each raise their own kinds
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is no readable file of weights alone: {reason}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except Exception:  # zip, pickle and safetensors each raise their own kinds
+        raise UserError(f"{path} is no readable file of weights alone") from None
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -207,6 +208,8 @@ def load_weights(model, path):
     if wrong:
         raise UserError(f"{path} does not fit this network: {len(wrong)} tensors differ, first "
                         f"{wrong[0]!r}; name the right --dataset, --model or --width")
+    if bad := [key for key in wanted if not state[key].isfinite().all()]:
+        raise UserError(f"{path} holds weights that are not finite, first in {bad[0]!r}")
     model.load_state_dict(state)
     return model
 

@@ -73,7 +73,11 @@ def score(model, dataset, kind="loss", *, eps=None, alpha=None, seed=0, epoch=0,
     finally:
         if state:
             runs.write_saved(state, torch.save, (scores, done))
-    return runs.total(scores)
+    scores = runs.total(scores)
+    if bad := int((~scores.isfinite()).sum()):
+        raise runs.UserError(f"{bad} of the {len(scores)} {kind} scores are not finite: the "
+                             "network's output is not, on these examples")
+    return scores
 
 
 def farthest(images, norm):
@@ -145,14 +149,14 @@ def save(path, scores, labels, kept, kind):
 
 
 def load(path, labels, kind=None):
-    """The scores [N] that `save` wrote. Raises UserError unless they are of these labels [N].
+    """(scores [N], kind) that `save` wrote. Raises UserError unless they are of these labels [N].
 
-    With a kind, they must be of that kind; a file without one is trusted.
+    Where a kind is asked for, they must be of that kind; a file without one is trusted.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             scores, its_labels = file["scores"], file["labels"]
-            its_kind = str(file["kind"]) if "kind" in file else kind
+            its_kind = str(file["kind"]) if "kind" in file else kind or "given"
     except Exception as error:  # numpy and zipfile raise half a dozen kinds
         raise runs.UserError(f"{path} is no score file with scores and labels: {error}") from None
     if kind and its_kind != kind:
@@ -164,7 +168,7 @@ def load(path, labels, kind=None):
         raise runs.UserError(f"{path} belongs to another training set: its labels differ")
     if bad := int((~np.isfinite(scores)).sum()):
         raise runs.UserError(f"{bad} of the {len(scores)} scores in {path} are not finite")
-    return torch.as_tensor(scores, dtype=torch.float32, device=labels.device)
+    return torch.as_tensor(scores, dtype=torch.float32, device=labels.device), its_kind
 
 
 def draw(path, dataset, scores, kept, title, model):

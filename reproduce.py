@@ -13,6 +13,7 @@ interrupted study goes on with the same command, and a record that is there gain
 Writes results/STUDY-NAME.json and figures/STUDY-NAME.png.
 """
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,25 +39,32 @@ def run_arm(root, arm, seed, args):
     if arm != "full":
         flags += [*ARMS[arm], "--p", str(args.p), "--epoch", "0"]
     if arm not in ("full", "random"):
-        scores = root / f"margins-{seed}"
+        scores = root / f"margins-{seed}" / "scores.npz"
         if not scores.exists():
-            prune.main([str(root / f"full-{seed}"), "--score", "margin", "--out", str(scores)])
-        flags += ["--scores", str(scores / "scores.npz")]
-    if not (folder / "train.json").exists():
-        cut_off = (folder / "state.pt").exists()
-        train.main(["--resume", str(folder)] if cut_off else
-                   [*flags, "--seed", str(seed), "--data-dir", args.data_dir,
+            shutil.rmtree(scores.parent, ignore_errors=True)  # cut off before it was written
+            prune.main([str(root / f"full-{seed}"), "--score", "margin", "--out",
+                        str(scores.parent)])
+        flags += ["--scores", str(scores)]
+    if (folder / "state.pt").exists() and not (folder / "train.json").exists():
+        train.main(["--resume", str(folder)])
+    elif not (folder / "train.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # cut off in its first epoch
+        train.main([*flags, "--seed", str(seed), "--data-dir", args.data_dir,
                     "--out", str(folder)])
     if not (folder / "eval.json").exists():
         evaluate.main([str(folder), "--attack", "autoattack", "--n", str(args.n), "--out",
                        str(folder / "eval.json")])
     trained, judged = (json.loads((folder / name).read_text())
                        for name in ("train.json", "eval.json"))
+    if judged["n"] != args.n or trained["p"] not in (args.p, 0):
+        raise runs.UserError(f"{folder} is of another --p or --n; move {root} first")
+    config = runs.config(folder)
     return {"arm": arm, "seed": seed, "n_kept": trained["n_kept"], "n": judged["n"],
             "clean_accuracy": trained["clean_accuracy"],
             "robust_accuracy": judged["robust_accuracy"],
             "robust_interval": judged["robust_interval"],
-            "train_seconds": trained["train_seconds"], "command": runs.config(folder)["command"]}
+            "train_seconds": trained["train_seconds"],
+            **{name: config[name] for name in ("command", "commit", "device")}}
 
 
 def summary(rows):
@@ -115,19 +123,22 @@ def main(argv=None):
     label = f"{args.study}-{args.name}"
     root, record = Path("runs") / label, Path("results") / f"{label}.json"
     settings = {"p": args.p, "n": args.n}
-    if record.exists() and json.loads(record.read_text())["settings"] != settings:
+    old = json.loads(record.read_text()) if record.exists() else {"settings": settings, "rows": []}
+    if old["settings"] != settings:
         raise runs.UserError(f"{record} and {root} are of another --p or --n; move them first")
-    rows = []
+    rows = {(row["seed"], list(ARMS).index(row["arm"])): row for row in old["rows"]}
     for seed in range(args.seeds):
         for arm in ["full", *(arm for arm in arms if arm != "full")]:
-            rows.append(run_arm(root, arm, seed, args))
-            result = {"study": label, "settings": settings, "summary": summary(rows), "rows": rows}
+            rows[seed, list(ARMS).index(arm)] = run_arm(root, arm, seed, args)
+            ordered = [rows[key] for key in sorted(rows)]
+            result = {"study": label, "settings": settings, "summary": summary(ordered),
+                      "rows": ordered}
             record.parent.mkdir(exist_ok=True)
             runs.write_json(record, {"command": runs.command("reproduce.py", argv), **result,
                                      **runs.environment(runs.device(None))})
     Path("figures").mkdir(exist_ok=True)
     runs.write_saved(Path("figures") / f"{label}.png", lambda figure, file: figure.savefig(
-        file, format="png"), draw(rows, f"{args.name}, p = {args.p:g}"))
+        file, format="png"), draw(ordered, f"{args.name}, p = {args.p:g}"))
     report(result["summary"])
     return result
 

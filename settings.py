@@ -25,6 +25,9 @@ RECIPES = {
 }
 
 
+MARGIN = ("margin_model", "margin_norm", "margin_steps", "margin_classes")
+
+
 def flags(doc):
     parser = runs.Parser(doc)
     for name, add in (("data", _data_flags), ("pruning", _pruning_flags),
@@ -112,6 +115,9 @@ def parse(argv, doc=__doc__):
         given = {"resume": args.resume, "device": args.device}
         return argparse.Namespace(**{**vars(args), **stored, **given})  # args: for an old run
     args.command = runs.command("train.py", argv)
+    for name in ("scores", "margin_model"):  # found from anywhere, by --resume too
+        if getattr(args, name):
+            setattr(args, name, str(Path(getattr(args, name)).resolve()))
     _extra_data(parser, args)
     _loss_and_attack(parser, args)
     for name, value in {**RECIPES[args.dataset], "epsilon": data.EPSILON[args.dataset]}.items():
@@ -129,11 +135,13 @@ def parse(argv, doc=__doc__):
         pgd_step = data.PGD_STEP[args.dataset] / data.EPSILON[args.dataset]
         args.alpha = {"n-fgsm": 1.0, "pgd": pgd_step}.get(args.attack, 1.25) * args.epsilon
     args.score_alpha = args.alpha if args.attack == "rs-fgsm" else 1.25 * args.epsilon
-    if args.prune is None:
-        alone = () if args.adapt_eps else ("epoch", "score", "scores")
-        _refuse(parser, args, ("p", "class_balanced", *alone),
-                "does nothing without --prune high, say")
-        args.prune = "none"
+    args.prune = args.prune or "none"
+    if args.prune == "none":
+        _refuse(parser, args, ("p", "class_balanced"), "does nothing without --prune high, say")
+    if args.prune in ("none", "random") and not args.adapt_eps:
+        alone = ("epoch",) if args.prune == "none" else ()
+        _refuse(parser, args, ("score", "scores", *MARGIN, *alone),
+                f"does nothing with --prune {args.prune}")
     _margins(parser, args)
     prunes = args.prune != "none" or args.adapt_eps
     if args.epoch is None and prunes:
@@ -160,7 +168,6 @@ def _extra_data(parser, args):
     if args.score == "running-loss":
         parser.error("--score running-loss needs epochs that visit every example, and with "
                      "--extra-data they do not; use --score loss")
-    # found from anywhere, by --resume and prune.py too
     args.extra_data = [str(Path(path).resolve()) for path in args.extra_data]
     args.extra_fraction = args.extra_fraction or 0.7  # as Wang et al. 2023
 
@@ -186,8 +193,7 @@ def _margins(parser, args):
         parser.error(f"--adapt-eps needs margins, not --score {args.score}")
     args.score = args.score or ("margin" if args.adapt_eps else "loss")
     if args.score != "margin" or args.scores:
-        _refuse(parser, args, ("margin_model", "margin_norm", "margin_steps", "margin_classes"),
-                "goes with --score margin, and without --scores")
+        _refuse(parser, args, MARGIN, "goes with --score margin, and without --scores")
     if not args.adapt_eps:
         _refuse(parser, args, ("adapt_fraction", "eps_floor"), "goes with --adapt-eps")
     elif args.margin_norm == "l2":
@@ -201,7 +207,7 @@ def _margins(parser, args):
 
 
 def prepare(args, device):
-    """(data set, saved scores or None), checked against the settings before any work."""
+    """The data set, checked against the settings before any work."""
     if args.precision == "tf32" and device.type != "cuda":
         raise runs.UserError("--precision tf32 needs a CUDA GPU; use fp32 or bf16 here")
     with runs.first_process_first():  # so that one downloads for all
@@ -211,8 +217,14 @@ def prepare(args, device):
         raise runs.UserError(f"--p {args.p} leaves none of the {n} examples")
     args.network = dict(name=args.model or models.DEFAULT[channels], channels=channels,
                         classes=len(dataset.classes), width=args.width, size=size)
-    kind = "margin" if args.adapt_eps else None
-    return dataset, prune.load(args.scores, dataset.labels, kind) if args.scores else None
+    return dataset
+
+
+def saved_scores(args, dataset):
+    """(scores [N], kind) of --scores, margins where budgets need them; None without the flag."""
+    if not args.scores:
+        return None
+    return prune.load(args.scores, dataset.labels, "margin" if args.adapt_eps else None)
 
 
 def margin_model(args, device):
@@ -221,9 +233,9 @@ def margin_model(args, device):
         return None
     if Path(args.margin_model).is_dir():
         config = runs.config(args.margin_model)
-        for name in ("channels", "classes", "size"):
-            if config["args"]["network"][name] != args.network[name]:
-                raise runs.UserError(f"{args.margin_model} is of other data: its {name} differ")
+        if odd := [name for name in ("channels", "classes", "size")
+                   if config["args"]["network"][name] != args.network[name]]:
+            raise runs.UserError(f"{args.margin_model} is of other data: not the same {odd[0]}")
         model = models.from_run(args.margin_model, config)
     else:
         model = models.load_weights(models.build(**args.network), args.margin_model)

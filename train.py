@@ -13,6 +13,7 @@ with an interrupted run, to the same weights.
 """
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def lr_at(progress, lr, peak, schedule="cyclic"):
 class Training:
     """A run in progress: the network, its optimiser, the kept ids, and the log so far."""
 
-    def __init__(self, args, dataset, device, margin_model=None):
+    def __init__(self, args, dataset, device):
         self.args, self.dataset, self.device = args, dataset, device
         torch.manual_seed(args.seed)
         torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
@@ -62,7 +63,8 @@ class Training:
                                     nesterov=args.nesterov))
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema),
                                      use_buffers=True) if args.ema else None
-        self.margin_model = margin_model or self.result
+        self.margin_model = self.result
+        self.saved = None  # (scores [N], their kind) where they come from a file
         self.eps = None  # of every example [N], once adapted
         self.kept = torch.arange(len(dataset.labels), device=device)
         self.running = torch.zeros(len(dataset.labels), device=device)  # last epoch's losses
@@ -160,12 +162,12 @@ class Training:
                           "accuracy": accuracy, "seconds": seconds,
                           "images_per_second": images / seconds})
 
-    def prune(self, epoch, saved):
+    def prune(self, epoch):
         """Score, select and adapt the budgets, once (lines 3-23): (kind, scores [N])."""
         a, start = self.args, time.perf_counter()
         kind = "margin-l2" if a.margin_norm == "l2" else a.score
-        if saved is not None:
-            kind, scores = "margin" if a.adapt_eps else "given", saved
+        if self.saved:
+            scores, kind = self.saved
         elif a.prune == "random" and not a.adapt_eps:
             kind, scores = "random", torch.zeros_like(self.running)
         elif a.score == "margin":
@@ -206,9 +208,14 @@ def main(argv=None):
     args = settings.parse(argv, __doc__)
     device = runs.device(args.device)
     runs.join_processes(device)
-    dataset, saved = settings.prepare(args, device)
-    training = Training(args, dataset, device, settings.margin_model(args, device))
-    folder, first = log.open_run(args, training), runs.rank() == 0
+    dataset, first = settings.prepare(args, device), runs.rank() == 0
+    training = Training(args, dataset, device)
+    if args.resume:
+        log.restore(args.resume, training)
+    if args.epoch is not None and len(training.rows) <= args.epoch:  # it is yet to prune
+        training.saved = settings.saved_scores(args, dataset)
+        training.margin_model = settings.margin_model(args, device) or training.result
+    folder = Path(args.resume) if args.resume else log.create(args, training) if first else None
 
     n = len(dataset.labels)
     before = args.epochs if args.epoch is None else args.epoch
@@ -220,7 +227,7 @@ def main(argv=None):
         written = log.Log(folder, args.tensorboard) if first else None
         for epoch in range(len(training.rows), args.epochs):
             if epoch == args.epoch:
-                kind, scores = training.prune(epoch, saved)
+                kind, scores = training.prune(epoch)
                 if first:
                     written.pruned(args, training, kind, scores)
             training.epoch(epoch, bar)
@@ -234,6 +241,10 @@ def main(argv=None):
         "n_kept": len(training.kept), "clean_accuracy": right.double().mean().item(),
         "train_seconds": training.train_seconds, "prune_seconds": training.prune_seconds,
         "images_per_second": images / training.train_seconds}
+    if training.eps is not None:
+        eps = training.eps[training.kept]
+        record |= {"mean_eps": eps.mean().item(),
+                   "adapted": (eps < args.epsilon).double().mean().item()}
     if first:
         written.finish(training.result, record)
     return record

@@ -56,6 +56,16 @@ def test_linear_models_have_their_closed_form(norm, classes):
 
 
 @pytest.mark.parametrize("norm", NORMS)
+def test_in_float64_every_linear_margin_is_exact(norm):
+    model = linear(torch.randn(30, 48, dtype=torch.float64), torch.randn(30)).double()
+    x = torch.rand(500, 3, 4, 4, dtype=torch.float64)
+    y = model(x).argmax(1)
+    distance, target, iterations, crossed = attacks.deepfool(model, x, y, norm, clip=False)
+    torch.testing.assert_close(distance, exact_margins(model, x, y, norm), rtol=1e-6, atol=1e-10)
+    assert crossed.all() and (target != y).all() and (iterations > 0).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("gap", [1e-1, 1e-3, 1e-5, 0.0])
 def test_margins_near_zero(norm, gap):
     """Also where class and rival tie, so that the linearised boundary is no step away."""

@@ -64,6 +64,16 @@ def test_a_score_file_of_another_set_is_refused(tmp_path, capsys):
     assert stop.value.code == 2 and len(said.strip().splitlines()) == 1 and "scores.npz" in said
 
 
+@pytest.mark.parametrize("kept", [[0, 2000], [3], [], [0.5]])
+def test_a_score_file_that_keeps_nothing_to_describe_is_refused(kept, capsys):
+    labels = data.load("synthetic").labels
+    np.savez("scores.npz", scores=np.zeros(2000, np.float32), labels=labels.numpy(), kept=kept)
+    with pytest.raises(SystemExit) as stop:
+        geometry.main(["synthetic", "--pruned", "scores.npz"])
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and len(said.err.strip().splitlines()) == 1 and not said.out
+
+
 def test_statistics_of_the_real_sets_stand_near_table_2(real_data):
     folder = real_data("cifar-10-batches-py")
     cifar = data.load("cifar10", folder)

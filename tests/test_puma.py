@@ -16,6 +16,7 @@ import attacks
 import data
 import models
 import prune
+import reproduce
 import settings
 import train
 
@@ -28,8 +29,7 @@ def weights(run):
 
 def training_of(*flags):
     args = settings.parse([*SYNTHETIC, *flags])
-    dataset, saved = settings.prepare(args, torch.device("cpu"))
-    return train.Training(args, dataset, torch.device("cpu")), saved
+    return train.Training(args, settings.prepare(args, torch.device("cpu")), torch.device("cpu"))
 
 
 def test_adapted_budgets_by_hand():
@@ -51,7 +51,7 @@ ATTACKS = {"rs-fgsm": ["--attack", "rs-fgsm"], "pgd": ["--attack", "pgd", "--pgd
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_every_example_stays_within_its_own_budget(attack):
-    training, _ = training_of(*ATTACKS[attack], "--adapt-eps", "--epoch", "1")
+    training = training_of(*ATTACKS[attack], "--adapt-eps", "--epoch", "1")
     training.epoch(0, train.tqdm(disable=True))
     generator = torch.Generator().manual_seed(0)
     margins = torch.rand(300, generator=generator) * 0.15 * (torch.arange(300) % 5 > 0)
@@ -112,7 +112,7 @@ def test_adapting_changes_what_is_trained_and_a_large_floor_changes_nothing(trai
 
 def test_trades_against_its_equations():
     """One SGD step on one batch, from equation 5 of Zhang et al. 2019, in float64."""
-    training, _ = training_of("--loss", "trades", "--beta", "3", "--label-smoothing", "0.2",
+    training = training_of("--loss", "trades", "--beta", "3", "--label-smoothing", "0.2",
                               "--batch-size", "300", "--epochs", "2", "--pgd-steps", "3")
     args, dataset = training.args, training.dataset
     training.opt, args.peak, args.lr = torch.optim.SGD(training.model.parameters(), 1), 0.5, 0.1
@@ -140,7 +140,7 @@ def test_trades_against_its_equations():
 
 
 def test_the_average_is_what_is_kept(monkeypatch):
-    training, _ = training_of("--ema", "0.9", "--batch-size", "100")
+    training = training_of("--ema", "0.9", "--batch-size", "100")
     seen, step = [], training.opt.step
 
     def record():
@@ -182,6 +182,48 @@ def test_a_resumed_puma_run_ends_with_the_same_weights(trained, tmp_path, monkey
     assert all(torch.equal(v, weights(whole)[name]) for name, v in weights(run).items())
 
 
+def test_resuming_after_the_pruning_needs_no_score_file(trained, tmp_path, monkeypatch):
+    scores = tmp_path / "scores.npz"
+    scores.write_bytes((trained("--prune", "puma", "--epoch", "1") / "scores.npz").read_bytes())
+    epoch = train.Training.epoch
+
+    def cut_off(self, number, bar):
+        if number == 1:
+            raise KeyboardInterrupt
+        epoch(self, number, bar)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Training, "epoch", cut_off)
+        with pytest.raises(SystemExit):
+            train.main(["--dataset", "synthetic", "--limit", "600", "--epochs", "2", "--prune",
+                        "high", "--scores", "scores.npz", "--out", "cut"])
+    scores.unlink()
+    record = train.main(["--resume", "cut"])
+    assert record["n_kept"] == 360
+    assert str(np.load("cut/scores.npz")["kind"]) == "margin"  # as the file said
+
+
+def test_the_study_goes_on_and_loses_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(reproduce.RECIPES, "mnist", "--dataset synthetic --limit 200 --epochs 2")
+    study = ["puma", "mnist", "--n", "5", "--seeds", "1"]
+    first = reproduce.main([*study, "--arms", "random,puma"])
+    assert [row["arm"] for row in first["rows"]] == ["full", "random", "puma"]
+    (tmp_path / "runs/puma-mnist/keep-easy-0").mkdir()  # cut off in its first epoch
+    made = (tmp_path / "runs/puma-mnist/puma-0/model.safetensors").stat().st_mtime_ns
+    whole = reproduce.main([*study, "--arms", "keep-easy"])
+    assert [row["arm"] for row in whole["rows"]] == ["full", "random", "puma", "keep-easy"]
+    assert whole["rows"][:3] == first["rows"]
+    assert (tmp_path / "runs/puma-mnist/puma-0/model.safetensors").stat().st_mtime_ns == made
+    written = json.loads((tmp_path / "results/puma-mnist.json").read_text())
+    assert written["rows"] == whole["rows"] and written["summary"]["puma"]["seeds"] == 1
+    for row in whole["rows"]:
+        assert row["n_kept"] == (200 if row["arm"] == "full" else 140) and row["n"] == 5
+    assert (tmp_path / "figures/puma-mnist.png").stat().st_size > 5000
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main([*study, "--p", "0.5"])
+    assert stop.value.code == 2 and (tmp_path / "results/puma-mnist.json").exists()
+
+
 def test_two_processes_prune_by_margin_as_one(trained, tmp_path):
     flags = ["--prune", "puma", "--p", "0.4", "--epoch", "0", "--margin-model", str(trained()),
              "--loss", "trades", "--pgd-steps", "2", "--ema", "0.9"]
@@ -208,6 +250,9 @@ def test_two_processes_prune_by_margin_as_one(trained, tmp_path):
     ("--adapt-fraction 0", "above 0"),
     ("--score margin", "--prune"), ("--prune puma --margin-model nowhere.pth", "nowhere.pth"),
     ("--prune puma --margin-model {run}", "other data"), ("--prune puma --scores {loss}", "kind"),
+    ("--prune none --p 0.3", "--prune"), ("--prune random --score margin", "random"),
+    ("--prune random --margin-model {run}", "random"),
+    ("--prune puma --margin-model {nan}", "not finite"),
 ])
 def test_settings_that_contradict_are_refused_in_one_sentence(trained, tmp_path, capsys, flags,
                                                               word):
@@ -219,9 +264,13 @@ def test_settings_that_contradict_are_refused_in_one_sentence(trained, tmp_path,
         (run / "config.json").write_text(json.dumps(config))
     labels = data.load("synthetic", limit=300).labels
     prune.save("loss.npz", torch.rand(300), labels, torch.arange(9), "loss")
+    network = models.build("mnist-net", 1)
+    network[0].weight.data[0] = torch.nan
+    torch.save(network.state_dict(), "nan.pth")
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        train.main([*SYNTHETIC, "--out", "new", *flags.format(run=run, loss="loss.npz").split()])
+        train.main([*SYNTHETIC, "--out", "new",
+                    *flags.format(run=run, loss="loss.npz", nan="nan.pth").split()])
     said = capsys.readouterr()
     assert stop.value.code == 2 and not said.out and not (tmp_path / "new").exists()
     assert len(said.err.strip().splitlines()) == 1 and word in said.err, said.err

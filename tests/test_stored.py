@@ -326,7 +326,7 @@ def test_resuming_with_other_generated_images_is_refused(tmp_path, extra, monkey
 def test_an_epoch_from_a_file_ends_with_the_weights_of_one_from_memory(tmp_path):
     args = settings.parse(["--dataset", "synthetic", "--limit", "100", "--epochs", "2"])
     args.pad, args.flip = 2, True
-    dataset, _ = settings.prepare(args, torch.device("cpu"))
+    dataset = settings.prepare(args, torch.device("cpu"))
     array = dataset.images.permute(0, 2, 3, 1).contiguous().numpy()
     (tmp_path / "images").write_bytes(array.tobytes())
     ends = []
@@ -334,7 +334,7 @@ def test_an_epoch_from_a_file_ends_with_the_weights_of_one_from_memory(tmp_path)
         dataset.images = images
         training = train.Training(args, dataset, torch.device("cpu"))
         training.epoch(0, train.tqdm(disable=True))
-        ends.append([*training.model.parameters(), training.prune(0, None)[1]])
+        ends.append([*training.model.parameters(), training.prune(0)[1]])
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
 
