@@ -5,8 +5,9 @@
     python reproduce.py puma cifar10            a GPU
 
 puma     Maroto & Frossard 2024, as prune.py and train.py read it: at equal p, random pruning, the
-         highest margins dropped (keep-hard), the lowest (keep-easy), and PUMA, beside all data.
-         The margin model is the run on all data of the same seed.
+         highest margins dropped (keep-hard), the lowest (keep-easy), and PUMA, beside all data;
+         puma-floor leaves no budget below half of the full one. The margin model is the run on
+         all data of the same seed.
 
 Runs go to runs/STUDY-NAME; one that is there is not run again, one cut off is gone on with. So an
 interrupted study goes on with the same command, and a record that is there gains what is missing.
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+import data
 import evaluate
 import prune
 import runs
@@ -30,7 +32,8 @@ RECIPES = {  # of the study of PUMA
     "cifar10": "--dataset cifar10",
 }
 ARMS = {"full": [], "random": ["--prune", "random"], "keep-hard": ["--prune", "high"],
-        "puma": ["--prune", "puma"], "keep-easy": ["--prune", "low"]}
+        "puma": ["--prune", "puma"], "puma-floor": ["--prune", "puma"],
+        "keep-easy": ["--prune", "low"]}
 
 
 def run_arm(root, arm, seed, args):
@@ -45,6 +48,8 @@ def run_arm(root, arm, seed, args):
             prune.main([str(root / f"full-{seed}"), "--score", "margin", "--out",
                         str(scores.parent)])
         flags += ["--scores", str(scores)]
+    if arm == "puma-floor":
+        flags += ["--eps-floor", str(data.EPSILON[args.name.removesuffix("-narrow")] / 2)]
     if (folder / "state.pt").exists() and not (folder / "train.json").exists():
         train.main(["--resume", str(folder)])
     elif not (folder / "train.json").exists():
