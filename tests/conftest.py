@@ -1,4 +1,5 @@
 """Shared by the tests: small trained runs, made once, and the real data sets where they are."""
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,26 @@ def trained(tmp_path_factory):
         return made[flags]
 
     return make
+
+
+@pytest.fixture
+def cut_off(monkeypatch):
+    """cut_off(epoch): within it, train.py is interrupted as that epoch begins, and must exit."""
+
+    @contextmanager
+    def interrupted(stop):
+        epoch = train.Training.epoch
+
+        def up_to(training, number, bar):
+            if number == stop:
+                raise KeyboardInterrupt
+            epoch(training, number, bar)
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(train.Training, "epoch", up_to)
+            yield
+
+    return interrupted
 
 
 @pytest.fixture

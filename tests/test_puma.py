@@ -164,39 +164,22 @@ def test_cosine_schedule():
     assert quarter == pytest.approx(0.2 * (1 + math.cos(math.pi / 3)) / 2)
 
 
-def test_a_resumed_puma_run_ends_with_the_same_weights(trained, tmp_path, monkeypatch):
+def test_a_resumed_puma_run_ends_with_the_same_weights(trained, tmp_path, cut_off):
     flags = ["--prune", "puma", "--epoch", "1", "--ema", "0.9", "--schedule", "cosine"]
-    whole, run, epoch = trained(*flags), tmp_path / "cut", train.Training.epoch
-
-    def cut_off(self, number, bar):
-        if number == 2:
-            raise KeyboardInterrupt
-        epoch(self, number, bar)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Training, "epoch", cut_off)
-        with pytest.raises(SystemExit):
-            train.main(["--dataset", "synthetic", "--limit", "600", "--epochs", "3", "--out",
-                        str(run), *flags])
+    whole, run = trained(*flags), tmp_path / "cut"
+    with cut_off(2):
+        train.main(["--dataset", "synthetic", "--limit", "600", "--epochs", "3", "--out",
+                    str(run), *flags])
     train.main(["--resume", str(run)])
     assert all(torch.equal(v, weights(whole)[name]) for name, v in weights(run).items())
 
 
-def test_resuming_after_the_pruning_needs_no_score_file(trained, tmp_path, monkeypatch):
+def test_resuming_after_the_pruning_needs_no_score_file(trained, tmp_path, cut_off):
     scores = tmp_path / "scores.npz"
     scores.write_bytes((trained("--prune", "puma", "--epoch", "1") / "scores.npz").read_bytes())
-    epoch = train.Training.epoch
-
-    def cut_off(self, number, bar):
-        if number == 1:
-            raise KeyboardInterrupt
-        epoch(self, number, bar)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Training, "epoch", cut_off)
-        with pytest.raises(SystemExit):
-            train.main(["--dataset", "synthetic", "--limit", "600", "--epochs", "2", "--prune",
-                        "high", "--scores", "scores.npz", "--out", "cut"])
+    with cut_off(1):
+        train.main(["--dataset", "synthetic", "--limit", "600", "--epochs", "2", "--prune", "high",
+                    "--scores", "scores.npz", "--out", "cut"])
     scores.unlink()
     record = train.main(["--resume", "cut"])
     assert record["n_kept"] == 360

@@ -275,7 +275,8 @@ def weights(folder):
     return (folder / "model.safetensors").read_bytes()
 
 
-def test_training_on_generated_images_from_end_to_end(tmp_path, extra, monkeypatch, capsys):
+def test_training_on_generated_images_from_end_to_end(tmp_path, extra, cut_off, monkeypatch,
+                                                      capsys):
     files = [extra("one.npz", 300), extra("two.npz", 100, save=np.savez_compressed, seed=1)]
     flags = ["--extra-data", os.path.relpath(files[0]), "--extra-data", files[1], "--prune",
              "high", "--p", "0.5", "--epoch", "1"]
@@ -289,17 +290,8 @@ def test_training_on_generated_images_from_end_to_end(tmp_path, extra, monkeypat
     assert np.array_equal(saved["labels"][200:], labels)  # the ids of each file in turn
     assert np.isfinite(saved["scores"]).all()
 
-    epoch = train.Training.epoch
-
-    def cut_off(self, number, bar):
-        if number == 2:
-            raise KeyboardInterrupt
-        epoch(self, number, bar)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Training, "epoch", cut_off)
-        with pytest.raises(SystemExit):
-            run(tmp_path / "cut", *flags)
+    with cut_off(2):
+        run(tmp_path / "cut", *flags)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     train.main(["--resume", str(tmp_path / "cut")])

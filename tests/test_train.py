@@ -107,21 +107,12 @@ def test_same_seed_same_weights_and_another_seed_others(trained, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [1, 2])
-def test_resumed_run_ends_with_the_same_weights(trained, tmp_path, monkeypatch, stop):
+def test_resumed_run_ends_with_the_same_weights(trained, tmp_path, cut_off, stop):
     flags = ["--prune", "low+high", "--p", "0.5", "--epoch", "1", "--score", "running-loss"]
     whole, run = trained(*flags), tmp_path / "cut"
-    epoch = train.Training.epoch
-
-    def cut_off(self, number, bar):
-        if number == stop:
-            raise KeyboardInterrupt
-        epoch(self, number, bar)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Training, "epoch", cut_off)
-        with pytest.raises(SystemExit):
-            train.main(["--dataset", "synthetic", "--limit", "600", "--epochs", "3", "--out",
-                        str(run), *flags])
+    with cut_off(stop):
+        train.main(["--dataset", "synthetic", "--limit", "600", "--epochs", "3", "--out",
+                    str(run), *flags])
     assert not (run / "train.json").exists()
     train.main(["--resume", str(run)])
     assert all(torch.equal(v, weights(whole)[name]) for name, v in weights(run).items())
