@@ -11,6 +11,7 @@ fast_adversarial, and flags override them. Writes a new directory (runs/... or -
 lists its files) and prints a row an epoch, then one line of JSON. `--resume runs/NAME` goes on
 with an interrupted run, to the same weights.
 """
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -170,16 +171,18 @@ class Training:
             scores, kind = self.saved
         elif a.prune == "random" and not a.adapt_eps:
             kind, scores = "random", torch.zeros_like(self.running)
-        elif a.score == "margin":
-            scores = prune.score(self.margin_model, self.dataset, "margin", norm=a.margin_norm,
-                                 steps=a.margin_steps, classes=a.margin_classes)
         elif a.score == "running-loss":
             scores = runs.total(self.running.clone())
         else:
-            with self.autocast:
-                scores = prune.score(self.average or self.net, self.dataset, a.score,
-                                     eps=a.epsilon, alpha=a.score_alpha, seed=a.seed,
-                                     epoch=epoch, clip_start=a.clip_start)
+            model, precision = self.average or self.net, self.autocast
+            how = dict(eps=a.epsilon, alpha=a.score_alpha, seed=a.seed, epoch=epoch,
+                       clip_start=a.clip_start)
+            if a.score == "margin":  # in float32, and uncompiled: its batches shrink as they cross
+                model, precision = self.margin_model, contextlib.nullcontext()
+                how = dict(norm=a.margin_norm, steps=a.margin_steps, classes=a.margin_classes)
+            with precision, tqdm(total=len(self.running), unit="img", desc="scoring", leave=False,
+                                 disable=None if runs.rank() == 0 else True) as bar:
+                scores = prune.score(model, self.dataset, a.score, **how, bar=bar)
         balance = self.dataset.labels if a.class_balanced else None
         self.kept = prune.select(scores, a.prune, a.p, a.seed, balance)
         if a.adapt_eps:
