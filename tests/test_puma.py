@@ -110,11 +110,14 @@ def test_adapting_changes_what_is_trained_and_a_large_floor_changes_nothing(trai
         assert not torch.allclose(puma[name], value, rtol=0.01, atol=1e-4)
 
 
-def test_trades_against_its_equations():
+def test_trades_against_its_equations(trained):
     """One SGD step on one batch, from equation 5 of Zhang et al. 2019, in float64."""
     training = training_of("--loss", "trades", "--beta", "3", "--label-smoothing", "0.2",
-                              "--batch-size", "300", "--epochs", "2", "--pgd-steps", "3")
+                           "--batch-size", "300", "--epochs", "2", "--pgd-steps", "3",
+                           "--epsilon", "0.4")
     args, dataset = training.args, training.dataset
+    undefended = trained("--attack", "none", "--epochs", "8")  # whose divergence is no trifle
+    models.load_weights(training.model, undefended / "model.safetensors")
     training.opt, args.peak, args.lr = torch.optim.SGD(training.model.parameters(), 1), 0.5, 0.1
     model = models.build(**args.network).double()
     model.load_state_dict({k: v.double() for k, v in training.model.state_dict().items()})
@@ -129,6 +132,7 @@ def test_trades_against_its_equations():
     start = train.ops.rs_start(x, ids, args.epsilon, args.seed, 0, clip_start=True).double()
     assert ((adv - x).abs().max() <= args.epsilon + 1e-6 and adv.min() >= 0 and adv.max() <= 1)
     assert (divergence(adv) >= divergence(start) - 1e-9).double().mean() > 0.9  # it climbs
+    assert divergence(adv).mean() > 0.01
     training.epoch(0, train.tqdm(disable=True))
     log_p = model(x.double()).log_softmax(1)
     smoothed = F.one_hot(y, 10) * 0.8 + 0.2 / 10
