@@ -212,7 +212,7 @@ def _walk(model, x, y, target, rivals, norm, steps, overshoot, clip):
 
 
 def _along(x, way, scale=None):
-    """The points x + scale way, in the box where x + way is; scale is [B] or 1."""
+    """The points x + scale way, in the box where x + way is; scale is [B], or None for 1."""
     return x + way if scale is None else x + scale.view(-1, *[1] * (x.dim() - 1)) * way
 
 

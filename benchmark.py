@@ -308,7 +308,7 @@ def draw(path, header, rows):
     axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
-    runs.write_saved(path, lambda content, file: content.savefig(file, format="png"), figure)
+    runs.write_figure(path, figure)
 
 
 if __name__ == "__main__":

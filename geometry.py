@@ -93,8 +93,8 @@ def draw(maps):
     columns = min(3, len(maps))
     lines = -(-len(maps) // columns)
     figure = Figure(figsize=(5 * columns, 6 * lines), layout="constrained")
-    for place, (row, labels, points, classes) in enumerate(maps, 1):
-        axes = figure.add_subplot(lines, columns, place)
+    for panel, (row, labels, points, classes) in enumerate(maps, 1):
+        axes = figure.add_subplot(lines, columns, panel)
         for label, name in enumerate(classes):
             axes.scatter(*points[labels == label].T, s=3, label=name, color=f"C{label % 10}")
         axes.set_title("{name}, {n:,} of {examples:,}\nrho {rho:.1f}, delta {delta:.3f}"
@@ -142,8 +142,7 @@ def main(argv=None):
         paper = "{:<8.2f} {:.4f}".format(*TABLE_2[name]) if name in TABLE_2 else "-        -"
         print(f"{name:20} {len(ids):8,}    {rho:<8.2f} {delta:<8.4f} {paper}", flush=True)
     folder = runs.create(args.out, "geometry")
-    runs.write_saved(folder / "tsne.png", lambda figure, file: figure.savefig(
-        file, format="png"), draw(maps))
+    runs.write_figure(folder / "tsne.png", draw(maps))
     record = {"rows": rows, "seed": args.seed, "folder": str(folder)}
     runs.write_json(folder / "geometry.json", {
         "command": runs.command("geometry.py", argv), **record,

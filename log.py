@@ -57,10 +57,9 @@ class Log:
         pruning = "no" if args.prune == "none" else args.prune
         tqdm.write(f"{pruning} pruning kept {len(kept):,} of {len(scores):,} "
                    f"({training.prune_seconds:.1f} s)")
-        if training.eps is not None:
-            eps = training.eps[kept]
-            tqdm.write(f"budgets: mean {eps.mean():.4g}, below {args.epsilon:.4g} for "
-                       f"{(eps < args.epsilon).double().mean():.1%} of the kept")
+        if budgets := training.adaptation():
+            tqdm.write("budgets: mean {mean_eps:.4g}, below {full:.4g} for {adapted:.1%} of the "
+                       "kept".format(full=args.epsilon, **budgets))
 
     def epoch(self, training):
         row = training.rows[-1]

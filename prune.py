@@ -203,7 +203,7 @@ def draw(path, dataset, scores, kept, title, model):
             axes.set_title(f"{label} > {guess}\n{scores[i]:.3g}", fontsize=6, pad=2,
                            color="tab:red" if dropped[i] else "black")
             axes.set(xticks=[], yticks=[])
-    runs.write_saved(path, lambda content, file: content.savefig(file, format="png"), figure)
+    runs.write_figure(path, figure)
 
 
 def parse(argv):

@@ -142,8 +142,8 @@ def main(argv=None):
             runs.write_json(record, {"command": runs.command("reproduce.py", argv), **result,
                                      **runs.environment(runs.device(None))})
     Path("figures").mkdir(exist_ok=True)
-    runs.write_saved(Path("figures") / f"{label}.png", lambda figure, file: figure.savefig(
-        file, format="png"), draw(ordered, f"{args.name}, p = {args.p:g}"))
+    runs.write_figure(Path("figures") / f"{label}.png",
+                      draw(ordered, f"{args.name}, p = {args.p:g}"))
     report(result["summary"])
     return result
 

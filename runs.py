@@ -188,6 +188,10 @@ def write_saved(path, save, content):
     write(path, buffer.getvalue())
 
 
+def write_figure(path, figure):
+    write_saved(path, lambda content, file: content.savefig(file, format="png"), figure)
+
+
 def create(out, default):
     """Make a directory: `out`, which must not exist, or the first free of runs/default, -2, ..."""
     count = 1

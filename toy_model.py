@@ -151,7 +151,7 @@ def robust_share(w, how, p, toy):
     return float((cuts[1] - cuts[0]) @ from_robust / ((cuts[1] - cuts[0]) @ mass))
 
 
-def dropped(x, y, w, how, p, seed):
+def keep(x, y, w, how, p, seed):
     """The ids that stay when p of (x, y) go by w's squared loss (section 5.2)."""
     loss = torch.from_numpy((x @ w.astype(np.float32) - y) ** 2).float()
     return prune.select(loss, how, p, seed).numpy()
@@ -176,7 +176,7 @@ def dropout(toy, n, seed, rng):
     for k in TRAINED:
         first = train_squared(x, y, k * toy.eta)
         for how, p in [("none", 0.0), *((how, p) for how in STRATEGIES for p in DROPPED)]:
-            kept = dropped(x, y, first, how, p, seed)
+            kept = keep(x, y, first, how, p, seed)
             w = first if how == "none" else train_squared(x[kept], y[kept], k * toy.eta)
             pairs += [(w, 0.0), (w, k * toy.eta)]
             rows.append({
@@ -205,7 +205,7 @@ def verdicts(toy, n, seed, rng, repeats=3):
                 x, y, _ = sample(n // 5, *toy, rng)
                 first = train_squared(x, y, k * toy.eta)
                 for how in scores:
-                    kept = dropped(x, y, first, how, p, seed)
+                    kept = keep(x, y, first, how, p, seed)
                     w = train_squared(x[kept], y[kept], k * toy.eta)
                     scores[how] += [accuracy(w, eps, toy) / repeats for eps in (0, k * toy.eta)]
             high, low = scores["high"] - scores["random"], scores["low"] - scores["random"]
@@ -334,8 +334,7 @@ def main(argv=None):
     for name, content in record.items():
         tables, picture = STUDIES[name]
         tables(content)
-        runs.write_saved(folder / f"{name}.png", lambda figure, file: figure.savefig(
-            file, format="png"), picture(content))
+        runs.write_figure(folder / f"{name}.png", picture(content))
     record["folder"] = str(folder)
     runs.write_json(folder / "toy_model.json", {
         "command": runs.command("toy_model.py", argv), **record,

@@ -190,6 +190,14 @@ class Training:
         self.prune_seconds = time.perf_counter() - start
         return kind, scores
 
+    def adaptation(self):
+        """The mean budget of the kept, and the share of them below the full one; {} before."""
+        if self.eps is None:
+            return {}
+        eps = self.eps[self.kept]
+        return {"mean_eps": eps.mean().item(),
+                "adapted": (eps < self.args.epsilon).double().mean().item()}
+
     def state(self):
         return {"model": self.model.state_dict(), "opt": self.opt.state_dict(), "eps": self.eps,
                 "average": self.average.state_dict() if self.average else None,
@@ -244,10 +252,7 @@ def main(argv=None):
         "n_kept": len(training.kept), "clean_accuracy": right.double().mean().item(),
         "train_seconds": training.train_seconds, "prune_seconds": training.prune_seconds,
         "images_per_second": images / training.train_seconds}
-    if training.eps is not None:
-        eps = training.eps[training.kept]
-        record |= {"mean_eps": eps.mean().item(),
-                   "adapted": (eps < args.epsilon).double().mean().item()}
+    record |= training.adaptation()
     if first:
         written.finish(training.result, record)
     return record

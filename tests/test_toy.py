@@ -83,7 +83,7 @@ def test_share_of_the_kept_by_hand_and_by_simulation():
     x, y, from_robust = toy_model.sample(100_000, *toy, rng=5)
     mixed = np.r_[0.5, np.linspace(0, 0.1, 9)]
     for how, p in product(("high", "low", "low+high"), (0.1, 0.5, 0.8)):
-        kept = toy_model.dropped(x, y, mixed, how, p, 0)
+        kept = toy_model.keep(x, y, mixed, how, p, 0)
         assert len(kept) == round((1 - p) * 100_000)
         share = toy_model.robust_share(mixed, how, p, toy)
         assert inside(from_robust[kept].sum(), len(kept), share), (how, p)
