@@ -158,7 +158,7 @@ def deepfool(model, x, y, norm="linf", steps=50, overshoot=0.02, clip=True, clas
     """
     x, order = x if x.dtype == torch.float64 else ops.pixels(x), ops.order(norm)
     with frozen(model), torch.no_grad():
-        logits = _wide(model(x))
+        logits = model(x).float()
         others = logits.scatter(1, y[:, None], -torch.inf)
         count = min(classes or logits.shape[1], logits.shape[1])
         rivals = torch.cat([y[:, None], others.topk(count - 1).indices], 1)  # [B, k]
@@ -216,10 +216,6 @@ def _along(x, way, scale=None):
     return x + way if scale is None else x + scale.view(-1, *[1] * (x.dim() - 1)) * way
 
 
-def _wide(logits):
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
 def _predicted(logits, y):
     """The classes [B] of logits [B, K]; y itself where some are not finite: no boundary there."""
     return torch.where(logits.isfinite().all(1), logits.argmax(1), y)
@@ -233,7 +229,7 @@ def class_grads(model, x, classes):
     """
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        logits = _wide(model(x)).gather(1, classes)
+        logits = model(x).float().gather(1, classes)
         grads = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0]
                  for column in logits.unbind(1)]
     return torch.stack(grads, 1), logits.detach()
