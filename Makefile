@@ -11,9 +11,9 @@ DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo test kernels lint gpu-records clean
 
-$(VENV)/.ready: pyproject.toml setup.py ops.py $(wildcard csrc/*)
+$(VENV)/.ready: pyproject.toml setup.py advprune/ops.py $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --editable '.[dev]'
+	ADVPRUNE_KERNELS=0 $(RUN) -m pip install --quiet --editable '.[dev]'
 	$(RUN) setup.py --quiet build_ext --inplace
 	touch $@
 
@@ -36,4 +36,4 @@ gpu-records:
 	$(PYTHON) benchmark.py records --budget $(or $(BUDGET),600)
 
 clean:
-	rm -rf $(VENV) build _C_*.so *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build advprune/_C_*.so *.egg-info .pytest_cache .ruff_cache

@@ -1,35 +1,35 @@
-"""What the kernels are worth: operators, the scoring epoch and the training step, in ratios.
+"""What the kernels are worth: in whole epochs, and one by one. All comparisons are ratios.
 
+    python benchmark.py ablation [--json FILE]
     python benchmark.py kernels [--json FILE] [--figure FILE.png]
-    python benchmark.py scoring | training
-    python benchmark.py records --budget 600      (what `make gpu-records` runs, on a CUDA machine)
 
-Medians of several runs in one process, beside a copy timed in the same process and the named
-alternatives: eager torch as fast_adversarial writes it, torch.compile of the same lines, and for
-selection torch.topk, torch.sort and numpy.argpartition. GB/s are counted from numel and
-element_size of what an operator must read and write; `of copy` is its share of the copy's GB/s.
+ablation trains and scores with all kernels, without each of them, and without any: images/s, each
+the median of several rounds in which the variants take turns. Without a kernel there are the lines
+of plain torch that one would write instead. "network alone" makes the same passes through the
+network and nothing else.
+
+kernels times each operator beside a copy, eager torch as fast_adversarial writes it, torch.compile
+of the same lines, and for the selection torch.topk, torch.sort and numpy.argpartition: medians of
+several runs in one process. GB/s counts what an operator must read and write, from numel and
+element_size; `of copy` is its share of the copy's GB/s.
 """
-import json
-import subprocess
-import sys
-import tempfile
+import contextlib
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
-import attacks
-import data
-import models
-import ops
-import prune
-import runs
+import train
+from advprune import attacks, cli, ops, plots, pruning, runs, settings
 
 BATCHES = [(128, 3, 32, 32), (512, 1, 28, 28), (2048, 3, 32, 32), (20834, 3, 32, 32)]  # to 64 M
 SELECTIONS = [50_000, 1_000_000, 10_000_000, 100_000_000]
 EPS, ALPHA = 8 / 255, 10 / 255
+LIMIT, ROUNDS = 10_000, 7  # of ablation: examples an epoch, and epochs of each variant
 
 
 def sync(device):
@@ -73,19 +73,29 @@ def eager_scores(logits, labels):
     return F.cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels
 
 
-def eager_deepfool(grads, logits, labels):
-    rows = torch.arange(len(labels), device=labels.device)
-    slopes = (grads - grads[rows, labels][:, None]).flatten(2)
-    away = (logits - logits[rows, labels][:, None]).abs() / slopes.abs().sum(2)
-    away, target = away.nan_to_num(torch.inf, torch.inf).min(1)
-    return slopes[rows, target].sign() * away[:, None], target
+def eager_augment(images, ids, seed, epoch, pad=0, flip=False, channels_last=False, rows=None):
+    x = images[ids if rows is None else rows].float() / 255
+    if pad:
+        n, _, h, w = x.shape
+        dy, dx = torch.randint(2 * pad + 1, (2, n, 1), device=x.device)
+        ys, xs = dy + torch.arange(h, device=x.device), dx + torch.arange(w, device=x.device)
+        example = torch.arange(n, device=x.device)[:, None, None]
+        x = F.pad(x, (pad,) * 4)[example, :, ys[:, :, None], xs[:, None]].permute(0, 3, 1, 2)
+    if flip:
+        x = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(3), x)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return x.contiguous(memory_format=layout)
+
+
+def eager_select(scores, drop, how):
+    return torch.topk(scores, len(scores) - drop, largest=how == "low").indices.sort().values
 
 
 def rows_of_batches(device):
     """One row an operator and size: its time and bytes, and its alternatives' times."""
     largest = 0.5 * (torch.cuda.get_device_properties(device).total_memory
                      if device.type == "cuda" else 4e9)
-    compiled_both, compiled_deepfool = torch.compile(eager_both), torch.compile(eager_deepfool)
+    compiled_both = torch.compile(eager_both)
     for shape in [s for s in BATCHES if 16 * np.prod(s) < largest]:
         x, ids = torch.rand(shape, device=device), torch.arange(shape[0], device=device)
         grad, images = torch.randn_like(x), (x * 255).to(torch.uint8)
@@ -103,18 +113,11 @@ def rows_of_batches(device):
                 size_of(x, start, x, grad, x),
                 {"eager": lambda: eager_both(x, grad), "compile": lambda: compiled_both(x, grad)}),
             "augment": (lambda: ops.augment(images, ids, 0, 0, 4, True), size_of(images, x),
-                        {"reference": lambda: ops.REFERENCES["augment"](images, ids, 0, 0, 4, True,
-                                                                        False)}),
+                        {"eager": lambda: eager_augment(images, ids, 0, 0, 4, True)}),
             "cross_entropy_scores": (lambda: ops.cross_entropy_scores(logits, labels),
                                      size_of(logits, labels) + 5 * len(ids),
                                      {"eager": lambda: eager_scores(logits, labels)}),
         }
-        if 60 * np.prod(shape) < largest:  # the gradients of ten classes
-            grads = torch.randn(10, *shape, device=device).transpose(0, 1)
-            calls["deepfool_step"] = (
-                lambda: ops.deepfool_step(grads, logits, labels, "linf"), size_of(grads, x),
-                {"eager": lambda: eager_deepfool(grads, logits, labels),
-                 "compile": lambda: compiled_deepfool(grads, logits, labels)})
         for name, (call, moved, others) in calls.items():
             yield row_of(name, x.numel(), call, moved, others, copy, device)
 
@@ -153,162 +156,127 @@ def kernels(device):
 
 # --- whole epochs
 
-def subject_name(device):
-    return "cifar10" if device.type == "cuda" else "mnist"
+class Eager:
+    """The operators' alternatives under the operators' names; a step needs its start again."""
+
+    def rs_start(self, x, ids, eps, seed, epoch, clip_start=False, noise_scale=1.0):
+        x = ops.pixels(x)
+        self.start = x + torch.empty_like(x).uniform_(-eps, eps)
+        if clip_start:
+            self.start = self.start.clamp(0, 1)
+        return self.start
+
+    def fgsm_step(self, x, grad, ids, eps, alpha, *_, **__):
+        x = ops.pixels(x)
+        delta = torch.clamp(self.start.detach() - x + alpha * torch.sign(grad), -eps, eps)
+        return torch.clamp(x + delta, 0, 1)
+
+    augment = staticmethod(eager_augment)
+    cross_entropy_scores = staticmethod(eager_scores)
+    select_kept = staticmethod(eager_select)
 
 
-def subject(device, data_dir):
-    """(data set, network): CIFAR-10 and PreActResNet18 on a GPU, else MNIST and its network."""
-    dataset = data.load(subject_name(device), data_dir, None, device)
-    channels, size = dataset.images.shape[1], dataset.images.shape[-1]
-    model = models.build(models.DEFAULT[channels], channels, 10, None, size).to(device)
-    return dataset, model
+VARIANTS = {"all kernels": (), "without rs_start, fgsm_step": ("rs_start", "fgsm_step"),
+            "without augment": ("augment",),
+            "without cross_entropy_scores": ("cross_entropy_scores",),
+            "without select_kept": ("select_kept",), "no kernel": tuple(ops.SCHEMAS)}
 
 
-def network_alone(model, dataset, batch_size):
-    """Scoring's passes on batches that are there already: no perturbation, no bookkeeping."""
-    x = dataset.images[:batch_size].float() / 255
-    with attacks.frozen(model):
-        for y in dataset.labels.split(batch_size):
-            attacks.input_grad(model, x[:len(y)], y)
-            with torch.no_grad():
-                model(x[:len(y)])
+@contextlib.contextmanager
+def without(names):
+    """Within the block, plain torch computes these operators."""
+    eager = Eager()
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(mock.patch.object(ops, name, getattr(eager, name)))
+        yield
 
 
-def scoring(device, data_dir, rounds=5):
-    dataset, model = subject(device, data_dir)
-    torch.backends.cudnn.benchmark = True
-    calls = {"scoring": lambda: prune.score(model, dataset, eps=EPS, alpha=ALPHA, batch_size=500),
-             "network alone": lambda: network_alone(model, dataset, 500)}
-    seconds = {name: [] for name in calls}
-    for round_ in range(rounds + 1):  # in turn, so that both see the machine's moods; one to warm
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            sync(device)
-            if round_:
-                seconds[name].append(time.perf_counter() - start)
-    rates = {name: len(dataset.labels) / float(np.median(s)) for name, s in seconds.items()}
-    ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
-    for name, rate in rates.items():
-        print(f"{name:<14} {rate:12,.0f} images/s   ({dataset.name})")
-    print(f"scoring takes {np.median(ratios):.3f} times the network alone")
-    return {"dataset": dataset.name, "images_per_second": rates,
-            "overhead": float(np.median(ratios)) - 1}
-
-
-def training(device, data_dir):
-    """Two epochs of training with the kernels, and with the references instead."""
-    seconds = {}
-    for name in ("kernels", "references"):
-        code = (f"import train; train.main(['--dataset', '{subject_name(device)}', '--epochs', "
-                f"'2', '--limit', '10000', '--data-dir', {str(data_dir)!r}, '--out', 'run'])")
-        environment = {**runs.os.environ, "ADVPRUNE_KERNELS": str(int(name == "kernels")),
-                       "PYTHONPATH": str(runs.HERE)}
-        with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment,
-                                  capture_output=True, text=True, check=True)
-        seconds[name] = json.loads(done.stdout.splitlines()[-1])["train_seconds"]
-        print(f"{name:<11} {20000 / seconds[name]:10,.0f} images/s")
-    return {"dataset": subject_name(device), "seconds": seconds}
-
-
-# --- everything for results/, on a machine with a card
-
-def records(device, data_dir, budget):
-    """The gpu tests, the benchmarks, CIFAR-10 trained and attacked, each a results/gpu-*.json.
-
-    Each step gets what is left of the budget [s] and is ended there; what came before stays.
-    """
-    if device.type != "cuda":
-        raise runs.UserError("records are of a CUDA machine; here, benchmark.py kernels works")
-    end, results, python = time.monotonic() + budget, runs.HERE / "results", sys.executable
-    cifar = ["train.py", "--dataset", "cifar10", "--data-dir", str(data_dir), "--out"]
-    stamp = time.strftime("runs/gpu-%Y%m%d-%H%M%S")
-    pruned = ["--prune", "high", "--p", "0.4", "--epoch", "3"]
-    attack = ["--attack", "autoattack", "--n", "1000"]
-    steps = {
-        "tests": ["-m", "pytest", "-m", "gpu", "tests/test_kernels.py"],
-        "kernels": ["benchmark.py", "kernels"], "scoring": ["benchmark.py", "scoring"],
-        "training": ["benchmark.py", "training"],
-        "cifar10-full": [*cifar, f"{stamp}-full"],
-        "cifar10-full-autoattack": ["evaluate.py", f"{stamp}-full", *attack],
-        "cifar10-high-0.4": [*cifar, f"{stamp}-high", *pruned],
-        "cifar10-high-0.4-autoattack": ["evaluate.py", f"{stamp}-high", *attack]}
-    finished = {}
-    for name, command in steps.items():
-        if "benchmark.py" in command:
-            command = [*command, "--data-dir", str(data_dir)]
-        record = {"command": " ".join(["python", *command]), **runs.environment(device)}
-        try:
-            done = subprocess.run([python, *command], cwd=runs.HERE, stdout=subprocess.PIPE,
-                                  text=True, timeout=max(1.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            record["cut_off"] = True
-            finished[name] = "cut off"
+def network_alone(training, images, labels, update):
+    """An epoch's passes through the network, on one batch that is there already."""
+    size = training.args.batch_size if update else 500
+    x = images[:size].float() / 255
+    if training.layout == torch.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    for y in labels.split(size):
+        with attacks.frozen(training.model):
+            attacks.input_grad(training.model, x[:len(y)], y)
+        if update:
+            training.opt.zero_grad()
+            F.cross_entropy(training.model(x[:len(y)]), y).backward()
+            training.opt.step()
         else:
-            last = (done.stdout.strip().splitlines() or [""])[-1]
-            record["exit_code"] = done.returncode
-            record["result"] = json.loads(last) if last.startswith("{") else last
-            finished[name] = done.returncode
-        runs.write_json(results / f"gpu-{name}.json", record)
-        print(f"{name}: {finished[name]}, {end - time.monotonic():.0f} s left", file=sys.stderr)
-    return finished
+            with torch.no_grad():
+                training.model(x[:len(y)])
 
 
-@runs.script
+def ablation(device, data_dir):
+    """A row for each variant: images/s of training and of scoring with selection."""
+    name = "cifar10" if device.type == "cuda" else "mnist"
+    args = settings.parse(["--dataset", name, "--data-dir", data_dir, "--limit", str(LIMIT),
+                           "--device", str(device)])
+    training, _ = train.begin(args, device)
+    images, labels, bar = training.dataset.images, training.dataset.labels, tqdm(disable=True)
+
+    def score():
+        scores = pruning.score(training.model, images, labels, eps=args.epsilon)
+        pruning.select(scores, "high", 0.4)
+
+    jobs = {(variant, what): (names, call) for variant, names in VARIANTS.items() for what, call in
+            (("training", lambda: training.epoch(0, bar)), ("scoring", score))}
+    for what, update in (("training", True), ("scoring", False)):
+        jobs["network alone", what] = (
+            (), lambda u=update: network_alone(training, images, labels, u))
+    seconds = {job: [] for job in jobs}
+    for round_ in range(ROUNDS + 1):  # the first round warms up
+        for job, (names, call) in jobs.items():
+            with without(names):
+                start = time.perf_counter()
+                call()
+                sync(device)
+                if round_:
+                    seconds[job].append(time.perf_counter() - start)
+    print(f"{name}, {LIMIT:,} examples, medians of {ROUNDS} rounds\n"
+          f"{'':30} training images/s     scoring images/s")
+    rows, medians = [], {job: float(np.median(s)) for job, s in seconds.items()}
+    for variant in (*VARIANTS, "network alone"):
+        rows.append({"variant": variant})
+        for what in ("training", "scoring"):
+            rows[-1][what] = len(labels) / medians[variant, what]
+            rows[-1][f"{what}_ratio"] = (medians["all kernels", what] / medians[variant, what])
+        print("{variant:30} {training:9,.0f}  ({training_ratio:.2f})    {scoring:9,.0f}  "
+              "({scoring_ratio:.2f})".format(**rows[-1]))
+    return {"dataset": name, "examples": len(labels), "rounds": ROUNDS, "rows": rows}
+
+
+@cli.script
 def main(argv=None):
-    parser = runs.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     flag = parser.add_argument
-    flag("what", nargs="?", default="kernels",
-         choices=["kernels", "scoring", "training", "records"])
+    flag("what", nargs="?", default="kernels", choices=["ablation", "kernels"],
+         help="which table (kernels)")
     flag("--json", metavar="FILE", help="write the record here; overwrites nothing")
     flag("--figure", metavar="FILE", help="draw the kernels' bars into this PNG")
-    flag("--budget", type=runs.number(float, 1), default=600, help="seconds for records (600)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
     args = parser.parse_args(argv)
-    device = runs.device(args.device)
-    if args.json and Path(args.json).exists():
-        raise runs.UserError(f"{args.json} exists already; move it away, nothing is overwritten")
-    header = {"command": runs.command("benchmark.py", argv), "kernels": ops.KERNELS,
-              **runs.environment(device)}
-    print(f"{header['device']}, {header['threads']} threads, torch {torch.__version__}, "
-          f"kernels {ops.KERNELS}, {torch.__config__.show().splitlines()[1].strip(' -')}")
-    if args.what == "kernels":
-        record = kernels(device)
-        if args.figure:
-            draw(args.figure, header, record["rows"])
-    elif args.what == "records":
-        record = records(device, Path(args.data_dir).resolve(), args.budget)
-    else:
-        record = {"scoring": scoring, "training": training}[args.what](
-            device, Path(args.data_dir).resolve())
-    record = {**header, **record}
+    if args.figure and args.what != "kernels":
+        parser.error("--figure is for kernels")
+    device = cli.device(args.device)
+    if args.json:
+        runs.refuse_existing(args.json)
+    header = {"command": cli.command("benchmark.py", argv), "kernels": ops.KERNELS,
+              **runs.environment(device),
+              "cpu": torch.backends.cpu.get_cpu_capability()}
+    print("{device}, {threads} threads, torch {torch}, kernels {kernels}, {cpu}".format(
+        torch=torch.__version__, **header))
+    record = {**header, **(kernels(device) if args.what == "kernels"
+                           else ablation(device, str(Path(args.data_dir).resolve())))}
+    if args.figure:
+        runs.write_figure(args.figure, plots.kernels(record))
     if args.json:
         runs.write_json(args.json, record)
     return record
-
-
-def draw(path, header, rows):
-    """Bars: how many times as long each alternative takes as the kernel."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 0.42 * sum(len(row) - 5 for row in rows) + 1.2),
-                    layout="constrained")
-    axes, labels = figure.subplots(), []
-    for row in rows:
-        for name in list(row)[5:]:
-            labels.append(f"{row['operator']}, {row['n']:,}: {name}")
-            bar = axes.barh(len(labels) - 1, row[name], color="tab:blue" if row[name] >= 1
-                            else "tab:red")
-            axes.bar_label(bar, fmt="%.1f", padding=3, fontsize=8)
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    axes.set(xscale="log", xlabel="times as long as the kernel", title=header["device"])
-    axes.margins(y=0.01)
-    axes.invert_yaxis()
-    axes.axvline(1, color="black", linewidth=0.8)
-    runs.write_figure(path, figure)
 
 
 if __name__ == "__main__":

@@ -3,47 +3,40 @@
     python evaluate.py runs/NAME --attack autoattack --n 1000
     python evaluate.py --weights mnist.pth --dataset mnist --attack pgd
 
-Attacks, in the l-infinity ball of --epsilon and the box [0, 1]; of several, the pointwise worst
-case counts:
+Attacks, in the l-infinity ball of --epsilon and the box [0, 1]. An image counts as robust only if
+none of them breaks it.
     clean       none (with it alone, --n is all test images)
     fgsm        one step of size eps from the image itself
     pgd         PGD-50-10: 50 steps, 10 restarts, as fast_adversarial evaluates
     apgd        APGD on the cross-entropy, the first attack of AutoAttack
-    autoattack  AutoAttack standard (Croce & Hein 2020): apgd-ce, apgd-t, fab-t, square
+    autoattack  AutoAttack standard (Croce & Hein 2020): apgd-ce, apgd-t, fab-t, square. With 2 or
+                3 classes apgd-t is not defined; then the record and the table say "not standard"
 
-Every returned example is checked against ball and box, and counted by what the model says of it.
-Interrupted, the same command goes on where it was. Writes RUN/eval-ATTACK-N.json, or --out FILE;
-overwrites nothing.
+Every adversarial image is checked against ball and box, and classified once more. An interrupted
+evaluation continues when the same command is given again. It writes RUN/eval-ATTACK-N.json, or
+--out FILE, and overwrites nothing.
 """
 import argparse
-import hashlib
 import itertools
 import time
 from pathlib import Path
 
 import torch
 from pyautoattack import AutoAttack
+from scipy.stats import binomtest
 from tqdm import tqdm
 
-import attacks
-import data
-import models
-import runs
+from advprune import attacks, cli, data, models, recipes, runs, settings
 
 ATTACKS = {"clean": [], "fgsm": ["fgsm"], "pgd": ["pgd-50-10"], "apgd": ["apgd-ce"],
            "autoattack": ["apgd-ce", "apgd-t", "fab-t", "square"]}
+FEW_CLASSES = {2: ["apgd-ce", "fab-t", "square"],  # the targeted DLR loss needs four logits,
+               3: ["apgd-ce", "apgd-dlr", "fab-t", "square"]}  # the untargeted one three
 ROUNDING = 1e-6  # how far float32 arithmetic may carry an attack past eps
 
 
-def wilson(count, n, z=1.959964):
-    """Wilson's score interval for a proportion (95 % by default), as [low, high]."""
-    p = count / n
-    centre, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    return [(centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)]
-
-
 def perturb(attack, model, x, y, ids, eps, step, seed):
-    """What one attack makes of x [B, C, H, W] in [0, 1], all of it classified right as y [B]."""
+    """One attack's adversarial examples of x [B, C, H, W] in [0, 1], all classified as y [B]."""
     if attack == "fgsm":
         return attacks.rs_fgsm(model, x, y, ids, eps=eps, alpha=eps, seed=seed, epoch=0,
                                noise_scale=0.0)
@@ -51,20 +44,26 @@ def perturb(attack, model, x, y, ids, eps, step, seed):
         return attacks.pgd(model, x, y, ids, eps=eps, alpha=step, steps=50, restarts=10, seed=seed)
     standard = AutoAttack(model, eps=eps, seed=seed, device=x.device)
     standard.attacks_to_run = [attack]
-    others = model(x[:1]).shape[1] - 1  # it would target nine classes even of fewer
+    others = model(x[:1]).shape[1] - 1  # its default is nine target classes, whatever there are
     standard.apgd_targeted.n_target_classes = standard.fab.n_target_classes = min(9, others)
     return standard.run_standard_evaluation(x, y, batch_size=len(x))[0]
 
 
+def members(names, classes):
+    """The attacks that these names stand for, given the number of classes, each once."""
+    known = {**ATTACKS, "autoattack": FEW_CLASSES.get(classes, ATTACKS["autoattack"])}
+    return list(dict.fromkeys(attack for name in names for attack in known[name]))
+
+
 class Evaluation:
-    """Which images still stand after each attack; in a state file after every batch."""
+    """Which images are still classified right after each attack; a state file has it all."""
 
     def __init__(self, model, images, labels, settings, path):
         self.model, self.images, self.labels = model, images, labels
         self.settings, self.path = settings, path
         self.robust = models.predict(model, images) == labels  # [n]
         self.clean, self.largest, self.seconds = int(self.robust.sum()), 0.0, 0.0
-        self.per_attack, self.todo, self.done = {}, None, 0  # todo: ids the present attack is for
+        self.per_attack, self.todo, self.done = {}, None, 0  # todo: ids the attack is for
         if path.exists():
             state = torch.load(path, map_location=labels.device, weights_only=True)
             for name, value in state.items():
@@ -107,6 +106,11 @@ class Evaluation:
         runs.write_saved(self.path, torch.save, state)
 
 
+def interval(count, n):
+    """Wilson's 95 % score interval for a proportion, as [low, high]."""
+    return list(binomtest(count, n).proportion_ci(method="wilson"))
+
+
 def attack_names(text):
     names = text.split(",")
     if unknown := [name for name in names if name not in ATTACKS]:
@@ -115,34 +119,39 @@ def attack_names(text):
 
 
 def parse(argv):
-    parser = runs.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     flag = parser.add_argument
     flag("run", nargs="?", help="a finished run's directory")
     flag("--weights", metavar="FILE", help="instead of a run: a state dict, .pth or .safetensors")
     flag("--dataset", choices=data.NAMES, help="with --weights: what to evaluate on")
-    flag("--model", choices=models.MODELS, help="with --weights: as for train.py")
-    flag("--width", type=runs.positive_int, help="with --weights: as for train.py")
-    flag("--image-size", type=runs.positive_int, metavar="PIXELS",
-         help=f"with --weights and --dataset folder: side of the images ({data.IMAGE_SIZE})")
-    flag("--skip-bad", action="store_true", help="with those: leave out images that are broken")
+    flag("--model", type=settings.model_name, help="with --weights: as for train.py")
+    flag("--width", type=cli.positive_int, help="with --weights: as for train.py")
+    flag("--image-size", type=cli.positive_int, metavar="PIXELS",
+         help="with --weights and --dataset folder: side of the images "
+              f"({recipes.shown('image_size')})")
+    flag("--skip-bad", action="store_true",
+         help="with --weights and --dataset folder: leave out images that are broken")
     flag("--attack", type=attack_names, default=["pgd", "autoattack"], metavar="A,B",
          help=f"of {', '.join(ATTACKS)} (pgd,autoattack)")
-    flag("--n", type=runs.positive_int, help="the first N test images (1000; all for clean)")
-    flag("--epsilon", type=runs.budget, help="l-inf budget, such as 8/255 (as trained)")
-    flag("--batch-size", type=runs.positive_int, default=500)
-    flag("--seed", type=runs.seed, default=0)
+    flag("--n", type=cli.positive_int, help="the first N test images (1000; all for clean)")
+    flag("--epsilon", type=cli.budget, help="l-inf budget, such as 8/255 (as trained)")
+    flag("--batch-size", type=cli.positive_int, default=500, help="images at a time (500)")
+    flag("--seed", type=cli.seed, default=0)
     flag("--data-dir", help="where the data sets are (as for the run, or data)")
+    flag("--cache-dir", metavar="DIR", help="where decoded images are kept (as for the run)")
     flag("--out", metavar="FILE", help="the new JSON file")
+    flag("--trust-code", action="store_true",
+         help="execute network code that the run brings along")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
     args = parser.parse_args(argv)
-    args.command = runs.command("evaluate.py", argv)
+    args.command = cli.command("evaluate.py", argv)
     if bool(args.run) == bool(args.weights):
         parser.error("name a run's directory, or --weights FILE with its --dataset")
     if args.weights and not args.dataset:
         parser.error("--weights needs --dataset")
     for name in ("dataset", "model", "width", "image_size", "skip_bad"):
         if args.run and getattr(args, name):
-            parser.error(f"--{name.replace('_', '-')} goes with --weights; a run knows its own")
+            parser.error(f"--{name.replace('_', '-')} is for --weights; a run knows its own")
     if args.weights and args.dataset != "folder" and (args.image_size or args.skip_bad):
         parser.error("--image-size and --skip-bad are for --dataset folder")
     return args
@@ -152,61 +161,59 @@ def subject(args, device):
     """(model, data set, budget) of the run or the weights file."""
     if args.run:
         config = runs.config(args.run)
-        model, trained = models.from_run(args.run, config), config["args"]
-        dataset = data.of_run(trained, args.data_dir, device, train=False)
+        model, trained = models.from_run(args.run, config, args.trust_code), config["args"]
+        dataset = data.of_run(trained, args.data_dir, device, train=False,
+                              cache_dir=args.cache_dir)
         if len(dataset.classes) != trained["network"]["classes"]:
-            raise runs.UserError(f"{args.run} was trained on {trained['network']['classes']} "
-                                 f"classes, but the test set has {len(dataset.classes)}")
+            raise cli.UserError(f"{args.run} was trained on {trained['network']['classes']} "
+                                f"classes, but the test set has {len(dataset.classes)}")
         eps = trained["epsilon"]
     else:
         dataset = data.load(args.dataset, args.data_dir or "data", 0, device, args.image_size,
-                            args.skip_bad)
-        channels, size = dataset.images.shape[1], dataset.images.shape[-1]
-        model = models.build(args.model or models.DEFAULT[channels], channels,
-                             len(dataset.classes), args.width, size)
+                            args.skip_bad, cache_dir=args.cache_dir)
+        shape = dataset.test_images.shape
+        model = models.build(**settings.network(args, shape[1], len(dataset.classes), shape[-1]))
         models.load_weights(model, args.weights)
-        eps = data.EPSILON[args.dataset]
+        eps = recipes.RECIPES[args.dataset]["epsilon"]
     if args.epsilon is not None:
         eps = args.epsilon
     return model.to(device).eval().requires_grad_(False), dataset, eps
 
 
-def output(out, stem, settings):
+def output(out, stem, used):
     """(file to write, state file): `out`, or the first free stem.json, stem-2.json, ...
 
-    A state file of the same settings is one to go on from; one of other settings is in the way.
+    A state file of the same settings is continued. A name with one of other settings is not free.
     """
     paths = [Path(out)] if out else (
         Path(f"{stem}-{i}.json" if i > 1 else f"{stem}.json") for i in itertools.count(1))
     for path in paths:
         state = path.with_suffix(".state")
-        ours = not state.exists() or torch.load(state, weights_only=True)["settings"] == settings
+        ours = not state.exists() or torch.load(state, weights_only=True)["settings"] == used
         if ours and not path.exists():
             return path, state
-    raise runs.UserError(f"{out} or its .state exists already; give another --out")
+    raise cli.UserError(f"{out} or its .state exists already; give another --out")
 
 
-@runs.script
+@cli.script
 def main(argv=None):
     args = parse(argv)
-    device = runs.device(args.device)
+    device = cli.device(args.device)
     model, dataset, eps = subject(args, device)
     n = args.n or (len(dataset.test_labels) if args.attack == ["clean"] else 1000)
     n = min(n, len(dataset.test_labels))
-    weights = b"".join(v.cpu().numpy().tobytes() for v in model.state_dict().values())
-    settings = {
-        "weights": hashlib.sha256(weights).hexdigest(), "dataset": dataset.name, "n": n,
-        "attacks": list(dict.fromkeys(a for name in args.attack for a in ATTACKS[name])),
-        "epsilon": eps,
-        "step": data.PGD_STEP[dataset.name] * eps / data.EPSILON[dataset.name],
-        "seed": args.seed, "batch_size": args.batch_size}
+    classes, recipe = len(dataset.classes), recipes.RECIPES[dataset.name]
+    used = {
+        "weights": models.fingerprint(model), "dataset": dataset.name, "n": n,
+        "attacks": members(args.attack, classes), "epsilon": eps,
+        "step": recipe["eval_alpha"] * eps, "seed": args.seed, "batch_size": args.batch_size}
     stem = f"{args.run}/eval" if args.run else f"runs/{Path(args.weights).stem}"
-    out, state = output(args.out, f"{stem}-{'+'.join(args.attack)}-{n}", settings)
+    out, state = output(args.out, f"{stem}-{'+'.join(args.attack)}-{n}", used)
     out.parent.mkdir(parents=True, exist_ok=True)
 
     evaluation = Evaluation(model, dataset.test_images.narrow(0, 0, n), dataset.test_labels[:n],
-                            settings, state)
-    evaluation.run(settings["attacks"])
+                            used, state)
+    evaluation.run(used["attacks"])
     count = int(evaluation.robust.sum())
     record = {
         "source": args.run or args.weights, "dataset": dataset.name,
@@ -214,8 +221,10 @@ def main(argv=None):
         "clean_accuracy": evaluation.clean / n, "robust_accuracy": count / n,
         "robust_count": count, "per_attack": evaluation.per_attack,
         "seconds": evaluation.seconds, "max_perturbation": evaluation.largest,
-        "clean_interval": wilson(evaluation.clean, n), "robust_interval": wilson(count, n),
+        "clean_interval": interval(evaluation.clean, n), "robust_interval": interval(count, n),
         "seed": args.seed}
+    if "autoattack" in args.attack:
+        record["standard"] = classes not in FEW_CLASSES
     report(record)
     runs.write_json(out, {**record, "command": args.command, **runs.environment(device)})
     state.unlink(missing_ok=True)
@@ -229,6 +238,8 @@ def report(record):
     for name, counts in record["per_attack"].items():
         print(f"{name:>12} {counts['robust_count'] / n:.4f}  "
               f"({counts['broken']} of {counts['attacked']} broken)")
+    if record.get("standard") is False:
+        print("not AutoAttack standard: apgd-t is not defined for so few classes")
     print(f"robust accuracy {record['robust_accuracy']:.4f} (95 % interval {low:.4f} to "
           f"{high:.4f}); largest perturbation {record['max_perturbation']:.6f}; "
           f"{record['seconds']:.1f} s")

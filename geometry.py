@@ -22,9 +22,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-import data
-import prune
-import runs
+from advprune import cli, data, pruning, runs
 
 TABLE_2 = {"mnist": (1015.55, 0.7698), "pruned mnist": (222.34, 1.4860),
            "cifar10": (96.6625, 0.3571)}
@@ -54,7 +52,7 @@ def density_and_separation(images, labels, cut=0.01):
     return float(np.mean(densities)), float(between.min(1).sum())
 
 
-def place(images, n, seed):
+def tsne_map(images, n, seed):
     """A map: the ids [n] of a seeded subset, and t-SNE's points [n, 2] of its 50 components."""
     ids = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(images))[:n]))
     pixels = images[ids].flatten(1).numpy().astype(np.float32) / 255
@@ -67,15 +65,15 @@ def kept_of(path, datasets):
     """(data set, kept ids) that the score file belongs to, told by its labels."""
     for dataset in datasets:
         try:
-            prune.load(path, dataset.labels)
-        except runs.UserError as error:
+            pruning.load(path, dataset.labels)
+        except cli.UserError as error:
             reason = error
             continue
         with np.load(path) as file:
             kept = file["kept"] if "kept" in file else np.empty(0)
         n = len(dataset.labels)
         if kept.dtype != np.int64 or not len(kept) or not 0 <= kept.min() <= kept.max() < n:
-            raise runs.UserError(f"{path} does not say which of the {n} examples are kept")
+            raise cli.UserError(f"{path} does not say which of the {n} examples are kept")
         return dataset, torch.from_numpy(kept)
     raise reason
 
@@ -83,7 +81,7 @@ def kept_of(path, datasets):
 def check(name, labels):
     """Refuse to describe what has no geometry: one class, or a class of fewer than two."""
     if min(counts := torch.bincount(labels)[labels.unique()]) < 2 or len(counts) < 2:
-        raise runs.UserError(f"{name} needs two classes or more, and two examples in each")
+        raise cli.UserError(f"{name} needs two classes or more, and two examples in each")
 
 
 def draw(maps):
@@ -105,16 +103,16 @@ def draw(maps):
     return figure
 
 
-@runs.script
+@cli.script
 def main(argv=None):
-    parser = runs.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     flag = parser.add_argument
     flag("dataset", nargs="+", choices=data.NAMES, help="data sets to describe")
     flag("--pruned", metavar="FILE", action="append", default=[],
          help="a scores.npz: also describe what it keeps; may repeat")
-    flag("--n", type=runs.number(int, 100), default=2000, help="examples in the picture (2000)")
+    flag("--n", type=cli.number(int, 100), default=2000, help="examples in the picture (2000)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
-    flag("--seed", type=runs.number(int, 0, 2**32 - 1), default=0)
+    flag("--seed", type=cli.number(int, 0, 2**32 - 1), default=0)
     flag("--out", metavar="DIR", help="the new folder (runs/geometry)")
     args = parser.parse_args(argv)
     if args.out:
@@ -134,7 +132,7 @@ def main(argv=None):
         start = time.perf_counter()
         images, labels = dataset.images[ids], dataset.labels[ids]
         rho, delta = density_and_separation(images, labels)
-        shown, points = place(images, args.n, args.seed)
+        shown, points = tsne_map(images, args.n, args.seed)
         rows.append({"name": name, "examples": len(ids), "n": len(shown), "rho": rho,
                      "delta": delta, "paper": TABLE_2.get(name),
                      "seconds": time.perf_counter() - start})
@@ -145,7 +143,7 @@ def main(argv=None):
     runs.write_figure(folder / "tsne.png", draw(maps))
     record = {"rows": rows, "seed": args.seed, "folder": str(folder)}
     runs.write_json(folder / "geometry.json", {
-        "command": runs.command("geometry.py", argv), **record,
+        "command": cli.command("geometry.py", argv), **record,
         **runs.environment(torch.device("cpu"))})
     return record
 

@@ -19,11 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-import data
 import evaluate
 import prune
-import runs
 import train
+from advprune import cli, recipes, runs
 
 RECIPES = {  # of the study of PUMA
     # Not RS+FGSM: at eps 0.3 one seed in three overfits to its single step, and hides the rest.
@@ -49,7 +48,8 @@ def run_arm(root, arm, seed, args):
                         str(scores.parent)])
         flags += ["--scores", str(scores)]
     if arm == "puma-floor":
-        flags += ["--eps-floor", str(data.EPSILON[args.name.removesuffix("-narrow")] / 2)]
+        recipe = recipes.RECIPES[args.name.removesuffix("-narrow")]
+        flags += ["--eps-floor", str(recipe["epsilon"] / 2)]
     if (folder / "state.pt").exists() and not (folder / "train.json").exists():
         train.main(["--resume", str(folder)])
     elif not (folder / "train.json").exists():
@@ -62,7 +62,7 @@ def run_arm(root, arm, seed, args):
     trained, judged = (json.loads((folder / name).read_text())
                        for name in ("train.json", "eval.json"))
     if judged["n"] != args.n or trained["p"] not in (args.p, 0):
-        raise runs.UserError(f"{folder} is of another --p or --n; move {root} first")
+        raise cli.UserError(f"{folder} is of another --p or --n; move {root} first")
     config = runs.config(folder)
     return {"arm": arm, "seed": seed, "n_kept": trained["n_kept"], "n": judged["n"],
             "clean_accuracy": trained["clean_accuracy"],
@@ -110,15 +110,15 @@ def draw(rows, title):
     return figure
 
 
-@runs.script
+@cli.script
 def main(argv=None):
-    parser = runs.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     flag = parser.add_argument
     flag("study", choices=["puma"])
     flag("name", choices=list(RECIPES), help="which data and network")
-    flag("--p", type=runs.fraction, default=0.3, help="fraction to drop (0.3)")
-    flag("--seeds", type=runs.positive_int, default=3, help="how many (3)")
-    flag("--n", type=runs.positive_int, default=500, help="test images to attack (500)")
+    flag("--p", type=cli.fraction, default=0.3, help="fraction to drop (0.3)")
+    flag("--seeds", type=cli.positive_int, default=3, help="how many (3)")
+    flag("--n", type=cli.positive_int, default=500, help="test images to attack (500)")
     flag("--arms", default=",".join(ARMS), help=f"of {','.join(ARMS)} (all)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
     args = parser.parse_args(argv)
@@ -130,7 +130,7 @@ def main(argv=None):
     settings = {"p": args.p, "n": args.n}
     old = json.loads(record.read_text()) if record.exists() else {"settings": settings, "rows": []}
     if old["settings"] != settings:
-        raise runs.UserError(f"{record} and {root} are of another --p or --n; move them first")
+        raise cli.UserError(f"{record} and {root} are of another --p or --n; move them first")
     rows = {(row["seed"], list(ARMS).index(row["arm"])): row for row in old["rows"]}
     for seed in range(args.seeds):
         for arm in ["full", *(arm for arm in arms if arm != "full")]:
@@ -139,8 +139,8 @@ def main(argv=None):
             result = {"study": label, "settings": settings, "summary": summary(ordered),
                       "rows": ordered}
             record.parent.mkdir(exist_ok=True)
-            runs.write_json(record, {"command": runs.command("reproduce.py", argv), **result,
-                                     **runs.environment(runs.device(None))})
+            runs.write_json(record, {"command": cli.command("reproduce.py", argv), **result,
+                                     **runs.environment(cli.device(None))})
     Path("figures").mkdir(exist_ok=True)
     runs.write_figure(Path("figures") / f"{label}.png",
                       draw(ordered, f"{args.name}, p = {args.p:g}"))

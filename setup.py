@@ -1,17 +1,23 @@
-"""Builds the kernels in place: python setup.py build_ext --inplace (what `make` does).
+"""Builds the kernels into the package, in `pip install .` and in `make kernels`.
 
-CPU with any C++ compiler; CUDA too where an nvcc of torch's CUDA version and its runtime are. What
-is missing is said in one line, and the plain-torch references serve instead.
+CPU with any C++ compiler; CUDA too where an nvcc of torch's CUDA version and its runtime are.
+Where something is missing, one line says so, and the plain-torch references are used instead.
+ADVPRUNE_KERNELS=0 builds none.
 """
 import os
 import re
 import shutil
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
 
-try:  # an isolated build, such as pip's, has no torch: then there is nothing to build
+# pip builds in an environment of its own, without torch. The installed torch serves as well: the
+# build uses its stable ABI. Only where there is none, pip fetches one (setup_requires, below).
+sys.path += [sysconfig.get_path("purelib"), str(Path(__file__).resolve().parent)]
+try:
     import torch
     from torch.utils import cpp_extension
 except ImportError:
@@ -40,30 +46,32 @@ def cuda_home():
 
 
 def extension():
-    import ops
+    from advprune import ops
 
-    compiler = os.environ.get("CXX", "c++")
+    compiler, name = os.environ.get("CXX", "c++"), f"advprune.{ops.BUILD}"
     if shutil.which(compiler) is None:
-        print(f"advprune: no C++ compiler ({compiler}), so no kernels: plain torch serves instead")
+        print(f"advprune: no C++ compiler ({compiler}), so no kernels; plain torch is used")
         return []
     home, why = cuda_home()
     flags = ["-O3", "-std=c++20", "-ffp-contract=off", "-march=native",
              f"-DTORCH_TARGET_VERSION={TARGET}"]
     if home is None:
         print(f"advprune: no CUDA kernels, because {why}; building those for the CPU")
-        return [cpp_extension.CppExtension(ops.BUILD, ["csrc/ops_cpu.cpp"], py_limited_api=True,
+        return [cpp_extension.CppExtension(name, ["csrc/ops_cpu.cpp"], py_limited_api=True,
                                            extra_compile_args={"cxx": flags})]
     os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = home
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
     cuda = ["-O3", "-std=c++20", "--fmad=false", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TARGET}"]
     return [cpp_extension.CUDAExtension(
-        ops.BUILD, ["csrc/ops_cpu.cpp", "csrc/ops_cuda.cu"], py_limited_api=True,
+        name, ["csrc/ops_cpu.cpp", "csrc/ops_cuda.cu"], py_limited_api=True,
         extra_compile_args={"cxx": [*flags, "-DUSE_CUDA"], "nvcc": cuda})]
 
 
 if __name__ != "__main__":
     pass  # the tests import cuda_home
-elif torch is None:
+elif os.environ.get("ADVPRUNE_KERNELS") == "0":
     setup()
+elif torch is None:
+    setup(setup_requires=["torch>=2.10", "ninja"])
 else:
     setup(ext_modules=extension(), cmdclass={"build_ext": cpp_extension.BuildExtension})

@@ -7,7 +7,7 @@
 robust-fragile is section 5.2 of Kaufmann et al. 2022: one feature that is right with probability
 p_robust or p_fragile and withstands a budget, and d weak ones that together are nearly always
 right and do not withstand it. A linear classifier is trained against its worst case, pruned by its
-squared loss with the `prune.select` of the real job, and trained again.
+squared loss with the `pruning.select` of the real job, and trained again.
 
 perceptron (perceptron.py) is the learning task that PUMA's abstract speaks of (Maroto & Frossard
 2024), in our construction: half of the data dropped by margin, mislabelled points, budgets.
@@ -21,12 +21,11 @@ import numpy as np
 import torch
 from scipy.optimize import brentq, minimize
 from scipy.special import ndtr
+from scipy.stats import binomtest
 from threadpoolctl import threadpool_limits
 
-import evaluate
 import perceptron
-import prune
-import runs
+from advprune import cli, pruning, runs
 
 BUDGETS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3)  # in etas: where the two classifiers are tried
 TRAINED = (0.25, 0.5, 0.75, 1, 2)  # in etas: where classifiers are trained
@@ -154,7 +153,7 @@ def robust_share(w, how, p, toy):
 def keep(x, y, w, how, p, seed):
     """The ids that stay when p of (x, y) go by w's squared loss (section 5.2)."""
     loss = torch.from_numpy((x @ w.astype(np.float32) - y) ** 2).float()
-    return prune.select(loss, how, p, seed).numpy()
+    return pruning.select(loss, how, p, seed).numpy()
 
 
 def claims(toy, n, rng):
@@ -164,12 +163,12 @@ def claims(toy, n, rng):
     tried = [(name, k * toy.eta) for name in classifiers for k in BUDGETS]
     counts = simulate([(classifiers[name], eps) for name, eps in tried], n, toy, rng)
     return [{"classifier": name, "eps": eps, "simulated": count / n,
-             "interval": evaluate.wilson(count, n),
+             "interval": list(binomtest(count, n).proportion_ci(method="wilson")),
              "closed_form": accuracy(classifiers[name], eps, toy)}
             for (name, eps), count in zip(tried, counts.tolist(), strict=True)]
 
 
-def dropout(toy, n, seed, rng):
+def prune_and_retrain(toy, n, seed, rng):
     """Train on n / 5 draws against each budget, prune by loss, train again: a row for each."""
     x, y, from_robust = sample(n // 5, *toy, rng)
     rows, pairs = [], []
@@ -231,7 +230,7 @@ def study(toy, n, seed):
             if row["classifier"] == "fragile" and row["eps"] >= 2 * toy.eta),
         "robust_accuracy": toy.q, "as_printed": swapped,
         "simulation_rejects_as_printed": not low <= swapped <= high,
-        "dropout": dropout(toy, n, seed, rng), "verdicts": verdicts(toy, n, seed, rng)}
+        "retrained": prune_and_retrain(toy, n, seed, rng), "verdicts": verdicts(toy, n, seed, rng)}
 
 
 def report(record):
@@ -248,7 +247,7 @@ def report(record):
           "simulation {decides}".format(**record, decides=decides))
     print("\ntrained, pruned by loss, trained again: exact accuracy in brackets, 0 for w = 0"
           "\neps/eta  prune       p  D_robust's share   standard           robust")
-    for row in record["dropout"]:
+    for row in record["retrained"]:
         cells = "".join(f"  {row[name]:.4f} ({row[name + '_closed_form']:.4f})"
                         for name in ("robust_share", "standard", "robust"))
         print(f"{row['eps'] / record['eta']:7.2f}  {row['prune']:8}  {row['p']:.1f}{cells}")
@@ -279,7 +278,7 @@ def draw(record):
 
     def curves(axes, k, names):
         for width, (how, color) in zip((5, 1.5, 2.5, 1.5), colors.items(), strict=True):
-            rows = [row for row in record["dropout"] if row["eps"] == k * eta
+            rows = [row for row in record["retrained"] if row["eps"] == k * eta
                     and row["prune"] in ("none", how)]
             for (name, style), label in zip(names.items(), (how, None), strict=False):
                 axes.plot([row["p"] for row in rows], [row[name] for row in rows], style,
@@ -300,18 +299,18 @@ def draw(record):
 STUDIES = {"robust-fragile": (report, draw), "perceptron": (perceptron.report, perceptron.draw)}
 
 
-@runs.script
+@cli.script
 def main(argv=None):
-    parser = runs.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     flag = parser.add_argument
     flag("study", nargs="?", choices=list(STUDIES), help="default: both")
-    flag("--n", type=runs.number(int, 100), help="draws to simulate; a fifth trains (100000)")
+    flag("--n", type=cli.number(int, 100), help="draws to simulate; a fifth trains (100000)")
     flag("--d", type=int, help="weak features (100)")
-    flag("--p-R", type=runs.number(float), help="share of D_robust (0.7)")
-    flag("--p-robust", type=runs.number(float), help="P(x_1 = y) in D_robust (0.95)")
-    flag("--p-fragile", type=runs.number(float), help="P(x_1 = y) in D_fragile (0.8)")
-    flag("--eta", type=runs.number(float), help="mean of the weak features (3 / sqrt(d))")
-    flag("--seed", type=runs.seed, default=0)
+    flag("--p-R", type=cli.number(float), help="share of D_robust (0.7)")
+    flag("--p-robust", type=cli.number(float), help="P(x_1 = y) in D_robust (0.95)")
+    flag("--p-fragile", type=cli.number(float), help="P(x_1 = y) in D_fragile (0.8)")
+    flag("--eta", type=cli.number(float), help="mean of the weak features (3 / sqrt(d))")
+    flag("--seed", type=cli.seed, default=0)
     flag("--out", metavar="DIR", help="the new folder (runs/toy-model)")
     args = parser.parse_args(argv)
     given = {name: getattr(args, name) for name in Toy._fields if getattr(args, name) is not None}
@@ -337,7 +336,7 @@ def main(argv=None):
         runs.write_figure(folder / f"{name}.png", picture(content))
     record["folder"] = str(folder)
     runs.write_json(folder / "toy_model.json", {
-        "command": runs.command("toy_model.py", argv), **record,
+        "command": cli.command("toy_model.py", argv), **record,
         **runs.environment(torch.device("cpu"))})
     print(f"\npictures and figures: {folder}")
     return record

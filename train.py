@@ -1,15 +1,18 @@
-"""Adversarial training on less data: one run of the paper's Algorithm 1.
+"""Adversarial training on less data: one run of Algorithm 1 of Kaufmann et al. 2022.
 
     python train.py --dataset cifar10 --prune high --p 0.4 --epoch 3
     torchrun --nproc-per-node 8 -- train.py --dataset cifar10 --prune high --p 0.4 --epoch 3
     python train.py --dataset cifar10 --prune puma --p 0.3 --margin-model runs/NAME
+    python train.py --resume runs/NAME
 
-trains with RS+FGSM, scores every training example after epoch 3, drops the 40 % of highest loss
-and goes on with the rest; the last line does as PUMA: drops the 30 % of largest margin under
-that run's network, and gives the rest budgets of their own. Recipes are those of
-fast_adversarial, and flags override them. Writes a new directory (runs/... or --out; runs.py
-lists its files) and prints a row an epoch, then one line of JSON. `--resume runs/NAME` goes on
-with an interrupted run, to the same weights.
+The first line trains with RS+FGSM, scores every training example after epoch 3, drops the 40 %
+with the highest loss, and trains on with the rest. The third line does what PUMA does: it drops
+the 30 % with the largest margin under that run's network, and gives each of the rest its own
+budget. The last line continues an interrupted run, and ends with the same weights. Each data set
+has a recipe (advprune/recipes.py); flags change it.
+
+A run writes a new directory (runs/... or --out; advprune/runs.py lists its files). It prints a row
+for each epoch, and at the end one line of JSON.
 """
 import contextlib
 import math
@@ -22,51 +25,54 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-import attacks
-import data
-import log
-import models
-import ops
-import prune
-import runs
-import settings
+from advprune import attacks, cli, data, log, models, processes, pruning, runs, settings
 
 
 def lr_at(progress, lr, peak, schedule="cyclic"):
-    """0 at the start, lr at `peak`, 0 at the end, in lines or down a cosine; progress in [0, 1].
+    """0 at the start, lr at `peak`, 0 at the end, in straight lines or down a cosine.
 
-    A function of the fractional epoch, so that the shorter epochs after pruning complete it too.
+    progress, in [0, 1], is of the fractional epoch, so the shorter epochs after pruning complete
+    the schedule too.
     """
     if schedule == "cosine" and progress > peak:
         return lr * (1 + math.cos(math.pi * (progress - peak) / (1 - peak))) / 2
     return float(np.interp(progress, [0, peak, 1], [0, lr, 0]))
 
 
+def optimizer(args, weights):
+    """The optimiser that the settings name, over these parameters."""
+    if args.optimizer == "sgd":
+        return torch.optim.SGD(weights, args.lr, momentum=args.momentum, nesterov=args.nesterov,
+                               weight_decay=args.weight_decay)
+    adam = torch.optim.Adam if args.optimizer == "adam" else torch.optim.AdamW
+    return adam(weights, args.lr, weight_decay=args.weight_decay)
+
+
 class Training:
     """A run in progress: the network, its optimiser, the kept ids, and the log so far."""
 
-    def __init__(self, args, dataset, device):
-        self.args, self.dataset, self.device = args, dataset, device
+    def __init__(self, args, dataset, device, code=None, margin_model=None, scores=None):
+        """code: the source of a FILE.py:NAME. scores: (scores [N], their kind) of a file."""
+        self.args, self.dataset, self.device, self.saved = args, dataset, device, scores
         torch.manual_seed(args.seed)
         torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
         torch.backends.cudnn.benchmark = True
         self.autocast = torch.autocast(device.type, torch.bfloat16, args.precision == "bf16")
         self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.model = models.build(**args.network).to(device, memory_format=self.layout)
+        self.model = models.build(**args.network, code=code)
+        if args.pretrained and not args.resume:
+            models.load_weights(self.model, args.pretrained, new_head=True)
+        self.model.to(device, memory_format=self.layout)
         # Attacks and scoring call net; the update calls ddp, which averages the gradients.
         self.net = torch.compile(self.model) if args.compile else self.model
         ddp = torch.nn.parallel.DistributedDataParallel
-        self.ddp = ddp(self.net) if runs.world() > 1 else self.net
-        weights = self.model.parameters()
-        self.opt = (torch.optim.Adam(weights, args.lr) if args.optimizer == "adam" else
-                    torch.optim.SGD(weights, args.lr, momentum=0.9, weight_decay=5e-4,
-                                    nesterov=args.nesterov))
+        self.ddp = ddp(self.net) if processes.world() > 1 else self.net
+        self.opt = optimizer(args, self.model.parameters())
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema),
                                      use_buffers=True) if args.ema else None
-        self.margin_model = self.result
-        self.saved = None  # (scores [N], their kind) where they come from a file
-        self.eps = None  # of every example [N], once adapted
+        self.margin_model = margin_model or self.result
+        self.eps = None  # the budget of every example [N], once adapted
         self.kept = torch.arange(len(dataset.labels), device=device)
         self.running = torch.zeros(len(dataset.labels), device=device)  # last epoch's losses
         self.rows, self.train_seconds, self.prune_seconds = [], 0.0, 0.0
@@ -81,26 +87,25 @@ class Training:
         if self.eps is None:
             return self.args.epsilon, self.args.alpha
         eps = self.eps[ids]
-        return eps, eps * (self.args.alpha / self.args.epsilon)  # a step of as many budgets
+        return eps, eps * (self.args.alpha / self.args.epsilon)  # the step shrinks with eps
 
     def adversarial(self, x, y, ids, epoch):
-        """The batch to train on: x [B, C, H, W] perturbed, with the model in train mode."""
+        """The examples [B, C, H, W] to train on: x perturbed, with the network in train mode."""
         a, (eps, alpha) = self.args, self.budget(ids)
+        how = dict(eps=eps, alpha=alpha, seed=a.seed, epoch=epoch)
         if a.attack == "none":
             return x
         if a.loss == "trades":  # in eval mode, as its authors attack
-            with attacks.frozen(self.model):
-                return attacks.pgd_kl(self.net, x, ids, eps=eps, alpha=alpha, steps=a.pgd_steps,
-                                      seed=a.seed, epoch=epoch)
-        with attacks.frozen(self.model, training=True):
+            with attacks.evaluating(self.model):
+                return attacks.pgd_kl(self.net, x, ids, steps=a.pgd_steps, **how)
+        with attacks.frozen(self.model):
             if a.attack == "pgd":
-                return attacks.pgd(self.net, x, y, ids, eps=eps, alpha=alpha,
-                                   steps=a.pgd_steps, seed=a.seed, epoch=epoch)
-            noise = a.seed, epoch, a.clip_start, 2.0 if a.attack == "n-fgsm" else 1.0
-            start = ops.rs_start(x, ids, eps, *noise)  # Algorithm 1, line 26
-            grad = attacks.input_grad(self.net, start, y)
-            return ops.fgsm_step(x, grad, ids, eps, alpha, *noise,
-                                 clip_ball=a.attack != "n-fgsm")  # lines 27, 28
+                return attacks.pgd(self.net, x, y, ids, steps=a.pgd_steps, **how)
+            if a.attack == "n-fgsm":
+                how |= dict(noise_scale=2.0, clip_ball=False)
+            # start = x + U(-eps, eps); delta = clip(start - x + alpha sign(grad), -eps, eps);
+            # x' = clip(x + delta, 0, 1)       (Algorithm 1, lines 26-28)
+            return attacks.rs_fgsm(self.net, x, y, ids, clip_start=a.clip_start, **how)
 
     def losses(self, x, y, ids, epoch):
         """The loss [B] to descend, and the logits [B, K] of the adversarial examples."""
@@ -115,31 +120,20 @@ class Training:
         return F.cross_entropy(logits, y, reduction="none",
                                label_smoothing=a.label_smoothing), logits
 
-    def batches(self, epoch):
-        """The ids of each batch of the epoch, in the order of their seed."""
-        a, dataset, kept = self.args, self.dataset, self.kept
-        if not torch.is_tensor(dataset.images):
-            kept = kept.cpu()  # the host reads the files, and should not wait for the GPU
-        if not a.extra_data:
-            return data.order(kept, a.seed, epoch).split(a.batch_size)
-        images, extra = dataset.epoch_size(len(kept)), kept >= dataset.original
-        sizes = [min(a.batch_size, images - i) for i in range(0, images, a.batch_size)]
-        return data.mixed_batches(kept[~extra], kept[extra], a.extra_fraction, sizes, a.seed,
-                                  epoch)
-
     def epoch(self, epoch, bar):
         """One pass over the kept ids (lines 24-30); appends a row to the log."""
         a, start = self.args, time.perf_counter()
+        torch.manual_seed(data.mixed_seed(a.seed, epoch, processes.rank()))  # of dropout, if any
         self.model.train()
         self.running.zero_()
         sums = torch.zeros(2, device=self.device)  # loss and correct, on adversarial examples
-        batches = self.batches(epoch)
+        batches = self.dataset.batches(self.kept, a.batch_size, a.seed, epoch, a.extra_fraction)
         images = sum(map(len, batches))
         for step, batch in enumerate(batches):
             lr = lr_at((epoch + (step + 1) / len(batches)) / a.epochs, a.lr, a.peak, a.schedule)
             for group in self.opt.param_groups:
                 group["lr"] = lr
-            ids = batch[runs.rank()::runs.world()]
+            ids = batch[processes.rank()::processes.world()]
             x = self.dataset.batch(ids, a.seed, epoch, a.pad, a.flip,
                                    channels_last=self.layout == torch.channels_last)
             ids = ids.to(self.device, non_blocking=True)
@@ -147,18 +141,21 @@ class Training:
             with self.autocast:
                 losses, logits = self.losses(x, y, ids, epoch)
             self.opt.zero_grad()
-            (losses.sum() * runs.world() / len(batch)).backward()  # line 29, on x + delta
+            (losses.sum() * processes.world() / len(batch)).backward()  # line 29, on x + delta
             self.opt.step()
             if self.average:
                 self.average.update_parameters(self.model)
             self.running[ids] = losses.detach().float()
             sums += torch.stack([losses.detach().sum(), (logits.argmax(1) == y).sum()])
             bar.update(len(batch))
-        loss, accuracy = (runs.total(sums) / images).tolist()
+            if not bar.disable and step % 20 == 0:
+                bar.set_postfix(epoch=epoch + 1, loss=f"{losses.mean().item():.3f}",
+                                lr=f"{lr:.2g}", refresh=False)
+        loss, accuracy = (processes.total(sums) / images).tolist()
         seconds = time.perf_counter() - start
         self.train_seconds += seconds
         if not np.isfinite(loss):
-            raise runs.UserError(f"training diverged in epoch {epoch + 1}; try a smaller --lr")
+            raise cli.UserError(f"training diverged in epoch {epoch + 1}; try a smaller --lr")
         self.rows.append({"epoch": epoch + 1, "lr": lr, "examples": images, "loss": loss,
                           "accuracy": accuracy, "seconds": seconds,
                           "images_per_second": images / seconds})
@@ -166,13 +163,13 @@ class Training:
     def prune(self, epoch):
         """Score, select and adapt the budgets, once (lines 3-23): (kind, scores [N])."""
         a, start = self.args, time.perf_counter()
-        kind = "margin-l2" if a.margin_norm == "l2" else a.score
+        kind = pruning.kind_name(a.score, a.margin_norm)
         if self.saved:
             scores, kind = self.saved
         elif a.prune == "random" and not a.adapt_eps:
             kind, scores = "random", torch.zeros_like(self.running)
         elif a.score == "running-loss":
-            scores = runs.total(self.running.clone())
+            scores = processes.total(self.running.clone())
         else:
             model, precision = self.average or self.net, self.autocast
             how = dict(eps=a.epsilon, alpha=a.score_alpha, seed=a.seed, epoch=epoch,
@@ -181,16 +178,17 @@ class Training:
                 model, precision = self.margin_model, contextlib.nullcontext()
                 how = dict(norm=a.margin_norm, steps=a.margin_steps, classes=a.margin_classes)
             with precision, tqdm(total=len(self.running), unit="img", desc="scoring", leave=False,
-                                 disable=None if runs.rank() == 0 else True) as bar:
-                scores = prune.score(model, self.dataset, a.score, **how, bar=bar)
+                                 disable=None if processes.rank() == 0 else True) as bar:
+                scores = pruning.score(model, self.dataset.images, self.dataset.labels, a.score,
+                                       **how, bar=bar)
         balance = self.dataset.labels if a.class_balanced else None
-        self.kept = prune.select(scores, a.prune, a.p, a.seed, balance)
+        self.kept = pruning.select(scores, settings.strategy(a.prune), a.p, a.seed, balance)
         if a.adapt_eps:
-            self.eps = prune.adapt(scores, self.kept, a.epsilon, a.adapt_fraction, a.eps_floor)
+            self.eps = pruning.adapt(scores, self.kept, a.epsilon, a.adapt_fraction, a.eps_floor)
         self.prune_seconds = time.perf_counter() - start
         return kind, scores
 
-    def adaptation(self):
+    def budget_statistics(self):
         """The mean budget of the kept, and the share of them below the full one; {} before."""
         if self.eps is None:
             return {}
@@ -205,6 +203,10 @@ class Training:
                 "seconds": (self.train_seconds, self.prune_seconds)}
 
     def restore(self, state):
+        """Go back to a state that `state` gave."""
+        if len(state["running"]) != len(self.running):
+            raise cli.UserError(f"{self.args.resume} was trained on {len(state['running'])} "
+                                f"examples, but its files now have {len(self.running)}")
         self.model.load_state_dict(state["model"])
         self.opt.load_state_dict(state["opt"])
         self.kept, self.running, self.rows = state["kept"], state["running"], state["rows"]
@@ -214,19 +216,58 @@ class Training:
             self.average.load_state_dict(state["average"])
 
 
-@runs.script
+def load_data(args, device):
+    """The data set, checked against the settings. Fills in args.network."""
+    if args.precision == "tf32" and device.type != "cuda":
+        raise cli.UserError("--precision tf32 needs a CUDA GPU; use fp32 or bf16 here")
+    with processes.first_process_first():  # process 0 downloads for all
+        dataset = data.of_run(vars(args), device=device)
+    if round(args.p * len(dataset.labels)) == len(dataset.labels):
+        raise cli.UserError(f"--p {args.p} leaves none of the {len(dataset.labels)} examples")
+    if not args.resume:
+        args.network = settings.network(args, dataset.images.shape[1], len(dataset.classes),
+                                        dataset.images.shape[-1])
+    return dataset
+
+
+def load_margin_model(args, device):
+    """The network of --margin-model, from a run or a weights file; None without the flag."""
+    if not args.margin_model:
+        return None
+    if not Path(args.margin_model).is_dir():
+        return models.load_weights(models.build(**args.network), args.margin_model).to(device)
+    config = runs.config(args.margin_model)
+    if odd := [name for name in ("channels", "classes", "size")
+               if config["args"]["network"][name] != args.network[name]]:
+        raise cli.UserError(f"{args.margin_model} is of other data: not the same {odd[0]}")
+    return models.from_run(args.margin_model, config, args.trust_code).to(device)
+
+
+def begin(args, device):
+    """The Training that these settings begin, or continue."""
+    dataset = load_data(args, device)
+    state = runs.checkpoint(args.resume, device) if args.resume else {"rows": []}
+    code = models.code_of(args.resume, args.network, args.trust_code)
+    margin_model = scores = None
+    if args.epoch is not None and len(state["rows"]) <= args.epoch:  # it has not pruned yet
+        margin_model = load_margin_model(args, device)
+        if args.scores:
+            scores = pruning.load(args.scores, dataset.labels,
+                                  "margin" if args.adapt_eps else None)
+    training = Training(args, dataset, device, code, margin_model, scores)
+    if args.resume:
+        training.restore(state)
+    return training, code
+
+
+@cli.script
 def main(argv=None):
     args = settings.parse(argv, __doc__)
-    device = runs.device(args.device)
-    runs.join_processes(device)
-    dataset, first = settings.prepare(args, device), runs.rank() == 0
-    training = Training(args, dataset, device)
-    if args.resume:
-        log.restore(args.resume, training)
-    if args.epoch is not None and len(training.rows) <= args.epoch:  # it is yet to prune
-        training.saved = settings.saved_scores(args, dataset)
-        training.margin_model = settings.margin_model(args, device) or training.result
-    folder = Path(args.resume) if args.resume else log.create(args, training) if first else None
+    device = cli.device(args.device)
+    processes.join(device)
+    training, code = begin(args, device)
+    dataset, first = training.dataset, processes.rank() == 0
+    written = log.Log(args, training, code) if first else None
 
     n = len(dataset.labels)
     before = args.epochs if args.epoch is None else args.epoch
@@ -235,24 +276,24 @@ def main(argv=None):
     done = sum(row["examples"] for row in training.rows)
     with tqdm(total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
               disable=None if first else True) as bar:
-        written = log.Log(folder, args.tensorboard) if first else None
         for epoch in range(len(training.rows), args.epochs):
             if epoch == args.epoch:
                 kind, scores = training.prune(epoch)
                 if first:
-                    written.pruned(args, training, kind, scores)
+                    written.pruned(training, kind, scores)
             training.epoch(epoch, bar)
             if first:
                 written.epoch(training)
 
     right = models.predict(training.result, dataset.test_images) == dataset.test_labels
     record = {
-        "run": str(folder), "dataset": args.dataset, "prune": args.prune, "p": args.p,
-        "epoch": args.epoch, "epochs": args.epochs, "seed": args.seed, "n_train": n,
-        "n_kept": len(training.kept), "clean_accuracy": right.double().mean().item(),
+        "run": str(written.folder) if first else None, "dataset": args.dataset,
+        "prune": args.prune, "p": args.p, "epoch": args.epoch, "epochs": args.epochs,
+        "seed": args.seed, "n_train": n, "n_kept": len(training.kept),
+        "clean_accuracy": right.double().mean().item(),
         "train_seconds": training.train_seconds, "prune_seconds": training.prune_seconds,
-        "images_per_second": images / training.train_seconds}
-    record |= training.adaptation()
+        "images_per_second": images / training.train_seconds, **training.budget_statistics(),
+        "classes": dataset.classes}
     if first:
         written.finish(training.result, record)
     return record

@@ -174,40 +174,6 @@ HD Cut make_cut(const Seek& low, const Seek& high) {
   return {low.prefix, high.prefix, keep_low, keep_high};
 }
 
-// --- DeepFool: how far a linearised boundary is, and a step's element -----------------------------
-
-struct Boundary {
-  double away, size;  // the distance, infinite where out of reach; the dual norm of the slope
-  int64_t k;
-
-  HD bool nearer(const Boundary& other) const {
-    return away < other.away || (away == other.away && k < other.k);
-  }
-};
-
-HD double dual_term(float grad, float own, bool l2) {
-  float slope = grad - own;
-  return l2 ? (double)slope * (double)slope : (double)fabsf(slope);
-}
-
-HD Boundary boundary(double terms, float logit, float own, int64_t k, bool l2) {
-  double size = l2 ? sqrt(terms) : terms, away = fabs((double)logit - (double)own) / size;
-  const double inf = (double)INFINITY;
-  bool reached = size > 0 && size < inf && away < inf;  // which no NaN is
-  return {reached ? away : inf, size, k};
-}
-
-// What an element of the slope is multiplied with (l2), or its sign (linf).
-HD double step_scale(const Boundary& nearest, bool l2, double least) {
-  double length = nearest.away < least ? least : nearest.away;
-  return l2 ? length / nearest.size : length;
-}
-
-HD float step_of(float grad, float own, double scale, bool l2) {
-  float slope = grad - own;
-  return (float)(scale * (l2 ? (double)slope : (double)((slope > 0) - (slope < 0))));
-}
-
 // --- arguments ------------------------------------------------------------------------------------
 
 inline void check(bool ok, const char* op, const char* what) {
@@ -269,43 +235,6 @@ inline Tensor laid_out_like(const Tensor& x, Tensor result) {
   if (x.is_contiguous() || x.scalar_type() == ScalarType::Byte) return result;
   Tensor out = empty_like(x);
   return out.is_contiguous() ? result : copy_(out, result);
-}
-
-// Checks the arguments of deepfool_step, and gives the gradients with dense examples.
-inline Tensor dense_slopes(const Tensor& grads, const Tensor& logits, const Tensor& labels) {
-  const char* op = "deepfool_step";
-  check(grads.dim() >= 3 && logits.dim() == 2 && logits.size(0) == grads.size(0) &&
-            logits.size(1) == grads.size(1) && logits.size(1) > 0,
-        op, "grads must be [B, K, ...] and logits [B, K]");
-  check(grads.scalar_type() == ScalarType::Float && logits.scalar_type() == ScalarType::Float, op,
-        "grads and logits must be float32");
-  check(logits.is_cuda() == grads.is_cuda() &&
-            logits.get_device_index() == grads.get_device_index(),
-        op, "logits must be on the device of grads");
-  batch_of(op, grads, labels);
-  bool dense = true;
-  for (int64_t d = grads.dim() - 1, size = 1; d >= 2; size *= grads.size(d--))
-    dense = dense && (grads.size(d) == 1 || grads.stride(d) == size);
-  return dense ? grads : torch::stable::contiguous(grads);
-}
-
-// Gradients [B, K, ...]: example b's of class k at b * row + k * column, size elements on end.
-struct Slopes {
-  const float* data;
-  int64_t batch, classes, size, row, column;
-};
-
-inline Slopes slopes_of(const Tensor& dense) {
-  int64_t size = 1;
-  for (int64_t d = 2; d < dense.dim(); d++) size *= dense.size(d);
-  return {dense.const_data_ptr<float>(), dense.size(0), dense.size(1), size, dense.stride(0),
-          dense.stride(1)};
-}
-
-inline Tensor new_step(const Tensor& grads) {
-  std::vector<int64_t> sizes(grads.sizes().begin(), grads.sizes().end());
-  sizes.erase(sizes.begin() + 1);
-  return new_empty(grads, sizes, ScalarType::Float);
 }
 
 }  // namespace advprune

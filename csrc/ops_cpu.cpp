@@ -215,53 +215,6 @@ std::tuple<Tensor, Tensor> cross_entropy_scores(const Tensor& logits, const Tens
   return {loss, correct};
 }
 
-// The sum of an example's dual_term over its elements, in lanes that the compiler makes vectors of.
-template <bool l2>
-double dual_terms(const float* grad, const float* own, int64_t size) {
-  constexpr int LANES = 16;
-  double lanes[LANES] = {}, sum = 0;
-  int64_t i = 0;
-  for (; i + LANES <= size; i += LANES)
-    for (int l = 0; l < LANES; l++) lanes[l] += dual_term(grad[i + l], own[i + l], l2);
-  for (; i < size; i++) sum += dual_term(grad[i], own[i], l2);
-  return std::accumulate(lanes, lanes + LANES, sum);
-}
-
-std::tuple<Tensor, Tensor> deepfool_step(const Tensor& grads, const Tensor& logits,
-                                         const Tensor& labels, bool l2, double least) {
-  Tensor dense = dense_slopes(grads, logits, labels);
-  Slopes s = slopes_of(dense);
-  Tensor in = contiguous(logits), step = new_step(grads), target = empty_like(labels);
-  const float* logit = in.const_data_ptr<float>();
-  const int64_t* label = labels.const_data_ptr<int64_t>();
-  float* steps = step.mutable_data_ptr<float>();
-  int64_t* targets = target.mutable_data_ptr<int64_t>();
-  int64_t work = std::max<int64_t>(1, s.classes * s.size);
-  parallel_for(0, s.batch, std::max<int64_t>(1, GRAIN / work), [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; b++) {
-      check(label[b] >= 0 && label[b] < s.classes, "deepfool_step", "a label is no class");
-      const float *first = s.data + b * s.row, *own = first + label[b] * s.column;
-      const float* row = logit + b * s.classes;
-      Boundary nearest{INFINITY, 0, label[b]};
-      for (int64_t k = 0; k < s.classes; k++) {
-        if (k == label[b]) continue;
-        const float* grad = first + k * s.column;
-        double terms = l2 ? dual_terms<true>(grad, own, s.size)
-                          : dual_terms<false>(grad, own, s.size);
-        Boundary other = boundary(terms, row[k], row[label[b]], k, l2);
-        if (other.away < nearest.away) nearest = other;
-      }
-      targets[b] = nearest.k;
-      const float* grad = first + nearest.k * s.column;
-      double scale = nearest.k == label[b] ? 0 : step_scale(nearest, l2, least);
-      float* to = steps + b * s.size;
-      for (int64_t i = 0; i < s.size; i++)
-        to[i] = scale == 0 ? 0.0f : step_of(grad[i], own[i], scale, l2);
-    }
-  });
-  return {step, target};
-}
-
 // --- selection ------------------------------------------------------------------------------------
 
 // Two digits are fewest passes; where the scores are few, three have less to clear and add up.
@@ -408,7 +361,6 @@ STABLE_TORCH_LIBRARY_IMPL(advprune, CPU, m) {
   m.impl("augment", TORCH_BOX(&augment));
   m.impl("cross_entropy_scores", TORCH_BOX(&cross_entropy_scores));
   m.impl("select_kept", TORCH_BOX(&select_kept));
-  m.impl("deepfool_step", TORCH_BOX(&deepfool_step));
 }
 
 }  // namespace advprune

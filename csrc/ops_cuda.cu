@@ -284,52 +284,6 @@ std::tuple<Tensor, Tensor> cross_entropy_scores(const Tensor& logits, const Tens
   return {loss, correct};
 }
 
-// A block an example: a warp sums a class's dual norm, then all threads write the step.
-__global__ void deepfool_kernel(const float* grads, int64_t classes, int64_t size, int64_t row,
-                                int64_t column, const float* logits, const int64_t* labels,
-                                bool l2, double least, float* steps, int64_t* targets) {
-  __shared__ Boundary best[THREADS / 32];
-  int64_t b = blockIdx.x, label = labels[b];
-  if (label < 0 || label >= classes) __trap();
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const float *first = grads + b * row, *own = first + label * column;
-  const float* logit = logits + b * classes;
-  Boundary nearest{INFINITY, 0, label};
-  for (int64_t k = warp; k < classes; k += THREADS / 32) {
-    if (k == label) continue;
-    const float* grad = first + k * column;
-    double terms = 0;
-    for (int64_t i = lane; i < size; i += 32) terms += dual_term(grad[i], own[i], l2);
-    for (int offset = 16; offset; offset /= 2) terms += __shfl_xor_sync(~0u, terms, offset);
-    Boundary other = boundary(terms, logit[k], logit[label], k, l2);
-    if (other.away < nearest.away) nearest = other;
-  }
-  if (lane == 0) best[warp] = nearest;
-  __syncthreads();
-  for (int w = 0; w < THREADS / 32; w++)
-    if (best[w].nearer(nearest)) nearest = best[w];
-  const float* grad = first + nearest.k * column;
-  double scale = nearest.away < INFINITY ? step_scale(nearest, l2, least) : 0;
-  for (int64_t i = threadIdx.x; i < size; i += THREADS)
-    steps[b * size + i] = scale == 0 ? 0.0f : step_of(grad[i], own[i], scale, l2);
-  if (threadIdx.x == 0) targets[b] = nearest.k;
-}
-
-std::tuple<Tensor, Tensor> deepfool_step(const Tensor& grads, const Tensor& logits,
-                                         const Tensor& labels, bool l2, double least) {
-  Tensor dense = dense_slopes(grads, logits, labels);
-  Slopes s = slopes_of(dense);
-  DeviceGuard guard(grads.get_device_index());
-  Tensor in = contiguous(logits), step = new_step(grads), target = empty_like(labels);
-  if (s.batch == 0) return {step, target};
-  deepfool_kernel<<<(unsigned)s.batch, THREADS, 0, stream_of(grads)>>>(
-      s.data, s.classes, s.size, s.row, s.column, in.const_data_ptr<float>(),
-      labels.const_data_ptr<int64_t>(), l2, least, step.mutable_data_ptr<float>(),
-      target.mutable_data_ptr<int64_t>());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {step, target};
-}
-
 // --- selection ------------------------------------------------------------------------------------
 
 constexpr int ITEMS = 16, CHUNK = THREADS * ITEMS;
@@ -493,7 +447,6 @@ STABLE_TORCH_LIBRARY_IMPL(advprune, CUDA, m) {
   m.impl("augment", TORCH_BOX(&augment));
   m.impl("cross_entropy_scores", TORCH_BOX(&cross_entropy_scores));
   m.impl("select_kept", TORCH_BOX(&select_kept));
-  m.impl("deepfool_step", TORCH_BOX(&deepfool_step));
 }
 
 }  // namespace advprune

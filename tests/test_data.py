@@ -4,9 +4,8 @@ import shutil
 import pytest
 import torch
 
-import data
-import runs
 import train
+from advprune import data, runs
 
 
 @pytest.mark.parametrize(("name", "folder", "shape"), [
@@ -50,7 +49,8 @@ def test_damaged_mnist_is_refused(real_data, tmp_path, capsys, damage):
 
 def test_order_visits_every_id_once_and_differs_by_epoch_and_seed():
     ids = torch.arange(0, 500, 3)
-    one, again, epoch, seed = (data.order(ids, *key) for key in ((1, 2), (1, 2), (1, 3), (2, 2)))
+    keys = (1, 2), (1, 2), (1, 3), (2, 2)
+    one, again, epoch, seed = (data.shuffled(ids, *key) for key in keys)
     assert torch.equal(one, again)
     assert torch.equal(one.sort().values, ids)
     assert not torch.equal(one, epoch)

@@ -10,10 +10,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-import attacks
-import data
-import models
 import prune
+from advprune import attacks, data, models, pruning, runs
 
 NORMS = ["linf", "l2"]
 
@@ -60,7 +58,7 @@ def test_in_float64_every_linear_margin_is_exact(norm):
     model = linear(torch.randn(30, 48, dtype=torch.float64), torch.randn(30)).double()
     x = torch.rand(500, 3, 4, 4, dtype=torch.float64)
     y = model(x).argmax(1)
-    distance, target, iterations, crossed = attacks.deepfool(model, x, y, norm, clip=False)
+    distance, target, iterations, crossed, _ = attacks.deepfool(model, x, y, norm, clip=False)
     torch.testing.assert_close(distance, exact_margins(model, x, y, norm), rtol=1e-6, atol=1e-10)
     assert crossed.all() and (target != y).all() and (iterations > 0).all()
 
@@ -143,7 +141,7 @@ def test_what_cannot_be_crossed_and_what_is_not_finite():
     assert found.crossed.tolist() == [False, False, True]
     assert found.iterations.tolist() == [0, 0, 0]
     np.testing.assert_equal(found.distance.tolist(), [0.0, np.nan, 0.0])
-    margins = prune._margins(wrapped, x, y, "linf", 50, None)
+    margins = pruning._margins(wrapped, x, y, "linf", 50, None)
     np.testing.assert_equal(margins.tolist(), [1.0, np.nan, 0.0])  # far, unknown, misclassified
 
 
@@ -155,7 +153,7 @@ def digits():
     model = models.build("mnist-net", 1, width=4)
     opt = torch.optim.Adam(model.parameters(), 5e-3)
     for epoch in range(15):
-        for ids in data.order(torch.arange(len(dataset.labels)), 0, epoch).split(100):
+        for ids in data.shuffled(torch.arange(len(dataset.labels)), 0, epoch).split(100):
             loss = torch.nn.functional.cross_entropy(model(dataset.images[ids].float() / 255),
                                                      dataset.labels[ids])
             opt.zero_grad()
@@ -194,7 +192,7 @@ def test_margins_are_nearly_minimal(digits):
     """FGSM at 0.7 of the distance crosses for nearly none, at twice the distance for most."""
     model, x, y = digits
     margin = attacks.deepfool(model, x, y).distance
-    with attacks.frozen(model), torch.no_grad():
+    with attacks.evaluating(model), torch.no_grad():
         adv = attacks.rs_fgsm(model, x, y, torch.arange(200), eps=0.7 * margin, alpha=0.7 * margin,
                               seed=0, epoch=0, noise_scale=0.0)
         assert (model(adv).argmax(1) == y)[margin > 0].float().mean() > 0.95
@@ -311,18 +309,19 @@ def test_interrupted_scoring_goes_on_and_writes_the_same(trained, tmp_path, monk
 
 
 def test_what_is_kept_belongs_to_network_and_settings(trained, monkeypatch):
-    monkeypatch.setattr(prune, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(pruning, "SAVE_SECONDS", 0.0)
     run = trained()
-    model = models.from_run(run, prune.runs.config(run))
-    names = {prune.state_file(run, model, settings).name for settings in (["a"], ["a"], ["b"])}
+    model = models.from_run(run, runs.config(run))
+    names = {prune.state_file(run, model, used).name for used in ("a", "a", "b")}
     assert len(names) == 2
     model[0].bias.data[0] += 1
-    assert prune.state_file(run, model, ["a"]).name not in names
+    assert prune.state_file(run, model, "a").name not in names
     saved = []
-    monkeypatch.setattr(prune.runs, "write_saved",
+    monkeypatch.setattr(runs, "write_saved",
                         lambda path, save, content: saved.append(content[1]))
-    prune.score(model, data.load("synthetic", limit=250), "margin", batch_size=100,
-                state=run / "x.state")
+    dataset = data.load("synthetic", limit=250)
+    pruning.score(model, dataset.images, dataset.labels, "margin", batch_size=100,
+                  state=run / "x.state")
     assert saved == [100, 200, 250, 250]  # after every batch, were that due, and at the end
 
 
@@ -333,3 +332,23 @@ def test_margin_flags_need_the_margin(trained, capsys):
             prune.main([str(trained()), *flags])
         assert stopped.value.code == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_step_to_the_nearest_boundary_by_hand():
+    grads = torch.tensor([[[1.0, 1.0], [4.0, 5.0], [1.0, 2.0], [9.0, 9.0]]])  # [1, 4, 2]
+    logits, label = torch.tensor([[3.0, 1.0, 2.5, -90.0]]), torch.tensor([0])
+    # w = (3, 4), (0, 1), (8, 8) and gaps 2, 0.5, 93: l2 2/5, 1/2, 93/11.3; l1 2/7, 1/2, 93/16
+    step, target = attacks.nearest_boundary(grads, logits, label, "l2")
+    torch.testing.assert_close(step, torch.tensor([[3.0, 4.0]]) * 2 / 25)
+    assert target.tolist() == [1]
+    step, target = attacks.nearest_boundary(grads, logits, label, "linf")
+    torch.testing.assert_close(step, torch.tensor([[2 / 7, 2 / 7]]))
+    step, _ = attacks.nearest_boundary(grads, logits, label, "l2", least=1.5)
+    torch.testing.assert_close(step, torch.tensor([[0.9, 1.2]]))
+    step, target = attacks.nearest_boundary(grads[:, [0, 0, 2]], logits[:, :3], label, "linf")
+    torch.testing.assert_close(step, torch.tensor([[0.0, 0.5]]))  # class 1 is out of reach
+    assert target.tolist() == [2]
+    step, target = attacks.nearest_boundary(grads[:, [0, 0]], logits[:, :2], label + 1, "l2", 1)
+    assert (step.tolist(), target.tolist()) == ([[0.0, 0.0]], [1])
+    with pytest.raises(ValueError, match="l1"):
+        attacks.nearest_boundary(grads, logits, label, "l1")

@@ -4,10 +4,8 @@ import json
 import pytest
 import torch
 
-import attacks
-import data
 import evaluate
-import models
+from advprune import attacks, data, models
 
 KEYS = ["source", "dataset", "attack", "n", "epsilon", "clean_accuracy", "robust_accuracy",
         "robust_count", "per_attack", "seconds", "max_perturbation"]
@@ -45,9 +43,9 @@ def test_fgsm_is_one_full_step():
 
 
 def test_wilson_interval_against_published_values():
-    assert evaluate.wilson(81, 263) == pytest.approx([0.2553, 0.3662], abs=5e-5)  # Newcombe 1998
-    assert evaluate.wilson(0, 20) == pytest.approx([0, 0.1611], abs=5e-5)
-    assert evaluate.wilson(29, 29) == pytest.approx([0.8830, 1], abs=5e-5)
+    assert evaluate.interval(81, 263) == pytest.approx([0.2553, 0.3662], abs=5e-5)  # Newcombe 1998
+    assert evaluate.interval(0, 20) == pytest.approx([0, 0.1611], abs=5e-5)
+    assert evaluate.interval(29, 29) == pytest.approx([0.8830, 1], abs=5e-5)
 
 
 def test_record_and_pointwise_worst_case(trained, capsys):

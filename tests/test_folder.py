@@ -5,16 +5,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from test_stored import no_file_over, refused
 from torchvision import datasets, transforms
 
-import data
 import evaluate
-import folder
-import models
 import prune
 import train
+from advprune import cli, data, folder, models
 
 
 @pytest.fixture
@@ -152,7 +151,7 @@ def test_a_run_on_a_folder_from_end_to_end(root, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_torchvisions_weights_load_and_give_its_logits(tmp_path, name):
-    theirs = getattr(models.resnet, name)(num_classes=7).eval()
+    theirs = torchvision.models.get_model(name, num_classes=7).eval()
     state = {key: value for key, value in theirs.state_dict().items() if "num_batches" not in key}
     torch.save(state, tmp_path / "old.pth")
     torch.save({"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}},
@@ -163,6 +162,6 @@ def test_torchvisions_weights_load_and_give_its_logits(tmp_path, name):
         ours = models.build(name, 3, 7, size=64).eval()
         models.load_weights(ours, tmp_path / file)
         torch.testing.assert_close(ours(x), theirs(normal(x)))
-    with pytest.raises(models.UserError, match="--width"):
+    with pytest.raises(cli.UserError, match="--width"):
         models.build(name, 3, 7, width=2)
     assert models.build(name, 1, 7)(x[:, :1]).shape == (2, 7)

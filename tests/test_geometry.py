@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-import data
 import geometry
-import prune
+from advprune import data, pruning
 
 
 def images(rows):
@@ -45,8 +44,8 @@ def test_one_class_has_no_separation():
 def test_the_script_describes_a_set_and_what_a_score_file_keeps(tmp_path, capsys):
     labels = data.load("digits").labels
     scores = torch.rand(len(labels), generator=torch.Generator().manual_seed(0))
-    kept = prune.select(scores, "low+high", 0.4)
-    prune.save("scores.npz", scores, labels, kept, "loss")
+    kept = pruning.select(scores, "low+high", 0.4)
+    pruning.save("scores.npz", scores, labels, kept, "loss")
     record = geometry.main(["synthetic", "digits", "--pruned", "scores.npz", "--n", "200",
                             "--out", "here"])
     assert json.loads(capsys.readouterr().out.strip().splitlines()[-1]) == record
@@ -57,7 +56,7 @@ def test_the_script_describes_a_set_and_what_a_score_file_keeps(tmp_path, capsys
 
 
 def test_a_score_file_of_another_set_is_refused(tmp_path, capsys):
-    prune.save("scores.npz", torch.rand(5), torch.zeros(5), torch.arange(3), "loss")
+    pruning.save("scores.npz", torch.rand(5), torch.zeros(5), torch.arange(3), "loss")
     with pytest.raises(SystemExit) as stop:
         geometry.main(["digits", "--pruned", "scores.npz"])
     said = capsys.readouterr().err

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-import ops
+from advprune import ops
 
 SEED = 7
 
@@ -112,23 +112,3 @@ def test_cross_entropy_scores_against_float64():
     exact = logits.double().logsumexp(1) - logits.double().gather(1, labels[:, None])[:, 0]
     torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-5)
     assert torch.equal(correct, logits.argmax(1) == labels)
-
-
-def test_deepfool_step_worked_case():
-    grads = torch.tensor([[[1.0, 1.0], [4.0, 5.0], [1.0, 2.0], [9.0, 9.0]]])  # [1, 4, 2]
-    logits, label = torch.tensor([[3.0, 1.0, 2.5, -90.0]]), torch.tensor([0])
-    # w = (3, 4), (0, 1), (8, 8) and gaps 2, 0.5, 93: l2 2/5, 1/2, 93/11.3; l1 2/7, 1/2, 93/16
-    step, target = ops.deepfool_step(grads, logits, label, "l2")
-    torch.testing.assert_close(step, torch.tensor([[3.0, 4.0]]) * 2 / 25)
-    assert target.tolist() == [1]
-    step, target = ops.deepfool_step(grads, logits, label, "linf")
-    torch.testing.assert_close(step, torch.tensor([[2 / 7, 2 / 7]]))
-    step, _ = ops.deepfool_step(grads, logits, label, "l2", least=1.5)
-    torch.testing.assert_close(step, torch.tensor([[0.9, 1.2]]))
-    step, target = ops.deepfool_step(grads[:, [0, 0, 2]], logits[:, :3], label, "linf")
-    torch.testing.assert_close(step, torch.tensor([[0.0, 0.5]]))  # class 1 is out of reach
-    assert target.tolist() == [2]
-    step, target = ops.deepfool_step(grads[:, [0, 0]], logits[:, :2], label + 1, "l2", least=1)
-    assert (step.tolist(), target.tolist()) == ([[0.0, 0.0]], [1])
-    with pytest.raises(ValueError, match="l1"):
-        ops.deepfool_step(grads, logits, label, "l1")

@@ -5,10 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-import attacks
-import data
-import models
 import prune
+from advprune import attacks, data, models, pruning
 
 SCORES = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0, 9.0, 0.0, 7.0, 8.0, 6.0])
 
@@ -21,30 +19,30 @@ SCORES = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0, 9.0, 0.0, 7.0, 8.0, 6.0])
     ("none", list(range(10))),
 ])
 def test_select_worked_case(how, kept):
-    assert prune.select(SCORES, how, 0.4).tolist() == kept
+    assert pruning.select(SCORES, how, 0.4).tolist() == kept
 
 
 def test_odd_drop_takes_the_extra_one_from_the_high_tail():
-    assert prune.select(SCORES, "low+high", 0.3).tolist() == [0, 1, 2, 3, 4, 7, 9]
+    assert pruning.select(SCORES, "low+high", 0.3).tolist() == [0, 1, 2, 3, 4, 7, 9]
 
 
 @pytest.mark.parametrize("how", ["high", "low", "low+high", "middle"])
 def test_ties_keep_the_lowest_ids(how):
-    assert prune.select(torch.ones(10), how, 0.4).tolist() == [0, 1, 2, 3, 4, 5]
+    assert pruning.select(torch.ones(10), how, 0.4).tolist() == [0, 1, 2, 3, 4, 5]
     two = torch.tensor([1.0, 2, 1, 2, 1, 2, 1, 2])
     worked = {"high": [0, 1, 2, 3, 4, 6], "low": [0, 1, 2, 3, 5, 7],
               "low+high": [0, 1, 2, 3, 4, 5], "middle": [0, 1, 2, 3, 4, 5]}
-    assert prune.select(two, how, 0.25).tolist() == worked[how]
+    assert pruning.select(two, how, 0.25).tolist() == worked[how]
 
 
-@pytest.mark.parametrize("how", prune.STRATEGIES)
+@pytest.mark.parametrize("how", pruning.STRATEGIES)
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.6, 0.999])
 @pytest.mark.parametrize("balanced", [False, True])
 def test_every_strategy_keeps_the_exact_number_sorted(how, p, balanced):
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(1003, generator=generator).round(decimals=2)  # many ties
     labels = torch.randint(7, (1003,), generator=generator) if balanced else None
-    kept = prune.select(scores, how, p, 1, labels)
+    kept = pruning.select(scores, how, p, 1, labels)
     assert len(kept) == 1003 - (0 if how == "none" else round(p * 1003))
     assert torch.equal(kept, kept.unique())
     if how == "none" or p == 0:
@@ -61,14 +59,14 @@ def test_every_strategy_keeps_the_exact_number_sorted(how, p, balanced):
 
 def test_tails_are_disjoint_and_make_up_the_rest():
     ids = set(range(len(SCORES)))
-    high, low = (ids - set(prune.select(SCORES, how, 0.2).tolist()) for how in ("high", "low"))
-    both = ids - set(prune.select(SCORES, "low+high", 0.4).tolist())
+    high, low = (ids - set(pruning.select(SCORES, how, 0.2).tolist()) for how in ("high", "low"))
+    both = ids - set(pruning.select(SCORES, "low+high", 0.4).tolist())
     assert not high & low
     assert both == high | low
 
 
 def test_random_follows_the_seed_alone():
-    once, again, other = (prune.select(torch.rand(500), "random", 0.4, s) for s in (1, 1, 2))
+    once, again, other = (pruning.select(torch.rand(500), "random", 0.4, s) for s in (1, 1, 2))
     assert torch.equal(once, again)
     assert not torch.equal(once, other)
 
@@ -76,13 +74,13 @@ def test_random_follows_the_seed_alone():
 @pytest.mark.parametrize("p", [-0.1, 1, 1.5, float("nan")])
 def test_p_outside_is_refused(p):
     with pytest.raises(ValueError, match="p is the fraction"):
-        prune.select(SCORES, "high", p)
+        pruning.select(SCORES, "high", p)
 
 
 def test_non_finite_scores_are_counted():
     bad = torch.tensor([1.0, float("nan"), float("inf"), 2.0])
     with pytest.raises(ValueError, match="2 of 4 scores"):
-        prune.select(bad, "high", 0.5)
+        pruning.select(bad, "high", 0.5)
 
 
 def test_scores_do_not_depend_on_the_batch_size_or_leave_a_trace():
@@ -91,13 +89,14 @@ def test_scores_do_not_depend_on_the_batch_size_or_leave_a_trace():
     model = models.build("preactresnet18", 1, width=4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     budget = {"eps": 0.1, "alpha": 0.125, "seed": 3, "epoch": 2}
-    one, other = (prune.score(model, dataset, **budget, batch_size=b) for b in (64, 300))
+    one, other = (pruning.score(model, dataset.images, dataset.labels, **budget, batch_size=b)
+                  for b in (64, 300))
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
     assert model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    clean = prune.score(model, dataset, "clean-loss", **budget)
-    with attacks.frozen(model):
+    clean = pruning.score(model, dataset.images, dataset.labels, "clean-loss")
+    with attacks.evaluating(model):
         logits = model(dataset.images.float() / 255)
     exact = torch.nn.functional.cross_entropy(logits, dataset.labels, reduction="none")
     torch.testing.assert_close(clean, exact, rtol=1e-4, atol=1e-5)

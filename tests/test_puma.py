@@ -12,13 +12,10 @@ import torch.nn.functional as F
 from conftest import ROOT
 from safetensors.torch import load_file
 
-import attacks
-import data
-import models
 import prune
 import reproduce
-import settings
 import train
+from advprune import attacks, data, models, ops, pruning, settings
 
 SYNTHETIC = ["--dataset", "synthetic", "--limit", "300"]
 
@@ -29,7 +26,7 @@ def weights(run):
 
 def training_of(*flags):
     args = settings.parse([*SYNTHETIC, *flags])
-    return train.Training(args, settings.prepare(args, torch.device("cpu")), torch.device("cpu"))
+    return train.Training(args, train.load_data(args, torch.device("cpu")), torch.device("cpu"))
 
 
 def test_adapted_budgets_by_hand():
@@ -37,7 +34,7 @@ def test_adapted_budgets_by_hand():
     kept = torch.tensor([0, 1, 3, 4])
 
     def adapt(**how):
-        return prune.adapt(margins, kept, 0.05, **how)[kept].tolist()
+        return pruning.adapt(margins, kept, 0.05, **how)[kept].tolist()
 
     assert adapt() == pytest.approx([0, 0.02, 0.05, 0.04])
     assert adapt(floor=0.03) == pytest.approx([0.03, 0.03, 0.05, 0.04])
@@ -55,7 +52,7 @@ def test_every_example_stays_within_its_own_budget(attack):
     training.epoch(0, train.tqdm(disable=True))
     generator = torch.Generator().manual_seed(0)
     margins = torch.rand(300, generator=generator) * 0.15 * (torch.arange(300) % 5 > 0)
-    training.eps = prune.adapt(margins, training.kept, training.args.epsilon)
+    training.eps = pruning.adapt(margins, training.kept, training.args.epsilon)
     ids = torch.arange(0, 300, 2)
     x, y = training.dataset.images[ids].float() / 255, training.dataset.labels[ids]
     moved = (training.adversarial(x, y, ids, 1) - x).abs().flatten(1).max(1).values
@@ -121,7 +118,7 @@ def test_trades_against_its_equations(trained):
     training.opt, args.peak, args.lr = torch.optim.SGD(training.model.parameters(), 1), 0.5, 0.1
     model = models.build(**args.network).double()
     model.load_state_dict({k: v.double() for k, v in training.model.state_dict().items()})
-    ids = data.order(torch.arange(300), args.seed, 0)
+    ids = data.shuffled(torch.arange(300), args.seed, 0)
     x, y = dataset.images[ids].float() / 255, dataset.labels[ids]
     adv = training.adversarial(x, y, ids, 0).double()
 
@@ -129,7 +126,7 @@ def test_trades_against_its_equations(trained):
         p, q = model(x.double()).softmax(1), model(at).softmax(1)
         return (p * (p / q).log()).sum(1)
 
-    start = train.ops.rs_start(x, ids, args.epsilon, args.seed, 0, clip_start=True).double()
+    start = ops.rs_start(x, ids, args.epsilon, args.seed, 0, clip_start=True).double()
     assert ((adv - x).abs().max() <= args.epsilon + 1e-6 and adv.min() >= 0 and adv.max() <= 1)
     assert (divergence(adv) >= divergence(start) - 1e-9).double().mean() > 0.9  # it climbs
     assert divergence(adv).mean() > 0.01
@@ -250,7 +247,7 @@ def test_settings_that_contradict_are_refused_in_one_sentence(trained, tmp_path,
         config["args"]["network"]["classes"] = 11
         (run / "config.json").write_text(json.dumps(config))
     labels = data.load("synthetic", limit=300).labels
-    prune.save("loss.npz", torch.rand(300), labels, torch.arange(9), "loss")
+    pruning.save("loss.npz", torch.rand(300), labels, torch.arange(9), "loss")
     network = models.build("mnist-net", 1)
     network[0].weight.data[0] = torch.nan
     torch.save(network.state_dict(), "nan.pth")

@@ -98,7 +98,7 @@ def test_the_script_reports_what_it_simulated(tmp_path, capsys):
     for row in content["accuracy"]:
         assert inside(round(row["simulated"] * 20000), 20000, row["closed_form"])
         assert row["interval"][0] <= row["simulated"] <= row["interval"][1]
-    for row in content["dropout"]:
+    for row in content["retrained"]:
         for name in ("standard", "robust"):
             assert inside(round(row[name] * 20000), 20000, row[f"{name}_closed_form"])
     assert content["fragile_above_99_percent"] and content["fragile_below_1_percent_from_2_eta"]

@@ -12,12 +12,9 @@ import safetensors.torch
 import torch
 from conftest import ROOT
 
-import attacks
-import data
 import evaluate
-import models
-import settings
 import train
+from advprune import attacks, data, models, ops, recipes, settings
 
 KEYS = ["run", "dataset", "prune", "p", "epoch", "epochs", "seed", "n_train", "n_kept",
         "clean_accuracy", "train_seconds", "prune_seconds", "images_per_second"]
@@ -44,16 +41,16 @@ def test_one_step_of_training_against_a_plain_loop(tmp_path):
     args = settings.parse(["--dataset", "synthetic", "--limit", "32", "--epochs", "2",
                         "--batch-size", "32", "--out", "unused"])
     args.optimizer, args.peak, args.lr = "sgd", 0.5, 0.1  # the first epoch ends at the peak
-    dataset = settings.prepare(args, torch.device("cpu"))
+    dataset = train.load_data(args, torch.device("cpu"))
     training = train.Training(args, dataset, torch.device("cpu"))
     model = models.build(**args.network).double()
     model.load_state_dict({k: v.double() for k, v in training.model.state_dict().items()})
 
     training.epoch(0, train.tqdm(disable=True))
 
-    ids = data.order(torch.arange(32), args.seed, 0)
+    ids = data.shuffled(torch.arange(32), args.seed, 0)
     x, y = dataset.images[ids].double() / 255, dataset.labels[ids]
-    start = train.ops.rs_start(x.float(), ids, args.epsilon, args.seed, 0).double()
+    start = ops.rs_start(x.float(), ids, args.epsilon, args.seed, 0).double()
     start.requires_grad_()
     torch.nn.functional.cross_entropy(model(start), y).backward()
     delta = start.detach() - x + args.alpha * start.grad.sign()
@@ -85,7 +82,7 @@ def test_a_run_describes_itself(trained, capsys):
     assert list(record)[:len(KEYS)] == KEYS
     assert (record["n_train"], record["n_kept"]) == (600, 360)
     config = json.loads((run / "config.json").read_text())
-    assert config["args"]["epsilon"] == data.EPSILON["synthetic"]
+    assert config["args"]["epsilon"] == recipes.RECIPES["synthetic"]["epsilon"]
     assert config["versions"]["torch"] == torch.__version__
     assert "--prune high" in config["command"]
     rows = log(run)
@@ -168,7 +165,7 @@ def test_attacks_leave_the_model_as_it_was():
     x, y, ids = torch.rand(4, 3, 32, 32), torch.arange(4), torch.arange(4)
     modes = [module.training for module in model.modules()]
     flags = [p.requires_grad for p in model.parameters()]
-    with pytest.raises(RuntimeError, match="boom"), attacks.frozen(model):
+    with pytest.raises(RuntimeError, match="boom"), attacks.evaluating(model):
         attacks.rs_fgsm(model, x, y, ids, eps=0.1, alpha=0.1, seed=0, epoch=0)
         attacks.pgd(model, x, y, ids, eps=0.1, alpha=0.02, steps=2)
         assert not any(p.requires_grad for p in model.parameters())

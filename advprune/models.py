@@ -4,37 +4,51 @@
     preactresnet18         He et al. 2016, in fast_adversarial's form
     wideresnet28-10        Zagoruyko & Komodakis 2016, in RobustBench's form
     wideresnet28-10-silu   the same with SiLU, as in Gowal 2020, Rebuffi 2021, Wang 2023
-    resnet18, resnet50     torchvision's, for larger images
+    resnet18, vgg11, ...   torchvision's classifiers by their names there
+    FILE.py:NAME           your own (custom.py)
 
-`width` counts the channels of the first layer (16, 64), or widens the wide ones (10).
-Layer names are those of the published weights (fast_adversarial, RobustBench, torchvision), which
-load unchanged; the normalisation is a buffer outside the state dict.
+`width` is the number of channels of the first layer (mnist-net 16, preactresnet18 64), or the
+widening factor of the wide ones (10). Layer names are those of the published weights
+(fast_adversarial, RobustBench, torchvision), which load unchanged: the normalisation adds none.
 """
+import hashlib
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import nn
-from torchvision.models import resnet
+from torch import Tensor, nn
 
-from runs import UserError
+from advprune import custom
+from advprune.attacks import evaluating
+from advprune.cli import UserError
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std by channel, by default fast_adversarial's for CIFAR-10; grey stays."""
+    """(x - mean) / std for each channel, as a network's first layer.
 
-    def __init__(self, channels, mean=CIFAR10_MEAN, std=CIFAR10_STD):
+    A network that expects normalised images becomes one of images in [0, 1] by
+    `nn.Sequential(Normalize(mean, std), network)`.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        mean, std = (mean, std) if channels == 3 else ((0.0,), (1.0,))
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        for name, value in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(value).view(-1, 1, 1), persistent=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+def cifar10_normalize(channels):
+    """fast_adversarial's normalisation of CIFAR-10 for colour; grey images stay as they are."""
+    return Normalize(CIFAR10_MEAN, CIFAR10_STD) if channels == 3 else Normalize((0.0,), (1.0,))
 
 
 def mnist_net(channels, classes, width, size):
@@ -66,7 +80,7 @@ class PreActBlock(nn.Module):
 class PreActResNet18(nn.Module):
     def __init__(self, channels, classes, width, size):
         super().__init__()
-        self.normalize = Normalize(channels)
+        self.normalize = cifar10_normalize(channels)
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         inputs = width
         for i in range(4):
@@ -109,16 +123,14 @@ class WideBlock(nn.Module):
 class WideResNet28(nn.Module):
     def __init__(self, channels, classes, width, size, activation=F.relu):
         super().__init__()
-        self.normalize, self.activation = Normalize(channels), activation
+        self.normalize, self.activation = cifar10_normalize(channels), activation
         self.init_conv = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
         groups, inputs = [], 16
         for outputs, stride in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):
             blocks = [WideBlock(inputs, outputs, stride, activation)]
             blocks += [WideBlock(outputs, outputs, 1, activation) for _ in range(3)]
             groups.append(nn.Sequential())
-            groups[-1].block = nn.Sequential(
-                *blocks
-            )  # the published names: layer.0.block.0.conv_0
+            groups[-1].block = nn.Sequential(*blocks)  # published as layer.0.block.0.conv_0
             inputs = outputs
         self.layer = nn.Sequential(*groups)
         self.batchnorm = nn.BatchNorm2d(inputs)
@@ -134,25 +146,24 @@ def wideresnet28_silu(channels, classes, width, size):
     return WideResNet28(channels, classes, width, size, F.silu)
 
 
-class ResNet(resnet.ResNet):
-    def __init__(self, block, layers, channels, classes, width):
-        if width != 64:
-            raise UserError(f"torchvision's ResNets have no --width {width}; leave it out")
-        super().__init__(block, layers, num_classes=classes)
-        self.normalize = Normalize(channels, IMAGENET_MEAN, IMAGENET_STD)
-        if channels != 3:
-            self.conv1 = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
+def torchvision_names():
+    """torchvision's classifiers, but for two that give a tuple while they train."""
+    from torchvision import models
 
-    def forward(self, x):
-        return super().forward(self.normalize(x))
+    return set(models.list_models(module=models)) - {"googlenet", "inception_v3"}
 
 
-def resnet18(channels, classes, width, size):
-    return ResNet(resnet.BasicBlock, [2, 2, 2, 2], channels, classes, width)
+def _from_torchvision(name, channels, classes, width):
+    from torchvision import models
 
-
-def resnet50(channels, classes, width, size):
-    return ResNet(resnet.Bottleneck, [3, 4, 6, 3], channels, classes, width)
+    if width is not None:
+        raise UserError(f"torchvision's {name} has no --width {width}; leave it out")
+    model = models.get_model(name, weights=None, num_classes=classes)
+    model.normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    # A hook, and not a layer in front, keeps the published layer names. Grey images are expanded.
+    model.register_forward_pre_hook(
+        lambda module, images: (module.normalize(images[0].expand(-1, 3, -1, -1)),))
+    return model
 
 
 MODELS = {  # name -> constructor, default width
@@ -160,24 +171,56 @@ MODELS = {  # name -> constructor, default width
     "preactresnet18": (PreActResNet18, 64),
     "wideresnet28-10": (WideResNet28, 10),
     "wideresnet28-10-silu": (wideresnet28_silu, 10),
-    "resnet18": (resnet18, 64),
-    "resnet50": (resnet50, 64),
 }
 DEFAULT = {1: "mnist-net", 3: "preactresnet18"}  # by the number of colour channels
 
 
-def build(name, channels, classes=10, width=None, size=28):
-    """The network `name` for images [channels, size, size], from torch's generator."""
-    constructor, default = MODELS[name]
-    return constructor(channels, classes, width or default, size)
+def check_name(name: str) -> str:
+    """The name, with a file's absolute path. Raises UserError for a name of no network."""
+    if custom.is_file(name):
+        custom.source(name)
+        return custom.resolve(name)
+    if name not in MODELS and name not in torchvision_names():
+        raise UserError(f"--model {name!r} is none of {', '.join(MODELS)}, no classifier of "
+                        "torchvision and no FILE.py:NAME")
+    return name
 
 
-def load_weights(model, path):
+def build(name: str, channels: int, classes: int = 10, width: int | None = None, size: int = 28,
+          sha256: str | None = None, code: str | None = None) -> nn.Module:
+    """The network `name` for images [channels, size, size], from torch's random generator.
+
+    code is the source of a FILE.py:NAME, read from there if None; sha256 belongs to its record
+    in a run. Raises UserError where the network does not take such images, or does not give
+    `classes` logits for each.
+    """
+    if custom.is_file(name):
+        model = custom.construct(name, custom.source(name) if code is None else code,
+                                 channels=channels, classes=classes, size=size, width=width)
+    elif name in MODELS:
+        constructor, default = MODELS[name]
+        model = constructor(channels, classes, width or default, size)
+    else:
+        model = _from_torchvision(check_name(name), channels, classes, width)
+    try:
+        with evaluating(model), torch.no_grad():
+            logits = model(torch.zeros(2, channels, size, size))
+    except Exception as error:  # a layer's own words, such as a kernel larger than its input
+        raise UserError(f"{name} does not take images of {channels}x{size}x{size}: "
+                        + str(error).partition("\n")[0]) from error
+    if not torch.is_tensor(logits) or logits.shape != (2, classes):
+        given = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
+        raise UserError(f"{name} gives {given} for 2 images, not logits [2, {classes}]")
+    return model
+
+
+def load_weights(model: nn.Module, path: str | Path, new_head: bool = False) -> nn.Module:
     """Load a state dict (.safetensors, or a torch file of tensors alone) into the model.
 
     Accepts what the field publishes: a bare state dict, or one under `state_dict`,
-    `model_state_dict` or `model`; names after `module.`; half precision. Raises UserError
-    where the file is unreadable or does not fit.
+    `model_state_dict` or `model`; names that start with `module.`; half precision. new_head keeps
+    the model's own last layer where the file's has another number of classes, and says so. Raises
+    UserError where the file is unreadable or does not fit.
     """
     path = Path(path)
     try:
@@ -203,6 +246,12 @@ def load_weights(model, path):
             state.setdefault(key, wanted[key])
     for key in ("mean", "std"):  # RobustBench stores its normalisation; here it is built in
         state.pop(key, None)
+    if new_head:
+        other = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+        if len({key.rpartition(".")[0] for key in other}) == 1:
+            print(f"{path} has another number of classes: {', '.join(other)} start anew",
+                  file=sys.stderr)
+            state |= {key: wanted[key] for key in other}
     wrong = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
     wrong += [key for key in state if key not in wanted]
     if wrong:
@@ -214,18 +263,33 @@ def load_weights(model, path):
     return model
 
 
-def from_run(run, config):
-    """The finished network of a run directory, given its config.json."""
-    network = config["args"]["network"]
-    return load_weights(build(**network), Path(run) / "model.safetensors")
+def from_run(run: str | Path, config: dict, trust_code: bool = False) -> nn.Module:
+    """The finished network of a run directory, given its config.json.
+
+    trust_code allows a network whose code only the run itself still has (custom.py).
+    """
+    network = dict(config["args"]["network"])
+    return load_weights(build(**network, code=code_of(run, network, trust_code)),
+                        Path(run) / "model.safetensors")
 
 
-@torch.no_grad()
-def predict(model, images, batch_size=1000):
+def code_of(run: str | Path | None, network: dict[str, Any], trust_code: bool) -> str | None:
+    """The source of the network FILE.py:NAME of a run, or of a new one; None for other names."""
+    if not custom.is_file(network["name"]):
+        return None
+    return (custom.source_of_run(run, network, trust_code) if run
+            else custom.source(network["name"]))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """The SHA-256 of the model's weights."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def predict(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:
     """The classes [N] that the model, in eval mode, predicts for images [N, C, H, W] uint8."""
-    mode = model.training
-    model.eval()
-    try:
+    with evaluating(model), torch.no_grad():
         return torch.cat([model(x.float() / 255).argmax(1) for x in images.split(batch_size)])
-    finally:
-        model.train(mode)

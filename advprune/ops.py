@@ -1,12 +1,13 @@
-"""The operators of adversarial training on pruned data, each in one pass where a kernel serves it.
+"""The operators of adversarial training on pruned data; a kernel does each in one pass.
 
-Each is declared once, here: schema, plain-torch reference, shape-only fake. Callers write
-`ops.rs_start(...)`; where `make` has built csrc/, the dispatcher runs its kernel, else the
-reference. ADVPRUNE_KERNELS=0 leaves the build alone; `ops.KERNELS` says what is in use.
+Each operator is declared once, in this file: schema, plain-torch reference, shape-only fake.
+Callers write `ops.rs_start(...)`. Where csrc/ has been built, the dispatcher runs its kernel,
+otherwise the reference. ADVPRUNE_KERNELS=0 ignores the build. `ops.KERNELS` says what is in use:
+`reference`, `cpu` or `cpu+cuda`. This module needs torch and nothing else.
 
 All randomness is counter-based (Philox4x32-10, Salmon et al. 2011): key = seed, counter =
-(element // 4, example id, epoch, stream). A value therefore depends on the example it belongs to
-and never on its place in a batch, the batch size, the process or the device.
+(element // 4, example id, epoch, stream). So the noise of an example does not depend on its place
+in a batch, the batch size, the process or the device.
 """
 import hashlib
 import math
@@ -15,10 +16,11 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad as zero_pad
 
 MASK = 0xFFFFFFFF
-START, CROP = 0, 1  # the fourth counter word: one stream a purpose
+START, CROP = 0, 1  # the fourth word of the counter: a stream of its own for each purpose
 
 SCHEMAS = {
     "rs_start": "(Tensor x, Tensor ids, float eps, Tensor? eps_i, int seed, int epoch, "
@@ -30,14 +32,13 @@ SCHEMAS = {
                "bool channels_last, Tensor? rows=None) -> Tensor",
     "cross_entropy_scores": "(Tensor logits, Tensor labels) -> (Tensor, Tensor)",
     "select_kept": "(Tensor scores, int low, int high, float? centre) -> (Tensor, Tensor)",
-    "deepfool_step": "(Tensor grads, Tensor logits, Tensor labels, bool l2, float least) "
-                     "-> (Tensor, Tensor)",
 }
 
 
 # --- the public functions
 
-def rs_start(x, ids, eps, seed, epoch, clip_start=False, noise_scale=1.0):
+def rs_start(x: Tensor, ids: Tensor, eps: float | Tensor, seed: int, epoch: int,
+             clip_start: bool = False, noise_scale: float = 1.0) -> Tensor:
     """The random start of RS+FGSM: x + noise_scale U(-eps_i, eps_i) (Algorithm 1, line 26).
 
     x [B, ...] uint8 (read as x / 255) or float32, float16, bfloat16 in [0, 1]; ids [B] int64; eps
@@ -48,8 +49,9 @@ def rs_start(x, ids, eps, seed, epoch, clip_start=False, noise_scale=1.0):
                                        clip_start, noise_scale)
 
 
-def fgsm_step(x, grad, ids, eps, alpha, seed, epoch, clip_start=False, noise_scale=1.0,
-              clip_ball=True):
+def fgsm_step(x: Tensor, grad: Tensor, ids: Tensor, eps: float | Tensor, alpha: float | Tensor,
+              seed: int, epoch: int, clip_start: bool = False, noise_scale: float = 1.0,
+              clip_ball: bool = True) -> Tensor:
     """The step of RS+FGSM from the start that `rs_start` gives for the same arguments (27-28).
 
     delta = clip(start - x + alpha sign(grad), -eps_i, eps_i), then x + delta clipped to [0, 1];
@@ -61,27 +63,28 @@ def fgsm_step(x, grad, ids, eps, alpha, seed, epoch, clip_start=False, noise_sca
                                         clip_ball)
 
 
-def augment(images, ids, seed, epoch, pad=0, flip=False, channels_last=False, rows=None):
+def augment(images: Tensor, ids: Tensor, seed: int, epoch: int, pad: int = 0, flip: bool = False,
+            channels_last: bool = False, rows: Tensor | None = None) -> Tensor:
     """Images [N, C, H, W] uint8 of these ids [B], zero-padded, cropped, flipped; float32 / 255.
 
     Every offset of the crop in 0..2 pad, and each side of the flip, is as likely as any other.
-    Where images hold but a part of the set, rows [B] int64 says which of them each id's is.
+    rows [B] int64 gives the place of each id's image where images hold only a part of the set.
     Raises IndexError or RuntimeError for an id, or with rows a row, outside the images.
     """
     return torch.ops.advprune.augment(images, ids.contiguous(), seed, epoch, pad, flip,
                                       channels_last, None if rows is None else rows.contiguous())
 
 
-def cross_entropy_scores(logits, labels):
+def cross_entropy_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """(loss [B] float32, correct [B] bool) of logits [B, K], any float type, and labels [B].
 
-    The largest logit is taken apart and the sum is of float64, so that small losses keep all the
-    digits of float32, and kernel and reference give the same order of examples.
+    The sum leaves out the largest logit and is in float64. So small losses keep all the digits of
+    float32, and kernel and reference give the same order of examples.
     """
     return torch.ops.advprune.cross_entropy_scores(logits, labels.contiguous())
 
 
-def select_kept(scores, drop, how):
+def select_kept(scores: Tensor, drop: int, how: str) -> Tensor:
     """Sorted ids [n - drop] that stay when `drop` of scores [n] float32 go (Algorithm 1, 8-20).
 
     how: `high` or `low` drop that tail, `low+high` half from each (the odd one from the high
@@ -104,28 +107,6 @@ def select_kept(scores, drop, how):
     return kept
 
 
-def deepfool_step(grads, logits, labels, norm, least=0.0):
-    """DeepFool's step to the nearest linearised boundary (Moosavi-Dezfooli et al. 2016, eq. 8-9).
-
-    grads [B, K, ...], the gradients of logits [B, K]; labels [B] int64, the classes to leave; norm
-    `linf` or `l2`. With w_k = grads_k - grads_label the boundary to k is |f_k - f_label| / ||w_k||
-    away, in the dual norm (l1, l2), summed in float64. Returns (step [B, ...] float32, the nearest
-    k [B]): the shortest step there, lengthened to `least` where it is shorter; of equally near
-    classes the lowest. Classes whose w_k vanishes or is not finite are out of reach; where all
-    are, the step is 0 and k the label. Where autograd made [K, B, ...], pass its transpose(0, 1):
-    the kernels read it in place. Raises ValueError for another norm.
-    """
-    return torch.ops.advprune.deepfool_step(grads.float(), logits.float(), labels.contiguous(),
-                                            order(norm) == 2, least)
-
-
-def order(norm):
-    """The p of a norm's name, `linf` or `l2`. Raises ValueError for another."""
-    if norm not in ("linf", "l2"):
-        raise ValueError(f"unknown norm {norm!r}: choose linf or l2")
-    return torch.inf if norm == "linf" else 2
-
-
 def _split(value, x):
     """A float, or a value per example, as the pair of arguments that the schemas have for it."""
     if not torch.is_tensor(value):
@@ -135,7 +116,8 @@ def _split(value, x):
 
 # --- the references
 
-def philox4x32(seed, c0, c1, c2, c3):
+def philox4x32(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor
+               ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10: four tensors of 32-bit words (as int64) for broadcastable counter words."""
     k0, k1 = seed & MASK, (seed >> 32) & MASK
     for _ in range(10):
@@ -156,13 +138,13 @@ def _uniform(ids, size, seed, epoch):
     return (bits >> 8).float() * 2**-23 - 1
 
 
-def per_example(value, x):
+def per_example(value: float | Tensor, x: Tensor) -> Tensor:
     """A float or a [B] tensor as float32 that broadcasts over x [B, ...]."""
     value = torch.as_tensor(value, dtype=torch.float32, device=x.device)
     return value if value.dim() == 0 else value.reshape(-1, *[1] * (x.dim() - 1))
 
 
-def pixels(x):
+def pixels(x: Tensor) -> Tensor:
     """x as float32 in [0, 1]: uint8 is divided by 255."""
     return x.float() / 255 if x.dtype == torch.uint8 else x.float()
 
@@ -236,27 +218,8 @@ def _select_kept(scores, low, high, centre):
     return rest[descending[high:]].sort().values, bad
 
 
-def _deepfool_step(grads, logits, labels, l2, least):
-    slopes, gaps = grads.flatten(2), logits.double()  # [B, K, D], [B, K]
-    batch = torch.arange(len(labels), device=labels.device)
-    slopes = (slopes - slopes[batch, labels][:, None]).double()
-    size = slopes.square().sum(2).sqrt() if l2 else slopes.abs().sum(2)  # the dual norm
-    away = (gaps - gaps[batch, labels][:, None]).abs() / size
-    away[~((size > 0) & size.isfinite() & away.isfinite())] = torch.inf
-    away[batch, labels] = torch.inf
-    nearest, target = away.min(1)
-    reached = nearest.isfinite()
-    target = torch.where(reached, target, labels)
-    slope, size = slopes[batch, target], size[batch, target]  # [B, D], [B]
-    length = torch.where(reached, nearest.clamp(min=least), 0.0)[:, None]
-    step = slope * (length / size.where(reached, 1.0)[:, None]) if l2 else slope.sign() * length
-    step = torch.where(reached[:, None], step, 0.0)
-    return step.float().view(grads.shape[0], *grads.shape[2:]), target
-
-
 REFERENCES = {"rs_start": _rs_start, "fgsm_step": _fgsm_step, "augment": _augment,
-              "cross_entropy_scores": _cross_entropy_scores, "select_kept": _select_kept,
-              "deepfool_step": _deepfool_step}
+              "cross_entropy_scores": _cross_entropy_scores, "select_kept": _select_kept}
 FAKES = {
     "rs_start": lambda x, *_: _like_pixels(x),
     "fgsm_step": lambda x, *_: _like_pixels(x),
@@ -268,20 +231,30 @@ FAKES = {
     "select_kept": lambda scores, low, high, centre: (
         scores.new_empty(len(scores) - low - high, dtype=torch.int64),
         scores.new_empty((), dtype=torch.int64)),
-    "deepfool_step": lambda grads, logits, labels, l2, least: (
-        grads.new_empty((grads.shape[0], *grads.shape[2:])), torch.empty_like(labels)),
 }
 
 
 # --- declaration, and the build
 
 HERE = Path(__file__).resolve().parent
-SOURCES = [HERE / "csrc" / name for name in ("ops.h", "ops_cpu.cpp", "ops_cuda.cu")]
-DIGEST = hashlib.sha256(b"".join([repr(SCHEMAS).encode(), *(s.read_bytes() for s in SOURCES)]))
-BUILD = f"_C_{DIGEST.hexdigest()[:12]}"  # setup.py builds it; stale with its source
+SOURCES = [HERE.parent / "csrc" / name for name in ("ops.h", "ops_cpu.cpp", "ops_cuda.cu")]
 
 
-def _load():
+def _build_name() -> str:
+    """The build's file name: a digest of schemas and sources, so that an old build is noticed.
+
+    An installed package has its build beside it and no sources; then any build is its own.
+    """
+    if not all(source.exists() for source in SOURCES):
+        return "_C_"
+    content = b"".join([repr(SCHEMAS).encode(), *(s.read_bytes() for s in SOURCES)])
+    return f"_C_{hashlib.sha256(content).hexdigest()[:12]}"
+
+
+BUILD = _build_name()  # setup.py writes it beside this file
+
+
+def _load() -> str:
     """Load the build and say what serves now: `reference`, `cpu` or `cpu+cuda`."""
     if os.environ.get("ADVPRUNE_KERNELS") == "0":
         return "reference"

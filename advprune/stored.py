@@ -4,15 +4,17 @@
     Joined       several such parts, or tensors, as one set with their ids in order
     open_npz     generated images as published with Wang et al. 2023: FILE.npz of image and label
 
-All serve len, shape, narrow(0, start, n), split(size), to(device) and [id], [slice], [ids], which
-give tensors on the device. They are read by pread and not memory-mapped: a gather is faster, the
-pages read do not count as the process's own, and a file cut short is an error and no crash.
+All have len, shape, narrow(0, start, n), split(size), to(device) and [id], [slice], [ids]; the
+last three give tensors on the device. Files are read by pread and not memory-mapped: that gathers
+faster, does not count the pages as the process's memory, and turns a file cut short into an error
+instead of a crash.
 """
 import copy
 import glob
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
@@ -20,8 +22,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import runs
-from runs import UserError
+from advprune import runs
+from advprune.cli import UserError
 
 PIECE = 2**24  # bytes decompressed at a time
 
@@ -64,7 +66,7 @@ class Stored(Images):
         return other
 
     def narrow(self, dim, start, length):
-        """Those of ids start to start + length - 1, as torch.narrow(images, 0, start, length)."""
+        """Images start to start + length - 1, as torch.narrow(images, 0, start, length)."""
         other = copy.copy(self)
         other.offset = self.offset + start * prod(self.shape[1:])
         other.shape = torch.Size((length, *self.shape[1:]))
@@ -116,12 +118,14 @@ class Joined(Images):
 
 # --- generated images in an npz
 
-def open_npz(path, shape, classes):
+def open_npz(path: str | Path, shape: Sequence[int], classes: int,
+             cache_dir: str | Path | None = None) -> tuple[Stored, torch.Tensor]:
     """(Stored, labels [N] int64) of an npz: `image` uint8 [N, H, W, C] and `label`, integers [N].
 
-    shape is (C, H, W), those of the data set; grey images may be [N, H, W]. Saved by np.savez they
-    stay where they are; by np.savez_compressed they are decoded once, into a hidden file beside
-    it. Raises UserError for any other file, or labels outside 0 to classes - 1; unpickles nothing.
+    shape is the data set's (C, H, W); grey images may be [N, H, W]. A file of np.savez is read
+    in place. One of np.savez_compressed is decoded once, into a hidden file in cache_dir (None:
+    beside it). Raises UserError for any other file, and for labels outside 0 to classes - 1.
+    Nothing is unpickled.
     """
     path = Path(path)
     try:
@@ -134,7 +138,7 @@ def open_npz(path, shape, classes):
                 raise ValueError(f"its images are of shape {(n, *size)}, those of the data set of "
                                  f"{('N', height, width, channels)}")
             labels = _labels(archive, n, classes)
-            file, start = _in_place(path, archive)
+            file, start = _in_place(path, archive, cache_dir)
             return Stored(file, start + offset, (n, height, width, channels)), labels
     except FileNotFoundError:
         raise UserError(f"there is no --extra-data {path}") from None
@@ -179,8 +183,8 @@ def _labels(archive, n, classes):
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _in_place(path, archive):
-    """(file, byte) where image.npy is to be found as it is: in the npz, or decoded beside it."""
+def _in_place(path, archive, cache_dir):
+    """(file, byte) where image.npy begins uncompressed: in the npz, or decoded beside it."""
     member = archive.getinfo("image.npy")
     if member.compress_type == zipfile.ZIP_STORED:
         with open(path, "rb") as file:
@@ -188,22 +192,25 @@ def _in_place(path, archive):
             name, extra = np.frombuffer(file.read(4), "<u2").tolist()
         return path, member.header_offset + 30 + name + extra
     stat = path.stat()
-    cache = path.with_name(f".{path.name}.{stat.st_size}-{stat.st_mtime_ns}.npy")
+    place = Path(cache_dir or path.parent)
+    cache = place / f".{path.name}.{stat.st_size}-{stat.st_mtime_ns}.npy"
     if not (cache.exists() and cache.stat().st_size == member.file_size):
         try:
+            place.mkdir(parents=True, exist_ok=True)
             with (archive.open(member) as compressed, runs.writing(cache) as file,
                   tqdm(total=member.file_size, unit="B", unit_scale=True, desc=f"decoding {path}",
                        disable=None) as bar):
                 while piece := compressed.read(PIECE):
                     bar.update(file.write(piece))
         except OSError as error:
-            raise ValueError("it is compressed, and decoding it beside itself failed "
-                             f"({error.strerror})") from None
-        clear(path.parent, f".{path.name}.", "-*.npy", cache.name)
+            raise ValueError(f"it is compressed, and decoding it into {place} failed "
+                             f"({error.strerror}); give another folder as --cache-dir") from None
+        if not cache_dir:  # there, another file's images may be in use
+            clear(place, f".{path.name}.", "-*.npy", cache.name)
     return cache, 0
 
 
-def clear(folder, start, end, ours):
+def clear(folder: Path, start: str, end: str, ours: str) -> None:
     """Delete the decoded files of earlier versions of what `ours` was decoded from."""
     for path in folder.glob(f"{glob.escape(start)}*{end}"):
         if not path.name.startswith(ours):

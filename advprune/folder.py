@@ -1,10 +1,11 @@
-"""A folder of images a class, decoded once into a file that stored.Stored reads.
+"""A folder of images for each class, decoded once into a file that stored.Stored reads.
 
     DIR/train/CLASS/*, DIR/val/CLASS/*    as torchvision's ImageFolder has them
     DIR/.advprune-PART-SIZE-KEY.npy       uint8 [N, SIZE, SIZE, 3], written at the first use
     DIR/.advprune-PART-SIZE-KEY.json      paths and labels by id, and the files that are unreadable
 
-KEY is a digest of the files' paths, sizes and times: another set of files is decoded anew.
+The hidden files go into --cache-dir instead, where that is given. KEY is a digest of the files'
+paths, sizes and times. Where a file has changed, all are decoded again.
 """
 import hashlib
 import json
@@ -20,21 +21,21 @@ from PIL import Image
 from torchvision import datasets, transforms
 from tqdm import tqdm
 
-import runs
-import stored
-from runs import UserError
+from advprune import runs, stored
+from advprune.cli import UserError
 
 AT_ONCE = 256  # images decoded before any more are begun, which bounds the memory
 
 
-def open_folder(root, part, size, skip_bad=False):
+def open_folder(root: str | Path, part: str, size: int, skip_bad: bool = False,
+                cache_dir: str | Path | None = None) -> tuple[stored.Stored, torch.Tensor, list]:
     """(Stored [N, 3, size, size], labels [N] int64, classes) of the images root/part/CLASS/*.
 
-    As torchvision's ImageFolder reads them, the shorter side resized to `size` and the centre cut
-    out. They are decoded once, into hidden files in root. The order is shuffled, the same each
-    time, so that the first N are of all classes; the .json beside the .npy has the paths by id.
-    Raises UserError where there are no images, where some cannot be read unless skip_bad leaves
-    those out, and where root cannot be written to.
+    torchvision's ImageFolder reads them. Their shorter side is resized to `size` and the centre is
+    cut out. They are decoded once, into hidden files in cache_dir (None: root). The order is
+    shuffled, the same each time, so that the first N are of all classes; the .json beside the .npy
+    has the paths by id. Raises UserError where there are no images, where some cannot be read
+    (skip_bad leaves those out instead), and where the decoded files cannot be written.
     """
     folder = Path(root) / part
     try:
@@ -47,14 +48,17 @@ def open_folder(root, part, size, skip_bad=False):
         raise UserError(f"{folder} holds no images in a folder for each class; give the folder "
                         f"of train/CLASS/* and val/CLASS/* as --data-dir")
     found = [found[i] for i in np.random.default_rng(0).permutation(len(found))]
-    cache = Path(root) / f".advprune-{part}-{size}-{_digest(folder, found)}"
+    place = Path(cache_dir or root)
+    cache = place / f".advprune-{part}-{size}-{_digest(folder, found, bool(cache_dir))}"
     if not cache.with_suffix(".json").exists():
         try:
+            place.mkdir(parents=True, exist_ok=True)
             _decode(found, size, folder, cache)
         except OSError as error:
-            raise UserError(f"cannot write the decoded images into {root}: {error.strerror}"
-                            ) from None
-        stored.clear(Path(root), f".advprune-{part}-{size}-", "", cache.name)
+            raise UserError(f"cannot write the decoded images into {place}: {error.strerror}; "
+                            "give another folder as --cache-dir") from None
+        if not cache_dir:  # there, another folder's images may be in use
+            stored.clear(place, f".advprune-{part}-{size}-", "", cache.name)
     index = json.loads(cache.with_suffix(".json").read_text())
     bad = index["unreadable"]
     if bad and not skip_bad:
@@ -71,9 +75,9 @@ def open_folder(root, part, size, skip_bad=False):
     return stored.Stored(cache.with_suffix(".npy"), start, shape), labels, classes
 
 
-def _digest(folder, found):
-    """16 hexadecimal digits for these files as they are now."""
-    digest = hashlib.sha256()
+def _digest(folder, found, shared):
+    """16 hexadecimal digits for these files as they are now; of this folder alone, if shared."""
+    digest = hashlib.sha256(str(folder.resolve()).encode() if shared else b"")
     for path, _ in found:
         try:
             stat = os.stat(path)
@@ -115,5 +119,5 @@ def _decode(found, size, folder, cache):
                 index["labels"].append(label)
             bar.update(len(pairs))
         file.seek(0)
-        begin(file, len(index["labels"]))  # as long as before: numpy leaves room for the number
+        begin(file, len(index["labels"]))  # as long as before: numpy reserves space for the number
     runs.write_json(cache.with_suffix(".json"), index)

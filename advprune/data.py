@@ -1,15 +1,16 @@
 """Data sets as uint8 tensors on the device, addressed by example id.
 
-    digits         1,797 images of scikit-learn, 8x8 enlarged to 1x28x28; every fifth tests
+    digits         1,797 images of scikit-learn, 8x8 enlarged to 1x28x28; every fifth is a test
     mnist          60,000 + 10,000, 1x28x28     (torchvision downloads what --data-dir lacks)
     fashion-mnist  60,000 + 10,000, 1x28x28
     cifar10        50,000 + 10,000, 3x32x32
-    folder         --data-dir's train/CLASS/* and val/CLASS/*, cut to --image-size, 3x64x64
+    folder         --data-dir's train/CLASS/* and val/CLASS/*, resized to --image-size
     synthetic      2,000 + 500, 1x28x28: ten smooth patterns under noise, for tests
 
-An example's id is its index in the training set; those of --extra-data follow. There are no
+An example's id is its index in the training set. The ids of --extra-data follow. There are no
 worker processes: a whole set fits on the device, or its images stay in a file (stored.py).
 """
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchvision import datasets
 
-import folder
-import ops
-import stored
-from runs import UserError
+from advprune import folder, ops, recipes, stored
+from advprune.cli import UserError
 
 TORCHVISION = {  # name -> class, where it looks below --data-dir
     "mnist": (datasets.MNIST, "MNIST/raw"),
@@ -30,22 +30,14 @@ TORCHVISION = {  # name -> class, where it looks below --data-dir
     "cifar10": (datasets.CIFAR10, "cifar-10-batches-py"),
 }
 NAMES = ["digits", *TORCHVISION, "folder", "synthetic"]
-IMAGE_SIZE = 64  # of a folder's images, unless told
-# The usual l-infinity budget of each set and the step of its PGD-50-10, in units of [0, 1]
-# pixels. For MNIST and CIFAR-10 those of fast_adversarial, for folders ImageNet's; for digits see
-# README, "Differences from the papers".
-EPSILON = {"digits": 0.13, "mnist": 0.3, "fashion-mnist": 0.1, "cifar10": 8 / 255,
-           "folder": 4 / 255, "synthetic": 0.1}
-PGD_STEP = {"digits": 0.13 / 30, "mnist": 0.01, "fashion-mnist": 0.1 / 30, "cifar10": 2 / 255,
-            "folder": 1 / 255, "synthetic": 0.1 / 30}
 
 
 @dataclass
 class Dataset:
     """images [N, C, H, W] uint8 and labels [N] int64 to train on, and the same to test on.
 
-    Images are a tensor, or Stored or Joined where they are in files. The first `original` ids are
-    the data set's own, the rest --extra-data's.
+    Images are a tensor, or a Stored or Joined where they are in files. The first `original` ids
+    are the data set's own, the others --extra-data's.
     """
 
     name: str
@@ -56,7 +48,8 @@ class Dataset:
     classes: list
     original: int
 
-    def batch(self, ids, seed, epoch, pad=0, flip=False, channels_last=False):
+    def batch(self, ids: Tensor, seed: int, epoch: int, pad: int = 0, flip: bool = False,
+              channels_last: bool = False) -> Tensor:
         """The images of these ids, augmented: [B, C, H, W] float32 (ops.augment)."""
         if torch.is_tensor(self.images):
             return ops.augment(self.images, ids, seed, epoch, pad, flip, channels_last)
@@ -64,28 +57,45 @@ class Dataset:
         return ops.augment(images, ids.to(images.device, non_blocking=True), seed, epoch, pad,
                            flip, channels_last, torch.arange(len(ids), device=images.device))
 
-    def epoch_size(self, kept):
+    def epoch_size(self, kept: int) -> int:
         """How many images an epoch on `kept` ids visits.
 
-        The number of the originals, times the share that is kept: --extra-data makes no epoch
-        longer, and dropping a share saves that share.
+        It is the number of the originals, times the share that is kept. So --extra-data makes no
+        epoch longer, and dropping a share of all ids saves that share of the time.
         """
         return max(1, round(self.original * kept / len(self.labels)))
 
+    def batches(self, kept: Tensor, batch_size: int, seed: int, epoch: int,
+                extra_fraction: float | None = None) -> Sequence[Tensor]:
+        """The ids of each batch of an epoch on the `kept` ids, shuffled by seed and epoch.
 
-def load(name, data_dir="data", limit=None, device="cpu", image_size=None, skip_bad=False,
-         extra=()):
-    """The Dataset of that name on the device; limit keeps its first examples to train on.
+        extra_fraction is the share of each batch that comes from --extra-data; None without any.
+        """
+        if not torch.is_tensor(self.images):
+            kept = kept.cpu()  # the host reads the files, and should not wait for the GPU
+        if extra_fraction is None:
+            return shuffled(kept, seed, epoch).split(batch_size)
+        images, extra = self.epoch_size(len(kept)), kept >= self.original
+        sizes = [min(batch_size, images - i) for i in range(0, images, batch_size)]
+        return mixed_batches(kept[~extra], kept[extra], extra_fraction, sizes, seed, epoch)
 
-    With limit 0 a folder's training images are not even looked for. image_size and skip_bad are
-    for `folder`; extra names files of more images to train on, which limit leaves alone. Raises
-    UserError where files are absent and cannot be downloaded, or are damaged.
+
+def load(name: str, data_dir: str | Path = "data", limit: int | None = None,
+         device: str | torch.device = "cpu", image_size: int | None = None, skip_bad: bool = False,
+         extra: Sequence[str] = (), cache_dir: str | Path | None = None) -> Dataset:
+    """The Dataset of that name on the device. limit keeps its first examples to train on.
+
+    With limit 0 a folder's training images are not read at all. image_size and skip_bad are for
+    `folder`. extra names npz files of more images to train on; limit does not count them.
+    cache_dir is where decoded images go (None: beside their source). Raises UserError where files
+    are absent and cannot be downloaded, or are damaged.
     """
     if Path(data_dir).exists() and not Path(data_dir).is_dir():
         raise UserError(f"--data-dir {data_dir} is a file; give the folder of the data sets")
     embedded = {"digits": _digits, "synthetic": _synthetic}.get(name)
     if name == "folder":
-        parts = _folder(data_dir, image_size or IMAGE_SIZE, skip_bad, limit == 0)
+        parts = _folder(data_dir, image_size or recipes.RECIPES["folder"]["image_size"], skip_bad,
+                        limit == 0, cache_dir)
     else:
         parts = embedded() if embedded else _torchvision(name, Path(data_dir))
     images, labels, test_images, test_labels, classes = parts
@@ -93,7 +103,7 @@ def load(name, data_dir="data", limit=None, device="cpu", image_size=None, skip_
     images = [images.narrow(0, 0, n)]
     labels = [labels[:n]]
     for path in extra:
-        more, more_labels = stored.open_npz(path, images[0].shape[1:], len(classes))
+        more, more_labels = stored.open_npz(path, images[0].shape[1:], len(classes), cache_dir)
         images.append(more)
         labels.append(more_labels)
     images = [part.to(device) for part in images]
@@ -102,25 +112,32 @@ def load(name, data_dir="data", limit=None, device="cpu", image_size=None, skip_
                    classes, n)
 
 
-def of_run(used, data_dir=None, device="cpu", train=True):
-    """The Dataset of a run, given its settings; without train, only what it is tested on."""
+def of_run(used: dict, data_dir: str | None = None, device: str | torch.device = "cpu",
+           train: bool = True, cache_dir: str | None = None) -> Dataset:
+    """The Dataset of a run, given its settings. Without train, it has only the test images."""
     extra = (used.get("extra_data") or ()) if train else ()  # .get: an old run has no such thing
     return load(used["dataset"], data_dir or used["data_dir"], used["limit"] if train else 0,
-                device, used.get("image_size"), used.get("skip_bad", False), extra)
+                device, used.get("image_size"), used.get("skip_bad", False), extra,
+                cache_dir or used.get("cache_dir"))
 
 
-def order(ids, *key):
+def mixed_seed(*key: int) -> int:
+    """A seed of 32 bits for this key of whole numbers."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def shuffled(ids: Tensor, *key: int) -> Tensor:
     """The ids in the order of this key, (seed, epoch), on every process and device."""
-    mixed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    generator = torch.Generator().manual_seed(mixed)
+    generator = torch.Generator().manual_seed(mixed_seed(*key))
     return ids[torch.randperm(len(ids), generator=generator).to(ids.device)]
 
 
-def mixed_batches(own, extra, fraction, sizes, seed, epoch):
-    """Batches of these sizes, a `fraction` of each from the ids `extra`, the rest from `own`.
+def mixed_batches(own: Tensor, extra: Tensor, fraction: float, sizes: Sequence[int], seed: int,
+                  epoch: int) -> list[Tensor]:
+    """Batches of these sizes: a `fraction` of each from the ids `extra`, the rest from `own`.
 
-    Each source is visited in an order of its own; one that is too small for the epoch is gone
-    through again, in another order. Where one is empty the other serves alone.
+    Each source is shuffled by itself. A source that is too small for the epoch is visited again,
+    in another order. Where one is empty, all ids come from the other.
     """
     fraction = 1.0 if not len(own) else fraction if len(extra) else 0.0
     shares = [round(fraction * size) for size in sizes]
@@ -128,7 +145,7 @@ def mixed_batches(own, extra, fraction, sizes, seed, epoch):
     streams = []
     for source, (ids, counts) in enumerate([(own, rests), (extra, shares)]):
         laps = -(-sum(counts) // max(1, len(ids)))
-        visited = [order(ids, seed, epoch, source, lap) for lap in range(laps)]
+        visited = [shuffled(ids, seed, epoch, source, lap) for lap in range(laps)]
         streams.append(torch.cat([ids[:0], *visited])[:sum(counts)].split(counts))
     return [torch.cat(parts) for parts in zip(*streams, strict=True)]
 
@@ -154,12 +171,13 @@ def _synthetic():
     return images[:2000], labels[:2000], images[2000:], labels[2000:], map(str, range(10))
 
 
-def _folder(root, size, skip_bad, only_test):
-    test_images, test_labels, classes = folder.open_folder(root, "val", size, skip_bad)
+def _folder(root, size, skip_bad, only_test, cache_dir):
+    test_images, test_labels, classes = folder.open_folder(root, "val", size, skip_bad,
+                                                           cache_dir)
     if only_test:
         return (torch.empty(0, 3, size, size, dtype=torch.uint8), test_labels[:0], test_images,
                 test_labels, classes)
-    images, labels, found = folder.open_folder(root, "train", size, skip_bad)
+    images, labels, found = folder.open_folder(root, "train", size, skip_bad, cache_dir)
     if found != classes:
         odd = sorted(set(found) ^ set(classes))
         raise UserError(f"{root} has {len(odd)} classes in one of train and val only, such as "

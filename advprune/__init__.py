@@ -1,0 +1,23 @@
+"""Adversarial training on less data: what the scripts share, for use in other projects too.
+
+    from advprune import ops, attacks, pruning     the operators, the attacks, score and select
+    advprune.load("runs/NAME")                     the network of a finished run
+"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load(run: str | Path, device: str = "cpu", trust_code: bool = False) -> torch.nn.Module:
+    """The finished network of a run directory, in eval mode, for images [B, C, H, W] in [0, 1].
+
+    trust_code allows a network whose code only the run itself still has. Raises ValueError where
+    the directory is no finished run.
+    """
+    from advprune import models, runs
+
+    return models.from_run(run, runs.config(run), trust_code).to(device).eval()

@@ -1,0 +1,276 @@
+"""Adversarial examples: within an l-infinity ball, or the nearest ones at all.
+
+Within the l-infinity ball of radius eps and the box [0, 1]:
+
+    rs_fgsm    one step from a random start (Wong et al. 2020);
+               with noise_scale=2, clip_ball=False N-FGSM (de Jorge et al. 2022),
+               with noise_scale=0 plain FGSM (Goodfellow et al. 2015)
+    pgd        projected gradient descent with restarts (Madry et al. 2018)
+    pgd_kl     PGD on TRADES' divergence (Zhang et al. 2019)
+
+At any distance:
+
+    deepfool   DeepFool in the l-infinity or l2 norm (Moosavi-Dezfooli et al. 2016)
+
+rs_fgsm, pgd and pgd_kl run the model in the mode it is in. In train mode its batch norm statistics
+move. Inside `with frozen(model):` parameters get no gradients, which saves memory; inside
+`with evaluating(model):` the model is in eval mode too.
+"""
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advprune import ops
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block no parameter of the model requires a gradient."""
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield model.requires_grad_(False)
+    finally:
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block the model is in eval mode and frozen. Afterwards all is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with frozen(model.eval()):
+            yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def input_grad(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient [B, ...] of the summed cross-entropy with respect to x; parameters get none.
+
+    A sum has the sign of the mean, and keeps an example's gradient independent of the batch size.
+    """
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = F.cross_entropy(model(x), y, reduction="sum")
+        return torch.autograd.grad(loss, x)[0]
+
+
+def rs_fgsm(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, *, eps: float | Tensor,
+            alpha: float | Tensor, seed: int = 0, epoch: int = 0, clip_start: bool = False,
+            noise_scale: float = 1.0, clip_ball: bool = True) -> Tensor:
+    """RS+FGSM (Algorithm 1, lines 26-28): the adversarial examples [B, C, H, W], float32.
+
+    x [B, C, H, W] uint8 or in [0, 1]; y, ids [B] int64; eps, alpha a float or one value for each
+    example [B], in [0, 1] pixels. seed, epoch and ids choose the noise.
+    """
+    start = ops.rs_start(x, ids, eps, seed, epoch, clip_start, noise_scale)
+    grad = input_grad(model, start, y)
+    return ops.fgsm_step(x, grad, ids, eps, alpha, seed, epoch, clip_start, noise_scale, clip_ball)
+
+
+def pgd(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, *, eps: float | Tensor,
+        alpha: float | Tensor, steps: int, restarts: int = 1, seed: int = 0, epoch: int = 0
+        ) -> Tensor:
+    """PGD: of each example the restart that breaks it first, otherwise that of highest loss.
+
+    As in fast_adversarial's evaluate_pgd, each restart begins uniformly in ball and box, and an
+    example stops moving once it is misclassified. Unlike there, later restarts leave out what is
+    broken. Arguments and result as in `rs_fgsm`.
+    """
+    pixels = ops.pixels(x)
+    best, best_loss = pixels.clone(), torch.full(y.shape, -torch.inf, device=y.device)
+    todo = torch.arange(len(x), device=x.device)  # the examples that no restart has broken yet
+    for restart in range(restarts):
+        eps_i, alpha_i = (v[todo] if torch.is_tensor(v) else v for v in (eps, alpha))
+        centre, draw = pixels[todo], epoch * restarts + restart
+        start = ops.rs_start(centre, ids[todo], eps_i, seed, draw, clip_start=True)
+        radius, step = ops.per_example(eps_i, centre), ops.per_example(alpha_i, centre)
+        low, high = (centre - radius).clamp(min=0), (centre + radius).clamp(max=1)
+        adv, loss, active = _climb(model, start, y[todo], low, high, step, steps)
+        better = ~active | (loss > best_loss[todo])
+        best[todo[better]], best_loss[todo[better]] = adv[better], loss[better]
+        todo = todo[active]
+        if len(todo) == 0:
+            break
+    return best
+
+
+def _climb(model, adv, y, low, high, alpha, steps):
+    """Signed gradient steps within [low, high]: (adv, its loss [B], still right [B])."""
+    while True:
+        adv = adv.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = model(adv)
+            loss = F.cross_entropy(logits, y, reduction="none")
+            active = logits.argmax(1) == y
+            if steps == 0 or not active.any():
+                return adv.detach(), loss.detach(), active
+            (grad,) = torch.autograd.grad(loss.sum(), adv)
+        steps -= 1
+        moved = torch.clamp(adv.detach() + alpha * grad.sign(), low, high)
+        adv = torch.where(active.view(-1, *[1] * (adv.dim() - 1)), moved, adv.detach())
+
+
+def pgd_kl(model: nn.Module, x: Tensor, ids: Tensor, *, eps: float | Tensor,
+           alpha: float | Tensor, steps: int, seed: int = 0, epoch: int = 0) -> Tensor:
+    """TRADES' inner maximisation (Zhang et al. 2019): KL(model(x) || model(x')) by signed ascent.
+
+    The start is uniform in ball and box. Arguments and result as in `rs_fgsm`.
+    """
+    pixels, step = ops.pixels(x), ops.per_example(alpha, x)
+    radius = ops.per_example(eps, x)
+    low, high = (pixels - radius).clamp(min=0), (pixels + radius).clamp(max=1)
+    adv = ops.rs_start(pixels, ids, eps, seed, epoch, clip_start=True)
+    with torch.no_grad():
+        clean = F.log_softmax(model(pixels).float(), 1)
+    for _ in range(steps):
+        adv = adv.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = F.kl_div(F.log_softmax(model(adv).float(), 1), clean, log_target=True,
+                            reduction="sum")
+            (grad,) = torch.autograd.grad(loss, adv)
+        adv = torch.clamp(adv.detach() + step * grad.sign(), low, high)
+    return adv
+
+
+class DeepFool(NamedTuple):
+    """What `deepfool` found for each of B examples. Distances are in units of [0, 1] pixels."""
+
+    distance: Tensor  # [B] float32 from x to adv: the largest change (linf) or its length (l2)
+    target: Tensor  # [B] the class that the model predicts at adv
+    iterations: Tensor  # [B] steps taken
+    crossed: Tensor  # [B] whether target is another class than y
+    adv: Tensor  # [B, C, H, W] the point of this distance and target
+
+
+LEAST = 1e-4  # the least length of a step: a shorter one could be lost in rounding
+HALVINGS = 24  # of the last segment: float32 distinguishes no more of its points
+
+
+def deepfool(model: nn.Module, x: Tensor, y: Tensor, norm: str = "linf", steps: int = 50,
+             overshoot: float = 0.02, clip: bool = True, classes: int | None = None) -> DeepFool:
+    """DeepFool (Moosavi-Dezfooli et al. 2016, Algorithm 2): from x across the boundary of class y.
+
+    x [B, C, H, W] uint8 or in [0, 1] (float64 for a float64 model), y [B] int64; norm `linf` or
+    `l2`; clip keeps every point in [0, 1]; classes=k considers y and the k - 1 highest other
+    logits of x (None: all). Each step goes to the nearest linearised boundary; the sum of the
+    steps is lengthened by `overshoot`. When the class has changed, bisection of the segment from x
+    finds the boundary itself, and adv lies just beyond it. The model is in eval mode meanwhile.
+
+    A misclassified example has distance 0, no iterations, and is crossed. An example that has not
+    crossed within `steps`, or whose gradients vanish, is not crossed. Its distance is then that of
+    the last point, and is no bound. The distance is NaN where the logits of x are not finite.
+    Raises ValueError for another norm.
+    """
+    x, order = x if x.dtype == torch.float64 else ops.pixels(x), norm_order(norm)
+    with evaluating(model), torch.no_grad():
+        logits = model(x).float()
+        others = logits.scatter(1, y[:, None], -torch.inf)
+        count = min(classes or logits.shape[1], logits.shape[1])
+        rivals = torch.cat([y[:, None], others.topk(count - 1).indices], 1)  # [B, k]
+        target = _predicted(logits, y)
+        way, iterations = _walk(model, x, y, target, rivals, norm, steps, overshoot, clip)
+
+        ids = ((target != y) & (iterations > 0)).nonzero().flatten()
+        low, scale = x.new_zeros(len(ids)), x.new_ones(len(x))
+        for _ in range(HALVINGS):
+            middle = (low + scale[ids]) / 2
+            found = _predicted(model(_along(x[ids], way[ids], middle)), y[ids])
+            across = found != y[ids]
+            scale[ids] = torch.where(across, middle, scale[ids])
+            low = torch.where(across, low, middle)
+            target[ids] = torch.where(across, found, target[ids])
+    distance = scale * torch.linalg.vector_norm(way.flatten(1), order, 1)
+    distance = distance.where(logits.isfinite().all(1), torch.nan)
+    return DeepFool(distance, target, iterations, target != y, _along(x, way, scale))
+
+
+def norm_order(norm: str) -> float:
+    """The p of the norm `linf` or `l2`. Raises ValueError for another."""
+    if norm not in ("linf", "l2"):
+        raise ValueError(f"unknown norm {norm!r}: choose linf or l2")
+    return torch.inf if norm == "linf" else 2.0
+
+
+def _walk(model, x, y, target, rivals, norm, steps, overshoot, clip):
+    """DeepFool's steps from x: (way [B, ...], how many [B]). The last points are x + way.
+
+    Their classes go into target [B]. An example that crossed or no longer moves is left alone.
+    """
+    delta, way = torch.zeros_like(x), torch.zeros_like(x)  # the sum of the steps, and overshot
+    iterations, todo = torch.zeros_like(y), (target == y).nonzero().flatten()
+    for _ in range(steps):
+        if len(todo) == 0:
+            break
+        centre = x[todo]
+        before = _along(centre, way[todo])
+        grads, logits = class_grads(model, before, rivals[todo])
+        step, _ = nearest_boundary(grads, logits, torch.zeros_like(todo), norm, LEAST)
+        total = delta[todo] + step
+        if clip:  # the sum stays in the box, so that a pixel on its face can come back at once
+            total = total.clamp(-centre, 1 - centre)
+        further = total * (1 + overshoot)
+        if clip:
+            further = further.clamp(-centre, 1 - centre)
+        point = _along(centre, further)
+        moved = (point != before).flatten(1).any(1) & point.isfinite().flatten(1).all(1)
+        todo, point = todo[moved], point[moved]
+        delta[todo], way[todo] = total[moved], further[moved]
+        iterations[todo] += 1
+        target[todo] = _predicted(model(point), y[todo])
+        todo = todo[target[todo] == y[todo]]
+    return way, iterations
+
+
+def nearest_boundary(grads: Tensor, logits: Tensor, labels: Tensor, norm: str, least: float = 0.0
+                     ) -> tuple[Tensor, Tensor]:
+    """DeepFool's step to the nearest linearised boundary (Moosavi-Dezfooli et al. 2016, eq. 8-9).
+
+    grads [B, K, ...], the gradients of logits [B, K]; labels [B] int64, the classes to leave; norm
+    `linf` or `l2`. With w_k = grads_k - grads_label the boundary to class k is |f_k - f_label| /
+    ||w_k|| away, in the dual norm (l1, l2). Returns (step [B, ...], the nearest class k [B]). A
+    step shorter than `least` is lengthened to it. A class whose w_k vanishes or is not finite is
+    out of reach; where all are, the step is 0 and k the label.
+    """
+    rows = torch.arange(len(labels), device=labels.device)
+    slopes = (grads - grads[rows, labels][:, None]).flatten(2)  # [B, K, D]
+    size = torch.linalg.vector_norm(slopes, 2 if norm_order(norm) == 2 else 1, 2)  # [B, K]
+    away = (logits - logits[rows, labels][:, None]).abs() / size
+    away[~((size > 0) & size.isfinite() & away.isfinite())] = torch.inf
+    away[rows, labels] = torch.inf
+    nearest, target = away.min(1)
+    reached = nearest.isfinite()
+    target = torch.where(reached, target, labels)
+    slope, size = slopes[rows, target], size[rows, target].where(reached, 1.0)  # [B, D], [B]
+    length = nearest.clamp(min=least)[:, None]
+    step = slope.sign() * length if norm == "linf" else slope * (length / size[:, None])
+    return torch.where(reached[:, None], step, 0.0).view_as(grads[:, 0]), target
+
+
+def _along(x, way, scale=None):
+    """The points x + scale way; scale is [B], or None for 1."""
+    return x + way if scale is None else x + scale.view(-1, *[1] * (x.dim() - 1)) * way
+
+
+def _predicted(logits, y):
+    """The classes [B] of logits [B, K], and y where a logit is not finite: it has no boundary."""
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), y)
+
+
+def class_grads(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """(gradients [B, k, ...] with respect to x, logits [B, k]) of these classes [B, k].
+
+    One backward pass for each class; is_grads_batched and larger batches were slower on a CPU.
+    """
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(x).float().gather(1, classes)
+        grads = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0]
+                 for column in logits.unbind(1)]
+    return torch.stack(grads, 1), logits.detach()

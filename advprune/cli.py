@@ -1,0 +1,101 @@
+"""The command line of every script: parser, values of flags, errors, the last line.
+
+A script's `main(argv=None)` returns a dict. `script` prints that dict as one line of JSON, last on
+stdout. Bad input ends a script with exit code 2 and one sentence on stderr.
+"""
+import argparse
+import functools
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from math import isfinite
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from advprune import processes
+
+
+class UserError(ValueError):
+    """Bad input, described in one sentence. A script prints it and exits with 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line, and without abbreviations: `--epo` is no `--epochs`."""
+
+    def __init__(self, doc: str | None) -> None:
+        super().__init__(description=doc, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
+    """Make main(argv) a script: its dict is the last line on stdout; bad input exits with 2."""
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None) -> dict:
+        try:
+            record = main(argv)
+        except UserError as error:
+            print(f"{Path(sys.modules[main.__module__].__file__ or '').name}: {error}",
+                  file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("\ninterrupted; finished epochs and batches are kept", file=sys.stderr)
+            sys.exit(130)
+        if processes.rank() == 0:
+            print(json.dumps(record), flush=True)
+        return record
+
+    return run
+
+
+def number(kind: type, low: float | None = None, high: float | None = None,
+           open_low: bool = False, open_high: bool = False) -> Callable[[str], Any]:
+    """An argparse type: a number within bounds. A float may be a fraction such as 8/255."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text) if kind is int or "/" not in text else float(Fraction(text))
+        except (ValueError, ZeroDivisionError):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {'a whole' if kind is int else 'a'} number"
+            ) from None
+        low_ok = low is None or (value > low if open_low else value >= low)
+        high_ok = high is None or (value < high if open_high else value <= high)
+        if not (low_ok and high_ok and isfinite(value)):
+            bounds = [f"{'above' if open_low else 'at least'} {low}"] * (low is not None)
+            bounds += [f"{'below' if open_high else 'at most'} {high}"] * (high is not None)
+            raise argparse.ArgumentTypeError(f"{text} must be {' and '.join(bounds) or 'finite'}")
+        return value
+
+    return parse
+
+
+positive_int = number(int, 1)
+fraction = number(float, 0, 1, open_high=True)
+budget = number(float, 0, 1)
+seed = number(int, 0, 2**63 - 1)
+
+
+def device(name: str | None) -> torch.device:
+    """The device of this name (`cpu`, `cuda`, `cuda:1`), or the best one present for None."""
+    try:
+        chosen = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"device {name!r} is not available here; try --device cpu") from None
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return chosen
+
+
+def command(name: str, argv: list[str] | None) -> str:
+    """The command line that repeats this call of the script `name`."""
+    return shlex.join(["python", name, *(sys.argv[1:] if argv is None else argv)])

@@ -1,0 +1,84 @@
+"""What a run of train.py prints, and writes into its directory (runs.py lists the files)."""
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from advprune import models, ops, plots, pruning, runs
+
+
+class Log:
+    """The directory of a run in progress; process 0 has one. It is made here, or resumed."""
+
+    def __init__(self, args: Namespace, training: Any, code: str | None) -> None:
+        self.args, self.events, self.draw_seconds = args, None, 0.0
+        self.folder = Path(args.resume) if args.resume else self._create(training, code)
+        if args.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.events = SummaryWriter(self.folder)
+        tqdm.write("epoch        lr  examples    loss  accuracy  seconds  images/s")
+
+    def _create(self, training, code):
+        args = self.args
+        how = "trades" if args.loss == "trades" else args.attack
+        pruned = f"-{args.prune}-p{args.p:g}" if args.prune != "none" else "-adapted"
+        pruned = f"{pruned}-e{args.epoch}" if args.epoch is not None else ""
+        folder = runs.create(args.out, f"{args.dataset}-{how}{pruned}-s{args.seed}")
+        if code is not None:
+            runs.write(folder / "network.py", code)
+        used = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
+        runs.write_json(folder / "config.json", {
+            "command": args.command, "args": used, "kernels": ops.KERNELS,
+            **runs.environment(training.device)})
+        return folder
+
+    def pruned(self, training: Any, kind: str, scores: Tensor) -> None:
+        """Write scores.npz and pruned.png, and say how many examples are kept."""
+        args, dataset, kept = self.args, training.dataset, training.kept
+        start = time.perf_counter()
+        pruning.save(self.folder / "scores.npz", scores, dataset.labels, kept, kind)
+        model = training.margin_model if kind.startswith("margin") else training.result
+        figure = plots.pruned(
+            dataset, scores, kept, lambda images: models.predict(model, images),
+            f"{args.dataset}: {args.prune} by {kind}, p = {args.p:g}, epoch {args.epoch}")
+        runs.write_figure(self.folder / "pruned.png", figure)
+        if self.events:
+            self.events.add_figure("pruned", figure, args.epoch)
+        self.draw_seconds = time.perf_counter() - start
+        strategy = "no" if args.prune == "none" else args.prune
+        tqdm.write(f"{strategy} pruning kept {len(kept):,} of {len(scores):,} "
+                   f"({training.prune_seconds:.1f} s, and {self.draw_seconds:.1f} s to draw)")
+        if budgets := training.budget_statistics():
+            tqdm.write("budgets: mean {mean_eps:.4g}, below {full:.4g} for {adapted:.1%} of the "
+                       "kept".format(full=args.epsilon, **budgets))
+
+    def epoch(self, training: Any) -> None:
+        """Print the newest row, and write log.csv and the state to resume from."""
+        row = training.rows[-1]
+        tqdm.write("{epoch:5d}  {lr:8.2g}  {examples:8,d}  {loss:6.3f}  {accuracy:8.4f}  "
+                   "{seconds:7.1f}  {images_per_second:8,.0f}".format(**row))
+        runs.write_csv(self.folder / "log.csv", training.rows)
+        runs.write_saved(self.folder / "state.pt", torch.save, training.state())
+        if self.events:
+            for name in ("lr", "examples", "loss", "accuracy", "images_per_second"):
+                self.events.add_scalar(name, row[name], row["epoch"])
+            dataset = training.dataset
+            right = models.predict(training.result, dataset.test_images) == dataset.test_labels
+            self.events.add_scalar("clean_test_accuracy", right.double().mean().item(),
+                                   row["epoch"])
+            self.events.flush()
+
+    def finish(self, model: nn.Module, record: dict) -> None:
+        """Write the weights and the record."""
+        record["draw_seconds"] = self.draw_seconds
+        weights = {name: v.contiguous().cpu() for name, v in model.state_dict().items()}
+        runs.write(self.folder / "model.safetensors", safetensors.torch.save(weights))
+        runs.write_json(self.folder / "train.json", record)
+        print("clean accuracy {clean_accuracy:.4f}; trained in {train_seconds:.1f} s, pruned in "
+              "{prune_seconds:.1f} s: {run}".format(**record))

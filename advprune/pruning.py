@@ -1,0 +1,202 @@
+"""Which training examples to keep: score them, select by score, adapt their budgets.
+
+Scores          loss          cross-entropy on the RS+FGSM example (Algorithm 1, line 6)
+                clean-loss    cross-entropy on the example itself (section 5.1)
+                margin        DeepFool's distance to the decision boundary; 0 where misclassified,
+                              the box's diameter where no boundary was found
+Strategies      high, low     drop the highest, or the lowest, scores
+                low+high      drop half from each end
+                middle        drop the scores nearest the mean
+                random, none
+
+So `high` drops the hardest examples when the score is a loss, and the easiest when it is a margin.
+This module needs torch and numpy.
+"""
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from advprune import attacks, ops, processes, runs
+from advprune.cli import UserError
+
+SCORES = ("loss", "clean-loss", "margin")
+STRATEGIES = ("none", "random", "high", "low", "low+high", "middle")
+SAVE_SECONDS = 10.0  # an interruption costs at most this much scoring
+
+
+def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
+          eps: float | None = None, alpha: float | None = None, seed: int = 0, epoch: int = 0,
+          clip_start: bool = False, norm: str = "linf", steps: int = 50,
+          classes: int | None = None, batch_size: int = 500, bar: Any = None,
+          state: Path | None = None) -> Tensor:
+    """Scores [N] float32 of all examples, on the device of the labels; the model in eval mode.
+
+    images: a tensor or array [N, C, H, W], uint8 or in [0, 1], or anything that gives such a batch
+    for a tensor of ids. labels: N whole numbers. An example's id is its place in both. Batches go
+    to the model's device. The work is shared by torchrun's processes.
+
+    kind `loss` needs eps, the l-infinity budget in [0, 1] pixels; its step is alpha (default
+    1.25 eps, as fast_adversarial); seed and epoch choose the noise; clip_start keeps the random
+    start in the box. kind `margin` takes attacks.deepfool's norm, steps and classes. bar is a tqdm
+    bar to move. state is a file to save progress in, and to continue from: use another one for
+    other arguments, and delete it afterwards.
+
+    Raises ValueError for an unknown kind, a missing eps, lengths that differ, and scores that are
+    not finite (it says how many).
+    """
+    if kind not in SCORES:
+        also = "; train.py collects running-loss itself" if kind == "running-loss" else ""
+        raise ValueError(f"unknown score {kind!r}: choose from {', '.join(SCORES)}{also}")
+    if kind == "loss" and eps is None:
+        raise ValueError("the score 'loss' needs eps, the l-infinity budget in [0, 1] pixels")
+    attacks.norm_order(norm)
+    labels = torch.as_tensor(labels)
+    if len(images) != len(labels):
+        raise ValueError(f"there are {len(images)} images but {len(labels)} labels")
+    device = next((p.device for p in model.parameters()), labels.device)
+    ids = torch.arange(len(labels), device=labels.device)
+    scores, done = torch.zeros(len(ids), device=ids.device), 0
+    if state and state.exists():
+        scores, done = torch.load(state, map_location=ids.device, weights_only=True)
+    shard, saved = ids[processes.rank()::processes.world()], time.monotonic()
+    if bar is not None:
+        bar.n = bar.initial = done * processes.world()
+    try:
+        with attacks.evaluating(model), torch.no_grad():
+            for batch in shard[done:].split(batch_size):
+                x, y = _gather(images, batch, device), labels[batch].to(device)
+                if kind == "loss":
+                    x = attacks.rs_fgsm(model, x, y, batch.to(device), eps=eps,
+                                        alpha=1.25 * eps if alpha is None else alpha, seed=seed,
+                                        epoch=epoch, clip_start=clip_start)
+                found = (_margins(model, x, y, norm, steps, classes) if kind == "margin"
+                         else ops.cross_entropy_scores(model(ops.pixels(x)), y)[0])
+                scores[batch] = found.to(scores.device)
+                done += len(batch)
+                if bar is not None:
+                    bar.update(len(batch) * processes.world())
+                if state and time.monotonic() - saved > SAVE_SECONDS:
+                    runs.write_saved(state, torch.save, (scores, done))
+                    saved = time.monotonic()
+    finally:
+        if state:
+            runs.write_saved(state, torch.save, (scores, done))
+    scores = processes.total(scores)
+    if bad := int((~scores.isfinite()).sum()):
+        raise UserError(f"{bad} of the {len(scores)} {kind} scores are not finite: the "
+                        "network's output is not, on these examples")
+    return scores
+
+
+def _gather(images, ids, device):
+    """The batch of these ids as a tensor on the device."""
+    return torch.as_tensor(images[ids.numpy() if isinstance(images, np.ndarray) else ids]
+                           ).to(device)
+
+
+def farthest(images: Any, norm: str) -> float:
+    """The diameter of the box [0, 1]^(C H W): no example of images [N, C, H, W] is farther."""
+    return 1.0 if norm == "linf" else math.sqrt(math.prod(images.shape[1:]))
+
+
+def _margins(model, x, y, norm, steps, classes):
+    found = attacks.deepfool(model, x, y, norm, steps, classes=classes)
+    # Where DeepFool did not cross a boundary, its distance is too short: it only says how far it
+    # went. Such an example counts as the farthest possible. NaN stays NaN.
+    return torch.where(found.crossed, found.distance, found.distance.clamp(min=farthest(x, norm)))
+
+
+def select(scores: Tensor, how: str, p: float, seed: int = 0, labels: Tensor | None = None
+           ) -> Tensor:
+    """The sorted ids of the n - round(p n) examples that stay, given scores [n].
+
+    how is one of STRATEGIES; of equal scores at a cut the lowest ids stay. With labels [n] every
+    class loses the same fraction; round(p n) is divided by the largest remainders. The result
+    depends on the arguments alone. Raises ValueError for p outside [0, 1), an unknown `how`, and
+    scores that are not finite (it says how many).
+    """
+    if how not in STRATEGIES:
+        raise ValueError(f"unknown strategy {how!r}: choose from {', '.join(STRATEGIES)}")
+    if not 0 <= p < 1:
+        raise ValueError(f"p is the fraction to drop, at least 0 and below 1, not {p}")
+    ids = torch.arange(len(scores), device=scores.device)
+    drop = 0 if how == "none" else round(p * len(scores))
+    generator = torch.Generator().manual_seed(seed)
+    if labels is None or drop == 0:
+        return _keep(scores, ids, how, drop, generator)
+    members = [ids[labels == c] for c in labels.unique()]
+    shares = [p * len(member) for member in members]
+    quota = [int(share) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda c: quota[c] - shares[c])
+    for c in by_remainder[:drop - sum(quota)]:
+        quota[c] += 1
+    kept = [_keep(scores[m], m, how, q, generator) for m, q in zip(members, quota, strict=True)]
+    return torch.cat(kept).sort().values
+
+
+def _keep(scores, ids, how, drop, generator):
+    """The sorted rest of these ids when `drop` of them go."""
+    if drop == 0:
+        return ids
+    if how == "random":
+        kept = torch.randperm(len(ids), generator=generator)[drop:]
+        return ids[kept.sort().values.to(ids.device)]
+    return ids[ops.select_kept(scores, drop, how)]
+
+
+def adapt(margins: Tensor, kept: Tensor, eps: float, fraction: float = 1.0, floor: float = 0.0
+          ) -> Tensor:
+    """The budget of every example [N]: clip(margin, floor, eps) on the lowest margins, else eps.
+
+    margins [N] and eps in [0, 1] pixels. Of the `kept` ids the `fraction` of lowest margin is
+    adapted. So no adapted example crosses the margin model's boundary, and one that the margin
+    model misclassifies gets the floor. This is OUR reading of PUMA's abstract (Maroto & Frossard
+    2024), which gives no formula.
+    """
+    budgets = torch.full_like(margins, eps)
+    lowest = kept[margins[kept].argsort(stable=True)[:round(fraction * len(kept))]]
+    budgets[lowest] = margins[lowest].clamp(min(floor, eps), eps)
+    return budgets
+
+
+# --- score files
+
+
+def kind_name(kind: str, norm: str) -> str:
+    """What a score file calls this kind of score: `margin-l2` for margins in l2, else the kind."""
+    return "margin-l2" if kind == "margin" and norm == "l2" else kind
+
+
+def save(path: str | Path, scores: Tensor, labels: Tensor, kept: Tensor, kind: str) -> None:
+    """Write scores, their kind (see `kind_name`), labels and kept ids as an npz."""
+    arrays = {"scores": scores.cpu().numpy(), "labels": labels.cpu().numpy(),
+              "kept": kept.cpu().numpy(), "kind": np.array(kind)}
+    runs.write_saved(path, lambda content, file: np.savez(file, **content), arrays)
+
+
+def load(path: str | Path, labels: Tensor, kind: str | None = None) -> tuple[Tensor, str]:
+    """(scores [N], kind) that `save` wrote. Raises UserError unless they are of these labels [N].
+
+    Where a kind is asked for, they must be of that kind; a file without one is trusted.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            scores, its_labels = file["scores"], file["labels"]
+            its_kind = str(file["kind"]) if "kind" in file else kind or "given"
+    except Exception as error:  # numpy and zipfile raise half a dozen kinds
+        raise UserError(f"{path} is no score file with scores and labels: {error}") from None
+    if kind and its_kind != kind:
+        raise UserError(f"{path} holds scores of kind {its_kind}, but {kind} is needed")
+    if scores.shape != tuple(labels.shape):
+        raise UserError(f"{path} scores {scores.size} examples, "
+                        f"but the training set has {len(labels)}")
+    if not np.array_equal(its_labels, labels.cpu().numpy()):
+        raise UserError(f"{path} belongs to another training set: its labels differ")
+    if bad := int((~np.isfinite(scores)).sum()):
+        raise UserError(f"{bad} of the {len(scores)} scores in {path} are not finite")
+    return torch.as_tensor(scores, dtype=torch.float32, device=labels.device), its_kind

@@ -1,0 +1,47 @@
+"""Every default of train.py, evaluate.py and prune.py, in one table.
+
+RECIPES has a recipe for each data set. train.py's flags change its values, and a run's config.json
+records what was used. Those of MNIST and CIFAR-10 are fast_adversarial's (Wong et al. 2020).
+"""
+
+# peak: the fraction of the run at which the learning rate is highest. clip_start: whether the
+# random start stays in the image box. alphas: the step of each attack, in units of epsilon, so
+# that it follows --epsilon. pad, flip: the augmentation. eval_alpha: the step of PGD-50-10, also
+# in units of epsilon.
+MNIST = dict(epsilon=0.3, alphas={"rs-fgsm": 1.25, "n-fgsm": 1.0, "pgd": 1 / 30},
+             clip_start=False, pgd_steps=40, eval_alpha=1 / 30,
+             epochs=10, batch_size=100, optimizer="adam", lr=5e-3, peak=0.4,
+             momentum=0.9, weight_decay=0.0, pad=0, flip=False)
+CIFAR10 = dict(epsilon=8 / 255, alphas={"rs-fgsm": 1.25, "n-fgsm": 1.0, "pgd": 1 / 4},
+               clip_start=True, pgd_steps=10, eval_alpha=1 / 4,
+               epochs=15, batch_size=128, optimizer="sgd", lr=0.2, peak=0.5,
+               momentum=0.9, weight_decay=5e-4, pad=4, flip=True)
+RECIPES = {
+    # At 0.13 an undefended network falls on the digits, and a robust one stands.
+    "digits": {**MNIST, "epsilon": 0.13, "epochs": 30, "batch_size": 32, "peak": 0.1, "pad": 1},
+    "mnist": MNIST,
+    "fashion-mnist": {**MNIST, "epsilon": 0.1},
+    "cifar10": CIFAR10,
+    # CIFAR-10's for twice as many epochs: sets of 64x64 images such as Tiny ImageNet have a tenth
+    # of the images of each class and many more classes. ImageNet's usual epsilon. The crop moves
+    # by an eighth of the side, as CIFAR-10's does.
+    "folder": {**CIFAR10, "epsilon": 4 / 255, "epochs": 30, "image_size": 64, "pad": None},
+    "synthetic": {**MNIST, "epsilon": 0.1, "epochs": 5, "batch_size": 32, "peak": 0.2},
+}
+
+# The same for all data sets; Wang et al. 2023's values for what comes from there.
+P, PRUNE_EPOCH = 0.4, 3
+MARGIN = dict(margin_norm="linf", margin_steps=50, margin_classes=None)
+ADAPT = dict(adapt_fraction=1.0, eps_floor=0.0)
+BETA, EXTRA_FRACTION, COSINE_PEAK = 5.0, 0.7, 0.025
+
+
+def shown(name: str) -> str:
+    """One value for all data sets, or each data set's, as --help says it."""
+    values = {dataset: recipe[name] for dataset, recipe in RECIPES.items() if name in recipe}
+    usual = list(values.values())
+    usual = max(usual, key=usual.count)
+    others = [f"{dataset} {value:.4g}" if isinstance(value, float) else f"{dataset} {value}"
+              for dataset, value in values.items() if value != usual]
+    usual = f"{usual:.4g}" if isinstance(usual, float) else str(usual)
+    return "; ".join([usual, *others]) if others else usual
