@@ -33,7 +33,7 @@ lint: $(VENV)/.ready
 
 gpu-records:
 	$(PYTHON) setup.py --quiet build_ext --inplace
-	$(PYTHON) benchmark.py records --budget $(or $(BUDGET),600)
+	$(PYTHON) reproduce.py gpu --budget $(or $(BUDGET),600)
 
 clean:
 	rm -rf $(VENV) build advprune/_C_*.so *.egg-info .pytest_cache .ruff_cache

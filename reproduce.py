@@ -1,75 +1,123 @@
 """The papers' studies: the runs behind them, then tables and pictures.
 
-    python reproduce.py puma mnist              two CPU cores, about an hour
-    python reproduce.py puma cifar10-narrow     two CPU cores, about an hour
+    python reproduce.py pruning digits          two CPU cores, half an hour
+    python reproduce.py puma mnist              two CPU cores, an hour
+    python reproduce.py puma cifar10-narrow     two CPU cores, an hour
     python reproduce.py puma cifar10            a GPU
+    python reproduce.py gpu [--budget SECONDS]  a GPU: `make gpu-records`
+    python reproduce.py render                  the tables of README and docs/, and figures/
 
-puma     Maroto & Frossard 2024, as prune.py and train.py read it: at equal p, random pruning, the
+pruning  AutoAttack accuracy against the fraction dropped: random and high-loss pruning (Kaufmann
+         et al. 2022, Figure 2), beside all data and an undefended network.
+puma     PUMA (Maroto & Frossard 2024) as pruning.py reads it: at equal p, random pruning, the
          highest margins dropped (keep-hard), the lowest (keep-easy), and PUMA, beside all data;
          puma-floor leaves no budget below half of the full one. The margin model is the run on
          all data of the same seed.
+gpu      the GPU's tests and benchmarks, and CIFAR-10 trained and attacked; each step that ends
+         within the budget is a record results/gpu-*.json.
+render   makes what the records in results/ say; it trains nothing.
 
-Runs go to runs/STUDY-NAME; one that is there is not run again, one cut off is gone on with. So an
-interrupted study goes on with the same command, and a record that is there gains what is missing.
-Writes results/STUDY-NAME.json and figures/STUDY-NAME.png.
+Runs go to runs/STUDY-NAME. A finished run is not repeated and an interrupted one is continued, so
+the same command continues an interrupted study. A study writes results/STUDY-NAME.json.
 """
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 import evaluate
 import prune
 import train
-from advprune import cli, recipes, runs
+from advprune import cli, recipes, runs, tables
 
-RECIPES = {  # of the study of PUMA
-    # Not RS+FGSM: at eps 0.3 one seed in three overfits to its single step, and hides the rest.
-    "mnist": "--dataset mnist --attack pgd --pgd-steps 5 --alpha 0.1 --epochs 5",
-    "cifar10-narrow": "--dataset cifar10 --limit 10000 --width 4 --epochs 8",
-    "cifar10": "--dataset cifar10",
+
+class Study(NamedTuple):
+    flags: str  # of train.py, for all arms
+    arms: dict  # name -> further flags; {margins}: the scores under this seed's run on all data
+    n: int  # test images to attack
+
+
+PRUNING = {"full": "", "undefended": "--attack none",
+           **{f"{how}-{p}": f"--prune {how} --p {p} --epoch 3"
+              for p in (0.2, 0.4, 0.6, 0.8) for how in ("random", "high")}}
+PUMA = {"full": "", "random": "--prune random --p 0.3 --epoch 0",
+        "keep-hard": "--prune high --p 0.3 --scores {margins}",
+        "puma": "--prune puma --p 0.3 --scores {margins}",
+        "puma-floor": "--prune puma --p 0.3 --scores {margins} --eps-floor {floor}",
+        "keep-easy": "--prune low --p 0.3 --scores {margins}"}
+STUDIES = {
+    ("pruning", "digits"): Study("--dataset digits", PRUNING, 200),
+    # Not RS+FGSM: at eps 0.3 it collapses on some seeds, which would hide the rest.
+    ("puma", "mnist"): Study("--dataset mnist --attack pgd --pgd-steps 5 --alpha 0.1 --epochs 5",
+                             PUMA, 500),
+    ("puma", "cifar10-narrow"): Study("--dataset cifar10 --limit 10000 --width 4 --epochs 8",
+                                      PUMA, 500),
+    ("puma", "cifar10"): Study("--dataset cifar10", PUMA, 500),
 }
-ARMS = {"full": [], "random": ["--prune", "random"], "keep-hard": ["--prune", "high"],
-        "puma": ["--prune", "puma"], "puma-floor": ["--prune", "puma"],
-        "keep-easy": ["--prune", "low"]}
 
 
-def run_arm(root, arm, seed, args):
+# --- a study: its runs and its record
+
+def run_arm(root, study, arm, seed, args):
     """Train and evaluate one arm of one seed under root, unless that is done; its row."""
-    folder, flags = root / f"{arm}-{seed}", RECIPES[args.name].split()
-    if arm != "full":
-        flags += [*ARMS[arm], "--p", str(args.p), "--epoch", "0"]
-    if arm not in ("full", "random"):
-        scores = root / f"margins-{seed}" / "scores.npz"
-        if not scores.exists():
-            shutil.rmtree(scores.parent, ignore_errors=True)  # cut off before it was written
-            prune.main([str(root / f"full-{seed}"), "--score", "margin", "--out",
-                        str(scores.parent)])
-        flags += ["--scores", str(scores)]
-    if arm == "puma-floor":
-        recipe = recipes.RECIPES[args.name.removesuffix("-narrow")]
-        flags += ["--eps-floor", str(recipe["epsilon"] / 2)]
-    if (folder / "state.pt").exists() and not (folder / "train.json").exists():
-        train.main(["--resume", str(folder)])
-    elif not (folder / "train.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)  # cut off in its first epoch
-        train.main([*flags, "--seed", str(seed), "--data-dir", args.data_dir,
-                    "--out", str(folder)])
+    folder, flags = root / f"{arm}-{seed}", f"{study.flags} {study.arms[arm]}"
+    scores = root / f"margins-{seed}" / "scores.npz"
+    if "{margins}" in flags and not scores.exists():
+        shutil.rmtree(scores.parent, ignore_errors=True)  # interrupted before it was written
+        prune.main([str(root / f"full-{seed}"), "--score", "margin", "--out", str(scores.parent)])
+    if not (folder / "train.json").exists():
+        if (folder / "state.pt").exists():
+            train.main(["--resume", str(folder)])
+        else:
+            shutil.rmtree(folder, ignore_errors=True)  # interrupted in its first epoch
+            dataset = flags.split()[1]
+            flags = flags.format(margins=scores, floor=recipes.RECIPES[dataset]["epsilon"] / 2)
+            train.main([*flags.split(), "--seed", str(seed), "--data-dir", args.data_dir,
+                        "--out", str(folder)])
     if not (folder / "eval.json").exists():
         evaluate.main([str(folder), "--attack", "autoattack", "--n", str(args.n), "--out",
                        str(folder / "eval.json")])
     trained, judged = (json.loads((folder / name).read_text())
                        for name in ("train.json", "eval.json"))
-    if judged["n"] != args.n or trained["p"] not in (args.p, 0):
-        raise cli.UserError(f"{folder} is of another --p or --n; move {root} first")
+    if judged["n"] != args.n:
+        raise cli.UserError(f"{folder} is of another --n; move {root} first")
     config = runs.config(folder)
-    return {"arm": arm, "seed": seed, "n_kept": trained["n_kept"], "n": judged["n"],
-            "clean_accuracy": trained["clean_accuracy"],
+    return {"arm": arm, "seed": seed,
+            **{name: trained[name] for name in ("prune", "p", "n_train", "n_kept", "examples")},
+            "n": judged["n"], "clean_accuracy": trained["clean_accuracy"],
             "robust_accuracy": judged["robust_accuracy"],
             "robust_interval": judged["robust_interval"],
             "train_seconds": trained["train_seconds"],
             **{name: config[name] for name in ("command", "commit", "device")}}
+
+
+def run_study(args, argv):
+    """All arms of all seeds; the record is written anew after each."""
+    study, label = STUDIES[args.study, args.name], f"{args.study}-{args.name}"
+    args.n = args.n or study.n
+    arms = args.arms.split(",") if args.arms else list(study.arms)
+    if unknown := [arm for arm in arms if arm not in study.arms]:
+        raise cli.UserError(f"--arms: {unknown[0]!r} is none of {', '.join(study.arms)}")
+    root, record = Path("runs") / label, Path("results") / f"{label}.json"
+    old = json.loads(record.read_text()) if record.exists() else {"n": args.n, "rows": []}
+    if old["n"] != args.n:
+        raise cli.UserError(f"{record} and {root} are of another --n; move them first")
+    rows = {(row["seed"], list(study.arms).index(row["arm"])): row for row in old["rows"]}
+    record.parent.mkdir(exist_ok=True)
+    for seed in range(args.seeds):
+        for arm in dict.fromkeys(["full", *arms]):
+            rows[seed, list(study.arms).index(arm)] = run_arm(root, study, arm, seed, args)
+            ordered = [rows[key] for key in sorted(rows)]
+            result = {"study": label, "n": args.n, "summary": summary(ordered), "rows": ordered}
+            runs.write_json(record, {"command": cli.command("reproduce.py", argv), **result,
+                                     **runs.environment(cli.device(None))})
+    report(result["summary"])
+    return result
 
 
 def summary(rows):
@@ -93,59 +141,68 @@ def report(table):
         print(f"{arm:10}  {row['seeds']:5}  {'  '.join(cells)}")
 
 
-def draw(rows, title):
-    from matplotlib.figure import Figure
+# --- everything for results/, on a machine with a card
 
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    axes = figure.subplots()
-    for i, (arm, row) in enumerate(summary(rows).items()):
-        axes.errorbar(row["clean_accuracy"], row["robust_accuracy"],
-                      row["robust_accuracy_std"], row["clean_accuracy_std"], fmt="o", ms=8,
-                      capsize=3, color=f"C{i}", label=f"{arm} ({row['seeds']} seeds)")
-        mine = [row for row in rows if row["arm"] == arm]
-        axes.plot([row["clean_accuracy"] for row in mine],
-                  [row["robust_accuracy"] for row in mine], ".", color=f"C{i}", alpha=0.5)
-    axes.set(xlabel="clean accuracy", ylabel="AutoAttack accuracy", title=title)
-    axes.legend()
-    return figure
+def gpu(args):
+    """The gpu tests, the benchmarks, CIFAR-10 trained and attacked, each a results/gpu-*.json.
+
+    Each step gets what is left of the budget [s] and is ended there; what came before stays.
+    """
+    device = cli.device(None)
+    if device.type != "cuda":
+        raise cli.UserError("gpu needs a CUDA GPU; here, benchmark.py kernels works")
+    end, place = time.monotonic() + args.budget, ["--data-dir", args.data_dir]
+    cifar = ["train.py", "--dataset", "cifar10", *place, "--out"]
+    stamp = time.strftime("runs/gpu-%Y%m%d-%H%M%S")
+    attack = ["--attack", "autoattack", "--n", "1000"]
+    steps = {
+        "tests": ["-m", "pytest", "-m", "gpu", "tests"],
+        "ablation": ["benchmark.py", "ablation", *place],
+        "kernels": ["benchmark.py", "kernels"],
+        "cifar10-full": [*cifar, f"{stamp}-full"],
+        "cifar10-full-autoattack": ["evaluate.py", f"{stamp}-full", *attack],
+        "cifar10-high-0.4": [*cifar, f"{stamp}-high", *PRUNING["high-0.4"].split()],
+        "cifar10-high-0.4-autoattack": ["evaluate.py", f"{stamp}-high", *attack]}
+    finished = {}
+    for name, command in steps.items():
+        record = {"command": " ".join(["python", *command]), **runs.environment(device)}
+        try:
+            done = subprocess.run([sys.executable, *command], cwd=runs.CHECKOUT, text=True,
+                                  stdout=subprocess.PIPE, timeout=max(1.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            record["cut_off"] = True
+            finished[name] = "cut off"
+        else:
+            last = (done.stdout.strip().splitlines() or [""])[-1]
+            record["exit_code"] = finished[name] = done.returncode
+            record["result"] = json.loads(last) if last.startswith("{") else last
+        runs.write_json(runs.CHECKOUT / "results" / f"gpu-{name}.json", record)
+        print(f"{name}: {finished[name]}, {end - time.monotonic():.0f} s left", file=sys.stderr)
+    return finished
 
 
 @cli.script
 def main(argv=None):
     parser = cli.Parser(__doc__)
     flag = parser.add_argument
-    flag("study", choices=["puma"])
-    flag("name", choices=list(RECIPES), help="which data and network")
-    flag("--p", type=cli.fraction, default=0.3, help="fraction to drop (0.3)")
-    flag("--seeds", type=cli.positive_int, default=3, help="how many (3)")
-    flag("--n", type=cli.positive_int, default=500, help="test images to attack (500)")
-    flag("--arms", default=",".join(ARMS), help=f"of {','.join(ARMS)} (all)")
+    flag("study", choices=[*dict.fromkeys(study for study, _ in STUDIES), "gpu", "render"])
+    flag("name", nargs="?", choices=list(dict.fromkeys(name for _, name in STUDIES)),
+         help="of a study: which data and network")
+    flag("--seeds", type=cli.positive_int, default=3, help="how many, from seed 0 on (3)")
+    flag("--n", type=cli.positive_int, help="the first N test images are attacked (200 or 500)")
+    flag("--arms", metavar="A,B", help="only these arms of the study, and full (all)")
+    flag("--budget", type=cli.number(float, 1), default=600, help="seconds for gpu (600)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
     args = parser.parse_args(argv)
-    arms = args.arms.split(",")
-    if unknown := [arm for arm in arms if arm not in ARMS]:
-        parser.error(f"--arms: {unknown[0]!r} is none of {', '.join(ARMS)}")
-    label = f"{args.study}-{args.name}"
-    root, record = Path("runs") / label, Path("results") / f"{label}.json"
-    settings = {"p": args.p, "n": args.n}
-    old = json.loads(record.read_text()) if record.exists() else {"settings": settings, "rows": []}
-    if old["settings"] != settings:
-        raise cli.UserError(f"{record} and {root} are of another --p or --n; move them first")
-    rows = {(row["seed"], list(ARMS).index(row["arm"])): row for row in old["rows"]}
-    for seed in range(args.seeds):
-        for arm in ["full", *(arm for arm in arms if arm != "full")]:
-            rows[seed, list(ARMS).index(arm)] = run_arm(root, arm, seed, args)
-            ordered = [rows[key] for key in sorted(rows)]
-            result = {"study": label, "settings": settings, "summary": summary(ordered),
-                      "rows": ordered}
-            record.parent.mkdir(exist_ok=True)
-            runs.write_json(record, {"command": cli.command("reproduce.py", argv), **result,
-                                     **runs.environment(cli.device(None))})
-    Path("figures").mkdir(exist_ok=True)
-    runs.write_figure(Path("figures") / f"{label}.png",
-                      draw(ordered, f"{args.name}, p = {args.p:g}"))
-    report(result["summary"])
-    return result
+    if args.study == "render":
+        return {"written": tables.render(runs.CHECKOUT)}
+    args.data_dir = str(Path(args.data_dir).resolve())
+    if args.study == "gpu":
+        return gpu(args)
+    if (args.study, args.name) not in STUDIES:
+        names = [name for study, name in STUDIES if study == args.study]
+        parser.error(f"{args.study} is a study of {' or '.join(names)}; name one")
+    return run_study(args, argv)
 
 
 if __name__ == "__main__":

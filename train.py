@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -66,8 +67,7 @@ class Training:
         self.model.to(device, memory_format=self.layout)
         # Attacks and scoring call net; the update calls ddp, which averages the gradients.
         self.net = torch.compile(self.model) if args.compile else self.model
-        ddp = torch.nn.parallel.DistributedDataParallel
-        self.ddp = ddp(self.net) if processes.world() > 1 else self.net
+        self.ddp = DistributedDataParallel(self.net) if processes.world() > 1 else self.net
         self.opt = optimizer(args, self.model.parameters())
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema),
                                      use_buffers=True) if args.ema else None
@@ -231,9 +231,7 @@ def load_data(args, device):
 
 
 def load_margin_model(args, device):
-    """The network of --margin-model, from a run or a weights file; None without the flag."""
-    if not args.margin_model:
-        return None
+    """The network of --margin-model, from a run or a weights file."""
     if not Path(args.margin_model).is_dir():
         return models.load_weights(models.build(**args.network), args.margin_model).to(device)
     config = runs.config(args.margin_model)
@@ -250,7 +248,8 @@ def begin(args, device):
     code = models.code_of(args.resume, args.network, args.trust_code)
     margin_model = scores = None
     if args.epoch is not None and len(state["rows"]) <= args.epoch:  # it has not pruned yet
-        margin_model = load_margin_model(args, device)
+        if args.margin_model:
+            margin_model = load_margin_model(args, device)
         if args.scores:
             scores = pruning.load(args.scores, dataset.labels,
                                   "margin" if args.adapt_eps else None)
@@ -270,9 +269,7 @@ def main(argv=None):
     written = log.Log(args, training, code) if first else None
 
     n = len(dataset.labels)
-    before = args.epochs if args.epoch is None else args.epoch
-    images = (before * dataset.epoch_size(n)
-              + (args.epochs - before) * dataset.epoch_size(n - round(args.p * n)))
+    images = dataset.examples_of(args.epochs, args.epoch, round(args.p * n))
     done = sum(row["examples"] for row in training.rows)
     with tqdm(total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
               disable=None if first else True) as bar:
@@ -290,10 +287,10 @@ def main(argv=None):
         "run": str(written.folder) if first else None, "dataset": args.dataset,
         "prune": args.prune, "p": args.p, "epoch": args.epoch, "epochs": args.epochs,
         "seed": args.seed, "n_train": n, "n_kept": len(training.kept),
-        "clean_accuracy": right.double().mean().item(),
-        "train_seconds": training.train_seconds, "prune_seconds": training.prune_seconds,
-        "images_per_second": images / training.train_seconds, **training.budget_statistics(),
-        "classes": dataset.classes}
+        "clean_accuracy": right.double().mean().item(), "train_seconds": training.train_seconds,
+        "prune_seconds": training.prune_seconds,
+        "images_per_second": images / training.train_seconds, "examples": images,
+        **training.budget_statistics(), "classes": dataset.classes}
     if first:
         written.finish(training.result, record)
     return record

@@ -65,6 +65,11 @@ class Dataset:
         """
         return max(1, round(self.original * kept / len(self.labels)))
 
+    def examples_of(self, epochs: int, prune_epoch: int | None, drop: int) -> int:
+        """How many images a run of so many epochs visits that drops `drop` after prune_epoch."""
+        n, before = len(self.labels), epochs if prune_epoch is None else prune_epoch
+        return before * self.epoch_size(n) + (epochs - before) * self.epoch_size(n - drop)
+
     def batches(self, kept: Tensor, batch_size: int, seed: int, epoch: int,
                 extra_fraction: float | None = None) -> Sequence[Tensor]:
         """The ids of each batch of an epoch on the `kept` ids, shuffled by seed and epoch.

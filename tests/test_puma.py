@@ -13,7 +13,6 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 import prune
-import reproduce
 import train
 from advprune import attacks, data, models, ops, pruning, settings
 
@@ -185,27 +184,6 @@ def test_resuming_after_the_pruning_needs_no_score_file(trained, tmp_path, cut_o
     record = train.main(["--resume", "cut"])
     assert record["n_kept"] == 360
     assert str(np.load("cut/scores.npz")["kind"]) == "margin"  # as the file said
-
-
-def test_the_study_goes_on_and_loses_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(reproduce.RECIPES, "mnist", "--dataset synthetic --limit 200 --epochs 2")
-    study = ["puma", "mnist", "--n", "5", "--seeds", "1"]
-    first = reproduce.main([*study, "--arms", "random,puma"])
-    assert [row["arm"] for row in first["rows"]] == ["full", "random", "puma"]
-    (tmp_path / "runs/puma-mnist/keep-easy-0").mkdir()  # cut off in its first epoch
-    made = (tmp_path / "runs/puma-mnist/puma-0/model.safetensors").stat().st_mtime_ns
-    whole = reproduce.main([*study, "--arms", "keep-easy"])
-    assert [row["arm"] for row in whole["rows"]] == ["full", "random", "puma", "keep-easy"]
-    assert whole["rows"][:3] == first["rows"]
-    assert (tmp_path / "runs/puma-mnist/puma-0/model.safetensors").stat().st_mtime_ns == made
-    written = json.loads((tmp_path / "results/puma-mnist.json").read_text())
-    assert written["rows"] == whole["rows"] and written["summary"]["puma"]["seeds"] == 1
-    for row in whole["rows"]:
-        assert row["n_kept"] == (200 if row["arm"] == "full" else 140) and row["n"] == 5
-    assert (tmp_path / "figures/puma-mnist.png").stat().st_size > 5000
-    with pytest.raises(SystemExit) as stop:
-        reproduce.main([*study, "--p", "0.5"])
-    assert stop.value.code == 2 and (tmp_path / "results/puma-mnist.json").exists()
 
 
 def test_two_processes_prune_by_margin_as_one(trained, tmp_path):
