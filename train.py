@@ -17,7 +17,6 @@ for each epoch, and at the end one line of JSON.
 import contextlib
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,7 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from advprune import attacks, cli, data, log, models, processes, pruning, runs, settings
+from advprune import attacks, cli, data, inputs, models, processes, pruning, runs, settings
+from advprune.guard import Guard
+from advprune.log import Log
 
 
 def lr_at(progress, lr, peak, schedule="cyclic"):
@@ -75,7 +76,10 @@ class Training:
         self.eps = None  # the budget of every example [N], once adapted
         self.kept = torch.arange(len(dataset.labels), device=device)
         self.running = torch.zeros(len(dataset.labels), device=device)  # last epoch's losses
-        self.rows, self.train_seconds, self.prune_seconds = [], 0.0, 0.0
+        self.rows, self.train_seconds, self.prune_seconds, self.guard_seconds = [], 0.0, 0.0, 0.0
+        # The attack of the settings, until a rollback replaces it.
+        self.attack = {"kind": args.attack, "alpha": args.alpha, "steps": args.pgd_steps}
+        self.guard = Guard(args, dataset)
 
     @property
     def result(self):
@@ -85,23 +89,24 @@ class Training:
     def budget(self, ids):
         """(eps, alpha) of these examples: floats, or [B] where each has its own."""
         if self.eps is None:
-            return self.args.epsilon, self.args.alpha
+            return self.args.epsilon, self.attack["alpha"]
         eps = self.eps[ids]
-        return eps, eps * (self.args.alpha / self.args.epsilon)  # the step shrinks with eps
+        return eps, eps * (self.attack["alpha"] / self.args.epsilon)  # the step shrinks with eps
 
     def adversarial(self, x, y, ids, epoch):
         """The examples [B, C, H, W] to train on: x perturbed, with the network in train mode."""
         a, (eps, alpha) = self.args, self.budget(ids)
         how = dict(eps=eps, alpha=alpha, seed=a.seed, epoch=epoch)
-        if a.attack == "none":
+        kind, steps = self.attack["kind"], self.attack["steps"]
+        if kind == "none":
             return x
         if a.loss == "trades":  # in eval mode, as its authors attack
             with attacks.evaluating(self.model):
-                return attacks.pgd_kl(self.net, x, ids, steps=a.pgd_steps, **how)
+                return attacks.pgd_kl(self.net, x, ids, steps=steps, **how)
         with attacks.frozen(self.model):
-            if a.attack == "pgd":
-                return attacks.pgd(self.net, x, y, ids, steps=a.pgd_steps, **how)
-            if a.attack == "n-fgsm":
+            if kind == "pgd":
+                return attacks.pgd(self.net, x, y, ids, steps=steps, **how)
+            if kind == "n-fgsm":
                 how |= dict(noise_scale=2.0, clip_ball=False)
             # start = x + U(-eps, eps); delta = clip(start - x + alpha sign(grad), -eps, eps);
             # x' = clip(x + delta, 0, 1)       (Algorithm 1, lines 26-28)
@@ -156,9 +161,13 @@ class Training:
         self.train_seconds += seconds
         if not np.isfinite(loss):
             raise cli.UserError(f"training diverged in epoch {epoch + 1}; try a smaller --lr")
-        self.rows.append({"epoch": epoch + 1, "lr": lr, "examples": images, "loss": loss,
-                          "accuracy": accuracy, "seconds": seconds,
-                          "images_per_second": images / seconds})
+        row = {"epoch": epoch + 1, "lr": lr, "examples": images, "loss": loss,
+               "accuracy": accuracy, "seconds": seconds, "images_per_second": images / seconds}
+        start = time.perf_counter()
+        with self.autocast:
+            row["robust"], row["clean"] = self.guard.measure(self.result)
+        self.guard_seconds += time.perf_counter() - start
+        self.rows.append(row)
 
     def prune(self, epoch):
         """Score, select and adapt the budgets, once (lines 3-23): (kind, scores [N])."""
@@ -200,7 +209,8 @@ class Training:
         return {"model": self.model.state_dict(), "opt": self.opt.state_dict(), "eps": self.eps,
                 "average": self.average.state_dict() if self.average else None,
                 "kept": self.kept, "running": self.running, "rows": self.rows,
-                "seconds": (self.train_seconds, self.prune_seconds)}
+                "seconds": (self.train_seconds, self.prune_seconds, self.guard_seconds),
+                "attack": self.attack, "guard": self.guard.state()}
 
     def restore(self, state):
         """Go back to a state that `state` gave."""
@@ -210,49 +220,22 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.opt.load_state_dict(state["opt"])
         self.kept, self.running, self.rows = state["kept"], state["running"], state["rows"]
-        self.train_seconds, self.prune_seconds = state["seconds"]
-        self.eps = state.get("eps")
+        self.train_seconds, self.prune_seconds, self.guard_seconds = (*state["seconds"], 0.0)[:3]
+        self.eps, self.attack = state.get("eps"), state.get("attack", self.attack)
+        self.guard.restore(state.get("guard"), self.rows)
         if self.average:
             self.average.load_state_dict(state["average"])
 
 
-def load_data(args, device):
-    """The data set, checked against the settings. Fills in args.network."""
-    if args.precision == "tf32" and device.type != "cuda":
-        raise cli.UserError("--precision tf32 needs a CUDA GPU; use fp32 or bf16 here")
-    with processes.first_process_first():  # process 0 downloads for all
-        dataset = data.of_run(vars(args), device=device)
-    if round(args.p * len(dataset.labels)) == len(dataset.labels):
-        raise cli.UserError(f"--p {args.p} leaves none of the {len(dataset.labels)} examples")
-    if not args.resume:
-        args.network = settings.network(args, dataset.images.shape[1], len(dataset.classes),
-                                        dataset.images.shape[-1])
-    return dataset
-
-
-def load_margin_model(args, device):
-    """The network of --margin-model, from a run or a weights file."""
-    if not Path(args.margin_model).is_dir():
-        return models.load_weights(models.build(**args.network), args.margin_model).to(device)
-    config = runs.config(args.margin_model)
-    if odd := [name for name in ("channels", "classes", "size")
-               if config["args"]["network"][name] != args.network[name]]:
-        raise cli.UserError(f"{args.margin_model} is of other data: not the same {odd[0]}")
-    return models.from_run(args.margin_model, config, args.trust_code).to(device)
-
-
 def begin(args, device):
-    """The Training that these settings begin, or continue."""
-    dataset = load_data(args, device)
+    """(the Training that these settings begin, or continue; the source of its own network)."""
+    dataset = inputs.dataset(args, device)
     state = runs.checkpoint(args.resume, device) if args.resume else {"rows": []}
     code = models.code_of(args.resume, args.network, args.trust_code)
     margin_model = scores = None
     if args.epoch is not None and len(state["rows"]) <= args.epoch:  # it has not pruned yet
-        if args.margin_model:
-            margin_model = load_margin_model(args, device)
-        if args.scores:
-            scores = pruning.load(args.scores, dataset.labels,
-                                  "margin" if args.adapt_eps else None)
+        margin_model = inputs.margin_model(args, device)
+        scores = inputs.scores(args, dataset.labels)
     training = Training(args, dataset, device, code, margin_model, scores)
     if args.resume:
         training.restore(state)
@@ -266,21 +249,26 @@ def main(argv=None):
     processes.join(device)
     training, code = begin(args, device)
     dataset, first = training.dataset, processes.rank() == 0
-    written = log.Log(args, training, code) if first else None
+    written = Log(args, training, code) if first else None
+    training.guard.keep(training)
 
     n = len(dataset.labels)
     images = dataset.examples_of(args.epochs, args.epoch, round(args.p * n))
     done = sum(row["examples"] for row in training.rows)
     with tqdm(total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
               disable=None if first else True) as bar:
-        for epoch in range(len(training.rows), args.epochs):
+        while (epoch := len(training.rows)) < args.epochs:
             if epoch == args.epoch:
                 kind, scores = training.prune(epoch)
                 if first:
                     written.pruned(training, kind, scores)
             training.epoch(epoch, bar)
+            collapsed = training.guard.watch(training)  # it may go back to the epoch before
+            bar.total = images + training.guard.lost
             if first:
-                written.epoch(training)
+                written.epoch(training, collapsed)
+            if collapsed and args.on_collapse == "stop":
+                raise cli.Stopped(collapsed)
 
     right = models.predict(training.result, dataset.test_images) == dataset.test_labels
     record = {
@@ -289,7 +277,9 @@ def main(argv=None):
         "seed": args.seed, "n_train": n, "n_kept": len(training.kept),
         "clean_accuracy": right.double().mean().item(), "train_seconds": training.train_seconds,
         "prune_seconds": training.prune_seconds,
-        "images_per_second": images / training.train_seconds, "examples": images,
+        "images_per_second": bar.total / training.train_seconds, "examples": bar.total,
+        "guard_seconds": training.guard_seconds, "collapses": training.guard.collapses,
+        "collapsed": training.guard.collapsed,
         **training.budget_statistics(), "classes": dataset.classes}
     if first:
         written.finish(training.result, record)

@@ -92,7 +92,9 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, *, eps: float | Ten
         start = ops.rs_start(centre, ids[todo], eps_i, seed, draw, clip_start=True)
         radius, step = ops.per_example(eps_i, centre), ops.per_example(alpha_i, centre)
         low, high = (centre - radius).clamp(min=0), (centre + radius).clamp(max=1)
-        adv, loss, active = _climb(model, start, y[todo], low, high, step, steps)
+        adv, loss, active = _climb(model, start, y[todo], low, high, step, steps, restarts > 1)
+        if restarts == 1:
+            return adv
         better = ~active | (loss > best_loss[todo])
         best[todo[better]], best_loss[todo[better]] = adv[better], loss[better]
         todo = todo[active]
@@ -101,9 +103,11 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, *, eps: float | Ten
     return best
 
 
-def _climb(model, adv, y, low, high, alpha, steps):
-    """Signed gradient steps within [low, high]: (adv, its loss [B], still right [B])."""
+def _climb(model, adv, y, low, high, alpha, steps, judge):
+    """Signed gradient steps within [low, high]: adv, and, if judged, (its loss, right) [B]."""
     while True:
+        if steps == 0 and not judge:
+            return adv.detach(), None, None
         adv = adv.detach().requires_grad_()
         with torch.enable_grad():
             logits = model(adv)

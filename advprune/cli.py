@@ -21,7 +21,15 @@ from advprune import processes
 
 
 class UserError(ValueError):
-    """Bad input, described in one sentence. A script prints it and exits with 2."""
+    """Bad input, described in one sentence. A script prints it and exits with this code."""
+
+    code = 2
+
+
+class Stopped(UserError):
+    """A script ends early, as it was told to."""
+
+    code = 3
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,7 +53,7 @@ def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
         except UserError as error:
             print(f"{Path(sys.modules[main.__module__].__file__ or '').name}: {error}",
                   file=sys.stderr)
-            sys.exit(2)
+            sys.exit(error.code)
         except KeyboardInterrupt:
             print("\ninterrupted; finished epochs and batches are kept", file=sys.stderr)
             sys.exit(130)

@@ -1,4 +1,5 @@
 """What a run of train.py prints, and writes into its directory (runs.py lists the files)."""
+import sys
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -22,7 +23,9 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
 
             self.events = SummaryWriter(self.folder)
-        tqdm.write("epoch        lr  examples    loss  accuracy  seconds  images/s")
+        self.printed = len(training.rows)
+        tqdm.write("epoch        lr  examples    loss  accuracy  robust   clean  seconds  "
+                   "images/s")
 
     def _create(self, training, code):
         args = self.args
@@ -58,15 +61,23 @@ class Log:
             tqdm.write("budgets: mean {mean_eps:.4g}, below {full:.4g} for {adapted:.1%} of the "
                        "kept".format(full=args.epsilon, **budgets))
 
-    def epoch(self, training: Any) -> None:
-        """Print the newest row, and write log.csv and the state to resume from."""
+    def epoch(self, training: Any, collapsed: str | None) -> None:
+        """Print the newest row and what the guard says; write log.csv and the state."""
+        if collapsed:
+            tqdm.write(f"train.py: {collapsed}", file=sys.stderr)
+        if not training.rows:  # rolled back to the start
+            return
         row = training.rows[-1]
-        tqdm.write("{epoch:5d}  {lr:8.2g}  {examples:8,d}  {loss:6.3f}  {accuracy:8.4f}  "
-                   "{seconds:7.1f}  {images_per_second:8,.0f}".format(**row))
+        if not collapsed or row["epoch"] > self.printed:
+            tqdm.write("{epoch:5d}  {lr:8.2g}  {examples:8,d}  {loss:6.3f}  {accuracy:8.4f}  "
+                       "{robust:6.3f}  {clean:6.3f}  {seconds:7.1f}  {images_per_second:8,.0f}"
+                       .format(**row))
+            self.printed = row["epoch"]
         runs.write_csv(self.folder / "log.csv", training.rows)
         runs.write_saved(self.folder / "state.pt", torch.save, training.state())
         if self.events:
-            for name in ("lr", "examples", "loss", "accuracy", "images_per_second"):
+            for name in ("lr", "examples", "loss", "accuracy", "robust", "clean",
+                         "images_per_second"):
                 self.events.add_scalar(name, row[name], row["epoch"])
             dataset = training.dataset
             right = models.predict(training.result, dataset.test_images) == dataset.test_labels

@@ -75,7 +75,13 @@ def _pruning_flags(flag: Callable) -> None:
 
 
 def _attack_flags(flag: Callable) -> None:
-    flag("--attack", choices=["none", "rs-fgsm", "n-fgsm", "pgd"], help="default: rs-fgsm")
+    flag("--recipe", choices=["paper", "robust"], default="paper", help="paper: RS+FGSM, as "
+         "published; robust: PGD of 2 steps, which does not collapse (paper)")
+    flag("--attack", choices=["none", "rs-fgsm", "n-fgsm", "pgd"],
+         help="that of the --recipe: rs-fgsm or pgd")
+    flag("--on-collapse", choices=["warn", "stop", "rollback"], default="warn",
+         help="what to do when robust accuracy on training examples breaks down: go on, end the "
+         "run, or return to the epoch before and go on with PGD of 2 steps (warn)")
     flag("--epsilon", type=cli.budget, help="l-inf budget in [0, 1] pixels, such as 8/255 "
          f"({shown('epsilon')})")
     flag("--alpha", type=cli.number(float, 0), help="attack step in [0, 1] pixels (1.25 epsilon "
@@ -133,9 +139,9 @@ def parse(argv: Sequence[str] | None, doc: str | None = __doc__) -> argparse.Nam
     for name in ("scores", "margin_model", "pretrained", "cache_dir"):  # --resume finds them too
         if getattr(args, name):
             setattr(args, name, str(Path(getattr(args, name)).resolve()))
-    recipe = recipes.RECIPES[args.dataset]
+    recipe = recipes.of(args.dataset, args.recipe)
     _extra_data(parser, args)
-    _loss_and_attack(parser, args)
+    _loss_and_attack(parser, args, recipe)
     _optimizer(parser, args, recipe)
     if args.dataset != "folder" and (args.image_size or args.skip_bad):
         parser.error("--image-size and --skip-bad are for --dataset folder")
@@ -186,15 +192,15 @@ def _extra_data(parser, args):
     args.extra_fraction = args.extra_fraction or recipes.EXTRA_FRACTION
 
 
-def _loss_and_attack(parser, args):
-    """TRADES has its own attack, PGD. Otherwise the default is RS+FGSM."""
+def _loss_and_attack(parser, args, recipe):
+    """TRADES has its own attack, PGD. Otherwise the recipe says which."""
     if args.loss == "trades":
         if args.attack not in (None, "pgd"):
             parser.error(f"--loss trades has its own attack; leave out --attack {args.attack}")
         args.attack, args.beta = "pgd", recipes.BETA if args.beta is None else args.beta
     else:
         _refuse(parser, args, ("beta",), "is for --loss trades")
-        args.attack = args.attack or "rs-fgsm"
+        args.attack = args.attack or recipe["attack"]
 
 
 def _optimizer(parser, args, recipe):

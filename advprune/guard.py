@@ -1,0 +1,115 @@
+"""A guard against catastrophic overfitting, which single-step adversarial training can run into.
+
+Within an epoch the network learns to withstand its own training step and nothing else: training
+accuracy rises, and accuracy under PGD falls to 0 (Wong et al. 2020, section 5.4). So after each
+epoch PGD-10 attacks a fixed slice of the training examples. The test set is not used, and the
+slice stays in training.
+"""
+import copy
+from argparse import Namespace
+from collections.abc import Sequence
+from math import nan
+from typing import Any
+
+import torch
+from torch import nn
+
+from advprune import attacks, data, ops, processes, recipes
+
+STEPS = 10
+DROP = 0.2  # between two checks, as in fast_adversarial's early stop
+
+
+class Guard:
+    """The slice of a run, what happened to the run so far, and the last state that was good."""
+
+    def __init__(self, args: Namespace, dataset: data.Dataset) -> None:
+        n = len(dataset.labels)
+        # PGD-10 on one example costs about as much as five examples of an epoch. A slice of 1/250
+        # of an epoch costs 2 %; fewer than 64 examples would say too little.
+        self.size = min(n, 512, max(64, (n - round(args.p * n)) // 250))
+        ids = data.shuffled(torch.arange(n), args.seed)[:self.size].sort().values
+        ids = ids.to(dataset.labels.device)[processes.rank()::processes.world()]
+        self.args, self.ids = args, ids
+        self.images, self.labels = dataset.images[ids], dataset.labels[ids]
+        self.collapses: list[dict] = []
+        self.collapsed, self.good = False, None
+
+    def measure(self, model: nn.Module) -> tuple[float, float]:
+        """(accuracy under PGD-10, clean accuracy) of the model, in eval mode, on the slice."""
+        eps = self.args.epsilon
+        with attacks.evaluating(model), torch.no_grad():
+            adv = attacks.pgd(model, self.images, self.labels, self.ids, eps=eps, alpha=eps / 4,
+                              steps=STEPS, seed=self.args.seed)
+            right = torch.stack([(model(x).argmax(1) == self.labels).sum().double()
+                                 for x in (adv, ops.pixels(self.images))])
+        robust, clean = (processes.total(right) / self.size).tolist()
+        return robust, clean
+
+    @property
+    def lost(self) -> int:
+        """How many examples were visited in epochs that were rolled back."""
+        return sum(event.get("lost", 0) for event in self.collapses)
+
+    def keep(self, training: Any) -> None:
+        """Keep this state to roll back to, where the settings want that."""
+        if self.args.on_collapse == "rollback" and not self.collapsed:
+            self.good = copy.deepcopy(training.state())
+
+    def watch(self, training: Any) -> str | None:
+        """What to tell the user where the newest epoch collapsed; None otherwise.
+
+        With --on-collapse rollback the training goes back to its last good state, and on from
+        there with recipes.REMEDY.
+        """
+        a, now = self.args, training.rows[-1]
+        how = None if a.attack == "none" or a.epsilon == 0 else collapse(training.rows)
+        if how is None or self.collapsed:
+            self.collapsed = self.collapsed and now["robust"] < 0.1
+            self.keep(training)
+            return None
+        event = {"epoch": now["epoch"], "lr": now["lr"], "how": how,
+                 "attack": training.attack["kind"], "action": a.on_collapse}
+        said = f"epoch {now['epoch']} collapsed: accuracy under PGD went {how} (training examples)"
+        self.collapses.append(event)
+        if a.on_collapse != "rollback" or training.attack["kind"] == "pgd":
+            event["action"], self.collapsed = "stop" if a.on_collapse == "stop" else "warn", True
+            return (f"{said}; such a network is no defence: train with --recipe robust, or with "
+                    "--on-collapse rollback")
+        event["lost"] = now["examples"]
+        seconds = training.train_seconds, training.prune_seconds, training.guard_seconds
+        collapses = self.collapses
+        training.restore(copy.deepcopy(self.good))
+        training.train_seconds, training.prune_seconds, training.guard_seconds = seconds
+        self.collapses, training.attack = collapses, recipes.remedy(a.epsilon)
+        return (f"{said}; back to the end of epoch {len(training.rows)}, and on with PGD of "
+                f"{training.attack['steps']} steps")
+
+    def state(self) -> dict:
+        return {"collapses": self.collapses, "collapsed": self.collapsed}
+
+    def restore(self, state: dict | None, rows: Sequence[dict]) -> None:
+        """Go back to a state; None, and rows without measurements, are of an older version."""
+        self.collapses, self.collapsed = (state["collapses"], state["collapsed"]) if state else (
+            [], False)
+        for row in rows:
+            row.setdefault("robust", nan)
+            row.setdefault("clean", nan)
+
+
+def collapse(rows: Sequence[dict]) -> str | None:
+    """How the newest epoch of a log collapsed, in words; None where it did not.
+
+    A collapse: robust accuracy fell by DROP, or to less than half, since the epoch before; or it
+    is below 0.05 while training accuracy is above 0.6. In each case training accuracy must be far
+    above robust accuracy: after pruning both may fall, and that is no collapse.
+    """
+    now = rows[-1]
+    before = rows[-2]["robust"] if len(rows) > 1 else 0.0
+    if now["accuracy"] - now["robust"] < DROP:
+        return None
+    if before - now["robust"] >= DROP or (before >= 0.1 and now["robust"] < before / 2):
+        return f"from {before:.3f} to {now['robust']:.3f}"
+    if now["robust"] < 0.05 and now["accuracy"] > 0.6:
+        return f"to {now['robust']:.3f}"
+    return None

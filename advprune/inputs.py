@@ -1,0 +1,44 @@
+"""What a run of train.py loads before it begins, checked against its settings."""
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from advprune import data, models, processes, pruning, runs, settings
+from advprune.cli import UserError
+
+
+def dataset(args: Namespace, device: torch.device) -> data.Dataset:
+    """The data set. Fills in args.network, which depends on its images."""
+    if args.precision == "tf32" and device.type != "cuda":
+        raise UserError("--precision tf32 needs a CUDA GPU; use fp32 or bf16 here")
+    with processes.first_process_first():  # process 0 downloads for all
+        loaded = data.of_run(vars(args), device=device)
+    n, shape = len(loaded.labels), loaded.images.shape
+    if round(args.p * n) == n:
+        raise UserError(f"--p {args.p} leaves none of the {n} examples")
+    if not args.resume:
+        args.network = settings.network(args, shape[1], len(loaded.classes), shape[-1])
+    return loaded
+
+
+def margin_model(args: Namespace, device: torch.device) -> nn.Module | None:
+    """The network of --margin-model, from a run or a weights file; None without the flag."""
+    path = args.margin_model
+    if not path:
+        return None
+    if not Path(path).is_dir():
+        return models.load_weights(models.build(**args.network), path).to(device)
+    config = runs.config(path)
+    if odd := [name for name in ("channels", "classes", "size")
+               if config["args"]["network"][name] != args.network[name]]:
+        raise UserError(f"{path} is of other data: not the same {odd[0]}")
+    return models.from_run(path, config, args.trust_code).to(device)
+
+
+def scores(args: Namespace, labels: Tensor) -> tuple[Tensor, str] | None:
+    """(scores [N], their kind) of --scores; None without the flag."""
+    if not args.scores:
+        return None
+    return pruning.load(args.scores, labels, "margin" if args.adapt_eps else None)
