@@ -247,6 +247,9 @@ def main(argv=None):
     args = settings.parse(argv, __doc__)
     device = cli.device(args.device)
     processes.join(device)
+    if processes.restarted() and not args.resume:  # by torchrun: continue what it began
+        run = processes.from_first(runs.of_launch(processes.launch(), args.out))
+        args = settings.parse(["--resume", str(run)]) if run else args
     training, code = begin(args, device)
     dataset, first = training.dataset, processes.rank() == 0
     written = Log(args, training, code) if first else None

@@ -48,12 +48,15 @@ def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> dict:
+        name = Path(sys.modules[main.__module__].__file__ or "").name
         try:
             record = main(argv)
         except UserError as error:
-            print(f"{Path(sys.modules[main.__module__].__file__ or '').name}: {error}",
-                  file=sys.stderr)
+            print(f"{name}: {error}", file=sys.stderr)
             sys.exit(error.code)
+        except ConnectionError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            sys.exit(1)
         except KeyboardInterrupt:
             print("\ninterrupted; finished epochs and batches are kept", file=sys.stderr)
             sys.exit(130)

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from advprune import models, ops, plots, pruning, runs
+from advprune import models, ops, plots, processes, pruning, runs
 
 
 class Log:
@@ -19,6 +18,7 @@ class Log:
     def __init__(self, args: Namespace, training: Any, code: str | None) -> None:
         self.args, self.events, self.draw_seconds = args, None, 0.0
         self.folder = Path(args.resume) if args.resume else self._create(training, code)
+        runs.lock(self.folder / ".lock", f"the run {self.folder}")
         if args.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -38,6 +38,7 @@ class Log:
         used = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
         runs.write_json(folder / "config.json", {
             "command": args.command, "args": used, "kernels": ops.KERNELS,
+            "launch": processes.launch(),
             **runs.environment(training.device)})
         return folder
 
@@ -74,7 +75,7 @@ class Log:
                        .format(**row))
             self.printed = row["epoch"]
         runs.write_csv(self.folder / "log.csv", training.rows)
-        runs.write_saved(self.folder / "state.pt", torch.save, training.state())
+        runs.save_checkpoint(self.folder, training.state())
         if self.events:
             for name in ("lr", "examples", "loss", "accuracy", "robust", "clean",
                          "images_per_second"):

@@ -7,15 +7,24 @@ A run is a directory that describes itself and is never overwritten:
     scores.npz          scores, labels and kept ids, if it pruned; pruned.png shows them
     model.safetensors   the final weights
     train.json          the record that train.py prints; eval-*.json are evaluate.py's
-    state.pt            what `train.py --resume` needs
+    state.pt            what `train.py --resume` needs, with its checksum; state.previous.pt is
+                        the one before, in case the newest is damaged
+    .lock               held by the process that writes here, and released when that ends
 """
 import contextlib
 import csv
+import fcntl
+import glob
+import hashlib
 import io
 import json
 import os
 import platform
+import shutil
+import socket
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -34,9 +43,16 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write into. It appears at `path` whole at the end of the block, or not at all."""
+    """A file to write into. It appears at `path` whole at the end of the block, or not at all.
+
+    Parts of it that killed processes of this machine left behind are deleted first.
+    """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    host = socket.gethostname()
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}.*.part"):
+        if not _alive(int(left.name.split(".")[-2])):
+            left.unlink(missing_ok=True)
+    part = path.with_name(f".{path.name}.{host}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
             yield file
@@ -45,6 +61,16 @@ def writing(path: str | Path) -> Iterator[IO[bytes]]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def write(path: str | Path, content: bytes | str) -> None:
@@ -76,17 +102,111 @@ def write_figure(path: str | Path, figure: Any) -> None:
     write_saved(path, lambda content, file: content.savefig(file, format="png"), figure)
 
 
+STATE = b"advprune state "  # then the SHA-256 of the rest, and a line end
+
+
+def write_state(path: str | Path, content: Any) -> None:
+    """Write what torch.save makes of content, with a checksum."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    content = buffer.getvalue()
+    with writing(path) as file:
+        file.write(STATE + hashlib.sha256(content).hexdigest().encode() + b"\n")
+        file.write(content)
+
+
+def read_state(path: str | Path, device: str | torch.device = "cpu") -> Any:
+    """What `write_state` wrote. Raises ValueError where the file is damaged, OSError without one.
+
+    Files without a checksum, of older versions, are read too.
+    """
+    content = Path(path).read_bytes()
+    if content.startswith(STATE):
+        head, _, content = content.partition(b"\n")
+        if head[len(STATE):].decode(errors="replace") != hashlib.sha256(content).hexdigest():
+            raise ValueError("its checksum is wrong")
+    try:
+        return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    except Exception as error:  # zip and pickle raise half a dozen kinds
+        raise ValueError(str(error).partition("\n")[0]) from None
+
+
+def progress(path: Path, device: str | torch.device = "cpu") -> Any:
+    """The content of a state file to continue from; None without one.
+
+    A damaged file is renamed to FILE.damaged, with a warning, and counts as none.
+    """
+    try:
+        return read_state(path, device)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        os.replace(path, f"{path}.damaged")
+        print(f"{path} is damaged ({error}); it is now {path}.damaged, and the work starts anew",
+              file=sys.stderr)
+        return None
+
+
+def check_output(path: str | Path) -> None:
+    """Raise UserError unless a new file can be written at `path`."""
+    path = Path(path)
+    refuse_existing(path)
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
+    _check_writable(path.parent, path)
+
+
+def check_folder(path: str | Path) -> None:
+    """Raise UserError unless a new folder can be made at `path`, with its parents."""
+    refuse_existing(path)
+    parent = Path(path).absolute().parent
+    while not parent.exists() and not parent.is_symlink():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise UserError(f"{path} cannot be made: {parent} is no folder")
+    _check_writable(parent, path)
+
+
+def _check_writable(folder, path):
+    try:  # root may write where os.access says no, and not where the file system is read-only
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def lock(path: str | Path, what: str) -> IO[str]:
+    """Hold the lock file `path` until this process ends. `what` names what it is for.
+
+    Raises UserError where another process holds it.
+    """
+    file = open(path, "a")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{what} is in use by another process; wait for it, or end it") from None
+    LOCKS.append(file)
+    return file
+
+
+LOCKS: list[IO[str]] = []
+
+
 # --- run directories
 
 
 def create(out: str | Path | None, default: str | None = None) -> Path:
     """Make the directory `out`, which must not exist, or the first free of runs/default, -2, ...
 
+    What is left of a run that ended before its first epoch did is deleted: it cannot be resumed.
     Raises UserError where `out` exists or cannot be made.
     """
     count = 1
     while True:
         path = Path(out or f"runs/{default}" + (f"-{count}" if count > 1 else ""))
+        if abandoned(path):
+            shutil.rmtree(path)
         try:
             path.mkdir(parents=True)
             return path
@@ -100,20 +220,58 @@ def create(out: str | Path | None, default: str | None = None) -> Path:
             raise UserError(f"cannot make the run directory {path}: {error.strerror}") from None
 
 
+def abandoned(path: Path) -> bool:
+    """Whether this is a run that ended before its first epoch did, and that nobody works on."""
+    if not (path / "config.json").exists() or any(
+            (path / name).exists() for name in (*CHECKPOINTS, "train.json", "model.safetensors")):
+        return False
+    try:
+        with open(path / ".lock", "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # locked, or not ours to write
+        return False
+    return True
+
+
+def of_launch(launch: str, out: str | None) -> Path | None:
+    """The unfinished run that this start of torchrun has begun, where it has a checkpoint."""
+    for path in [Path(out)] if out else sorted(Path("runs").glob("*")):
+        try:
+            mine = config(path).get("launch") == launch
+        except UserError:
+            continue
+        if mine and any((path / name).exists() for name in CHECKPOINTS):
+            return path
+    return None
+
+
 def refuse_existing(path: str | Path) -> None:
-    if Path(path).exists():
+    if (Path(path).exists() or Path(path).is_symlink()) and not abandoned(Path(path)):
         raise UserError(
             f"{path} exists already; move it or give another --out, nothing is overwritten"
         )
 
 
 def config(run: str | Path) -> dict:
-    """The config.json of a run directory."""
+    """The config.json of a run directory. Raises UserError where it is none, or is damaged."""
     path = Path(run) / "config.json"
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = json.loads(path.read_text())
+        content["args"]["network"]["name"], content["args"]["dataset"]
+    except (OSError, ValueError, TypeError, KeyError, IndexError):
         raise UserError(f"{run} is no run of train.py: it has no readable config.json") from None
+    return content
+
+
+CHECKPOINTS = ("state.pt", "state.previous.pt")  # the newest, and the one before
+
+
+def save_checkpoint(run: Path, state: dict) -> None:
+    """Write the state to resume from; the one before stays as state.previous.pt."""
+    newest, previous = (run / name for name in CHECKPOINTS)
+    if newest.exists():
+        os.replace(newest, previous)
+    write_state(newest, state)
 
 
 def checkpoint(run: str | Path, device: torch.device) -> dict:
@@ -121,9 +279,21 @@ def checkpoint(run: str | Path, device: torch.device) -> dict:
     run = Path(run)
     if (run / "train.json").exists():
         raise UserError(f"{run} is finished; evaluate it: python evaluate.py {run}")
-    if not (run / "state.pt").exists():
-        raise UserError(f"{run} ended within its first epoch; start it afresh")
-    return torch.load(run / "state.pt", map_location=device, weights_only=True)
+    damage = None
+    for name in CHECKPOINTS:
+        try:
+            state = read_state(run / name, device)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            damage = f"{run / name} is damaged ({error})"
+            continue
+        if damage:
+            print(f"{damage}; {name}, an epoch older, is used instead", file=sys.stderr)
+        return state
+    if damage:
+        raise UserError(f"{damage}, and there is no older one; start the run afresh")
+    raise UserError(f"{run} ended within its first epoch; start it afresh")
 
 
 def environment(device: torch.device) -> dict:
