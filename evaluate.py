@@ -26,7 +26,7 @@ from pyautoattack import AutoAttack
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from advprune import attacks, cli, data, models, recipes, runs, settings
+from advprune import attacks, cli, data, memory, models, recipes, runs, settings
 
 ATTACKS = {"clean": [], "fgsm": ["fgsm"], "pgd": ["pgd-50-10"], "apgd": ["apgd-ce"],
            "autoattack": ["apgd-ce", "apgd-t", "fab-t", "square"]}
@@ -58,26 +58,31 @@ def members(names, classes):
 class Evaluation:
     """Which images are still classified right after each attack; a state file has it all."""
 
-    def __init__(self, model, images, labels, settings, path):
+    def __init__(self, model, images, labels, settings, path, state):
+        """state: what an interrupted evaluation left in the file `path`, or None."""
         self.model, self.images, self.labels = model, images, labels
         self.settings, self.path = settings, path
         self.robust = models.predict(model, images) == labels  # [n]
         self.clean, self.largest, self.seconds = int(self.robust.sum()), 0.0, 0.0
         self.per_attack, self.todo, self.done = {}, None, 0  # todo: ids the attack is for
-        if path.exists():
-            state = torch.load(path, map_location=labels.device, weights_only=True)
-            for name, value in state.items():
-                setattr(self, name, value)
+        for name, value in (state or {}).items():
+            setattr(self, name, value.to(labels.device) if torch.is_tensor(value) else value)
+        self.save()
 
     def run(self, names):
         for name in [name for name in names if name not in self.per_attack]:
             if self.todo is None:
                 self.todo, self.done = self.robust.nonzero().flatten(), 0
-            n = len(self.todo)
+            n, batch_size = len(self.todo), self.settings["batch_size"]
             with tqdm(total=n, initial=self.done, desc=name, unit="img", disable=None) as bar:
                 while self.done < n:
-                    size = self.batch(name, self.todo[self.done:][:self.settings["batch_size"]])
-                    bar.update(size)
+                    ids = self.todo[self.done:][:batch_size]
+                    try:
+                        self.batch(name, ids)
+                    except (RuntimeError, MemoryError) as error:
+                        batch_size = memory.halved(len(ids), error)
+                        continue
+                    bar.update(len(ids))
                     bar.set_postfix(robust=int(self.robust.sum()))
             left = int(self.robust.sum())
             self.per_attack[name] = {"attacked": n, "broken": n - left, "robust_count": left}
@@ -98,12 +103,11 @@ class Evaluation:
         self.done += len(ids)
         self.seconds += time.perf_counter() - start
         self.save()
-        return len(ids)
 
     def save(self):
         kept = ("settings", "robust", "per_attack", "todo", "done", "largest", "seconds")
         state = {name: getattr(self, name) for name in kept}
-        runs.write_saved(self.path, torch.save, state)
+        runs.write_state(self.path, state)
 
 
 def interval(count, n):
@@ -181,18 +185,33 @@ def subject(args, device):
 
 
 def output(out, stem, used):
-    """(file to write, state file): `out`, or the first free stem.json, stem-2.json, ...
+    """(file to write, its state file, the state to continue from or None).
 
-    A state file of the same settings is continued. A name with one of other settings is not free.
+    The file is `out`, or the first of stem.json, stem-2.json, ... that does not exist, that no
+    other process writes, and whose state file, if any, has these settings.
     """
-    paths = [Path(out)] if out else (
-        Path(f"{stem}-{i}.json" if i > 1 else f"{stem}.json") for i in itertools.count(1))
-    for path in paths:
+    if out:
+        runs.check_output(out)
+    else:
+        Path(stem).parent.mkdir(exist_ok=True)
+    for i in itertools.count(1):
+        path = Path(out or (f"{stem}-{i}.json" if i > 1 else f"{stem}.json"))
+        if path.exists():
+            continue
         state = path.with_suffix(".state")
-        ours = not state.exists() or torch.load(state, weights_only=True)["settings"] == used
-        if ours and not path.exists():
-            return path, state
-    raise cli.UserError(f"{out} or its .state exists already; give another --out")
+        try:
+            runs.lock(path.with_suffix(".lock"), f"{path}")
+            found = runs.progress(state)
+            if found is None or found["settings"] == used:
+                return path, state, found
+            raise cli.UserError(f"{state} belongs to an evaluation with other settings; give "
+                                "another --out")
+        except cli.UserError:
+            if out:
+                raise
+        except OSError as error:
+            raise cli.UserError(f"{path} cannot be written ({error.strerror}); give --out FILE "
+                                "in another folder") from None
 
 
 @cli.script
@@ -208,11 +227,13 @@ def main(argv=None):
         "attacks": members(args.attack, classes), "epsilon": eps,
         "step": recipe["eval_alpha"] * eps, "seed": args.seed, "batch_size": args.batch_size}
     stem = f"{args.run}/eval" if args.run else f"runs/{Path(args.weights).stem}"
-    out, state = output(args.out, f"{stem}-{'+'.join(args.attack)}-{n}", used)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    stem += f"-{'+'.join(args.attack)}-{n}"
+    stem += f"-eps{args.epsilon:.4g}" if args.epsilon is not None else ""
+    stem += f"-s{args.seed}" if args.seed else ""
+    out, state, found = output(args.out, stem, used)
 
     evaluation = Evaluation(model, dataset.test_images.narrow(0, 0, n), dataset.test_labels[:n],
-                            used, state)
+                            used, state, found)
     evaluation.run(used["attacks"])
     count = int(evaluation.robust.sum())
     record = {

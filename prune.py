@@ -62,11 +62,11 @@ def parse(argv):
     return args
 
 
-def state_file(run, model, *used):
-    """The file for this process's share of a scoring with this network and these settings."""
+def state_file(out, model, *used):
+    """The file, beside `out`, for this process's share of this scoring."""
     digest = hashlib.sha256(json.dumps([models.fingerprint(model), *used]).encode())
     share = f"{processes.rank()}of{processes.world()}"
-    return Path(run) / f"scoring-{digest.hexdigest()[:12]}-{share}.state"
+    return Path(f"{out}.{digest.hexdigest()[:12]}-{share}.state")
 
 
 @cli.script
@@ -78,13 +78,15 @@ def main(argv=None):
     used, kind = config["args"], pruning.kind_name(args.score, args.norm)
     balanced = "-balanced" if args.class_balanced else ""
     out = args.out or f"{args.run}/prune-{kind}-{args.prune}{balanced}-{args.p:g}"
-    runs.refuse_existing(out)
+    runs.check_folder(out)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     dataset = data.of_run(used, args.data_dir, device, cache_dir=args.cache_dir)
     how = {"eps": used["epsilon"], "alpha": used["score_alpha"], "seed": used["seed"],
            "epoch": used["epochs"], "clip_start": used["clip_start"]}
     if args.score == "margin":
         how = {"norm": args.norm, "steps": args.steps, "classes": args.classes}
-    state = state_file(args.run, model, args.score, how, dataset.name, len(dataset.labels))
+    state = state_file(out, model, args.score, how, dataset.name, len(dataset.labels))
+    runs.lock(state.with_suffix(".lock"), f"the scoring of {args.run}")
 
     start, first = time.perf_counter(), processes.rank() == 0
     with tqdm(total=len(dataset.labels), unit="img", desc="scoring",

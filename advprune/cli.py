@@ -4,6 +4,7 @@ A script's `main(argv=None)` returns a dict. `script` prints that dict as one li
 stdout. Bad input ends a script with exit code 2 and one sentence on stderr.
 """
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -43,6 +44,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
+_ENDS: list[contextlib.ExitStack] = []  # of the scripts that are running, one in another
+
+
+def at_end(call: Callable[[], Any]) -> None:
+    """Call this when the script that is running ends, however it ends."""
+    if _ENDS:
+        _ENDS[-1].callback(call)
+
+
 def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
     """Make main(argv) a script: its dict is the last line on stdout; bad input exits with 2."""
 
@@ -50,7 +60,10 @@ def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
     def run(argv: list[str] | None = None) -> dict:
         name = Path(sys.modules[main.__module__].__file__ or "").name
         try:
-            record = main(argv)
+            with contextlib.ExitStack() as ends:
+                _ENDS.append(ends)
+                ends.callback(_ENDS.pop)
+                record = main(argv)
         except UserError as error:
             print(f"{name}: {error}", file=sys.stderr)
             sys.exit(error.code)

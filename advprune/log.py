@@ -88,7 +88,7 @@ class Log:
 
     def finish(self, model: nn.Module, record: dict) -> None:
         """Write the weights and the record."""
-        record["draw_seconds"] = self.draw_seconds
+        record |= {"draw_seconds": self.draw_seconds, "weights": models.fingerprint(model)}
         weights = {name: v.contiguous().cpu() for name, v in model.state_dict().items()}
         runs.write(self.folder / "model.safetensors", safetensors.torch.save(weights))
         runs.write_json(self.folder / "train.json", record)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from advprune import custom
+from advprune import custom, memory, runs
 from advprune.attacks import evaluating
 from advprune.cli import UserError
 
@@ -268,9 +268,13 @@ def from_run(run: str | Path, config: dict, trust_code: bool = False) -> nn.Modu
 
     trust_code allows a network whose code only the run itself still has (custom.py).
     """
-    network = dict(config["args"]["network"])
-    return load_weights(build(**network, code=code_of(run, network, trust_code)),
-                        Path(run) / "model.safetensors")
+    network, file = dict(config["args"]["network"]), Path(run) / "model.safetensors"
+    model = load_weights(build(**network, code=code_of(run, network, trust_code)), file)
+    recorded = runs.record(run).get("weights")
+    if recorded and fingerprint(model) != recorded:
+        raise UserError(f"{file} is not what the run wrote: its checksum differs from that in "
+                        "train.json")
+    return model
 
 
 def code_of(run: str | Path | None, network: dict[str, Any], trust_code: bool) -> str | None:
@@ -291,5 +295,14 @@ def fingerprint(model: nn.Module) -> str:
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:
     """The classes [N] that the model, in eval mode, predicts for images [N, C, H, W] uint8."""
+    classes, done = [], 0
     with evaluating(model), torch.no_grad():
-        return torch.cat([model(x.float() / 255).argmax(1) for x in images.split(batch_size)])
+        while done < len(images):
+            x = images[done:done + batch_size]
+            try:
+                classes.append(model(x.float() / 255).argmax(1))
+            except (RuntimeError, MemoryError) as error:
+                batch_size = memory.halved(len(x), error)
+                continue
+            done += len(x)
+    return torch.cat(classes)

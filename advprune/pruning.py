@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advprune import attacks, ops, processes, runs
+from advprune import attacks, memory, ops, processes, runs
 from advprune.cli import UserError
 
 SCORES = ("loss", "clean-loss", "margin")
@@ -54,6 +54,8 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
         raise ValueError(f"unknown score {kind!r}: choose from {', '.join(SCORES)}{also}")
     if kind == "loss" and eps is None:
         raise ValueError("the score 'loss' needs eps, the l-infinity budget in [0, 1] pixels")
+    if kind == "loss" and alpha is None:
+        alpha = 1.25 * eps
     attacks.norm_order(norm)
     labels = torch.as_tensor(labels)
     if len(images) != len(labels):
@@ -61,31 +63,35 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
     device = next((p.device for p in model.parameters()), labels.device)
     ids = torch.arange(len(labels), device=labels.device)
     scores, done = torch.zeros(len(ids), device=ids.device), 0
-    if state and state.exists():
-        scores, done = torch.load(state, map_location=ids.device, weights_only=True)
+    if state and (found := runs.progress(state, ids.device)):
+        scores, done = found
     shard, saved = ids[processes.rank()::processes.world()], time.monotonic()
     if bar is not None:
         bar.n = bar.initial = done * processes.world()
     try:
         with attacks.evaluating(model), torch.no_grad():
-            for batch in shard[done:].split(batch_size):
+            while done < len(shard):
+                batch = shard[done:done + batch_size]
                 x, y = _gather(images, batch, device), labels[batch].to(device)
-                if kind == "loss":
-                    x = attacks.rs_fgsm(model, x, y, batch.to(device), eps=eps,
-                                        alpha=1.25 * eps if alpha is None else alpha, seed=seed,
-                                        epoch=epoch, clip_start=clip_start)
-                found = (_margins(model, x, y, norm, steps, classes) if kind == "margin"
-                         else ops.cross_entropy_scores(model(ops.pixels(x)), y)[0])
+                try:
+                    if kind == "loss":
+                        x = attacks.rs_fgsm(model, x, y, batch.to(device), eps=eps, alpha=alpha,
+                                            seed=seed, epoch=epoch, clip_start=clip_start)
+                    found = (_margins(model, x, y, norm, steps, classes) if kind == "margin"
+                             else ops.cross_entropy_scores(model(ops.pixels(x)), y)[0])
+                except (RuntimeError, MemoryError) as error:
+                    batch_size = memory.halved(len(batch), error)
+                    continue
                 scores[batch] = found.to(scores.device)
                 done += len(batch)
                 if bar is not None:
                     bar.update(len(batch) * processes.world())
                 if state and time.monotonic() - saved > SAVE_SECONDS:
-                    runs.write_saved(state, torch.save, (scores, done))
+                    runs.write_state(state, (scores, done))
                     saved = time.monotonic()
     finally:
         if state:
-            runs.write_saved(state, torch.save, (scores, done))
+            runs.write_state(state, (scores, done))
     scores = processes.total(scores)
     if bad := int((~scores.isfinite()).sum()):
         raise UserError(f"{bad} of the {len(scores)} {kind} scores are not finite: the "

@@ -32,7 +32,7 @@ from typing import IO, Any
 
 import torch
 
-from advprune import processes
+from advprune import cli, processes
 from advprune.cli import UserError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -175,22 +175,20 @@ def _check_writable(folder, path):
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def lock(path: str | Path, what: str) -> IO[str]:
-    """Hold the lock file `path` until this process ends. `what` names what it is for.
+def lock(path: str | Path, what: str) -> None:
+    """Hold the lock file `path` until the script ends, or its process. `what` names what it locks.
 
     Raises UserError where another process holds it.
     """
+    path = Path(path)
     file = open(path, "a")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise UserError(f"{what} is in use by another process; wait for it, or end it") from None
-    LOCKS.append(file)
-    return file
-
-
-LOCKS: list[IO[str]] = []
+    cli.at_end(file.close)
+    cli.at_end(lambda: path.unlink(missing_ok=True))  # this is called first
 
 
 # --- run directories
@@ -261,6 +259,15 @@ def config(run: str | Path) -> dict:
     except (OSError, ValueError, TypeError, KeyError, IndexError):
         raise UserError(f"{run} is no run of train.py: it has no readable config.json") from None
     return content
+
+
+def record(run: str | Path) -> dict:
+    """The train.json of a run; empty where there is none that can be read."""
+    try:
+        content = json.loads((Path(run) / "train.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 CHECKPOINTS = ("state.pt", "state.previous.pt")  # the newest, and the one before

@@ -298,14 +298,14 @@ def test_interrupted_scoring_goes_on_and_writes_the_same(trained, tmp_path, monk
         patch.setattr(attacks, name, counted)
         with pytest.raises(SystemExit):
             prune.main([*flags, "--out", "cut"])
-        assert len(list(run.glob("*.state"))) == 1
+        assert len(list(tmp_path.glob("cut*.state"))) == 1
         calls.clear()
         prune.main([*flags, "--out", "cut"])  # two batches are left
     assert len(calls) == 2
     files = [np.load(tmp_path / name / "scores.npz") for name in ("whole", "cut")]
     for key in ("scores", "labels", "kept"):
         assert np.array_equal(files[0][key], files[1][key])
-    assert not list(run.glob("*.state"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
 
 
 def test_what_is_kept_belongs_to_network_and_settings(trained, monkeypatch):
@@ -317,8 +317,7 @@ def test_what_is_kept_belongs_to_network_and_settings(trained, monkeypatch):
     model[0].bias.data[0] += 1
     assert prune.state_file(run, model, "a").name not in names
     saved = []
-    monkeypatch.setattr(runs, "write_saved",
-                        lambda path, save, content: saved.append(content[1]))
+    monkeypatch.setattr(runs, "write_state", lambda path, content: saved.append(content[1]))
     dataset = data.load("synthetic", limit=250)
     pruning.score(model, dataset.images, dataset.labels, "margin", batch_size=100,
                   state=run / "x.state")

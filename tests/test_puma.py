@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import prune
 import train
-from advprune import attacks, data, models, ops, pruning, settings
+from advprune import attacks, data, inputs, models, ops, pruning, settings
 
 SYNTHETIC = ["--dataset", "synthetic", "--limit", "300"]
 
@@ -25,7 +25,7 @@ def weights(run):
 
 def training_of(*flags):
     args = settings.parse([*SYNTHETIC, *flags])
-    return train.Training(args, train.load_data(args, torch.device("cpu")), torch.device("cpu"))
+    return train.Training(args, inputs.dataset(args, torch.device("cpu")), torch.device("cpu"))
 
 
 def test_adapted_budgets_by_hand():

@@ -13,7 +13,7 @@ import torch
 import evaluate
 import prune
 import train
-from advprune import cli, data, ops, settings, stored
+from advprune import cli, data, inputs, ops, settings, stored
 
 
 def make(n=20, size=(28, 28), channels=1, seed=0):
@@ -315,7 +315,7 @@ def test_resuming_with_other_generated_images_is_refused(tmp_path, extra, monkey
 def test_an_epoch_from_a_file_ends_with_the_weights_of_one_from_memory(tmp_path):
     args = settings.parse(["--dataset", "synthetic", "--limit", "100", "--epochs", "2"])
     args.pad, args.flip = 2, True
-    dataset = train.load_data(args, torch.device("cpu"))
+    dataset = inputs.dataset(args, torch.device("cpu"))
     array = dataset.images.permute(0, 2, 3, 1).contiguous().numpy()
     (tmp_path / "images").write_bytes(array.tobytes())
     ends = []

@@ -14,7 +14,7 @@ from conftest import ROOT
 
 import evaluate
 import train
-from advprune import attacks, data, models, ops, recipes, settings
+from advprune import attacks, data, inputs, models, ops, recipes, settings
 
 KEYS = ["run", "dataset", "prune", "p", "epoch", "epochs", "seed", "n_train", "n_kept",
         "clean_accuracy", "train_seconds", "prune_seconds", "images_per_second"]
@@ -41,7 +41,7 @@ def test_one_step_of_training_against_a_plain_loop(tmp_path):
     args = settings.parse(["--dataset", "synthetic", "--limit", "32", "--epochs", "2",
                         "--batch-size", "32", "--out", "unused"])
     args.optimizer, args.peak, args.lr = "sgd", 0.5, 0.1  # the first epoch ends at the peak
-    dataset = train.load_data(args, torch.device("cpu"))
+    dataset = inputs.dataset(args, torch.device("cpu"))
     training = train.Training(args, dataset, torch.device("cpu"))
     model = models.build(**args.network).double()
     model.load_state_dict({k: v.double() for k, v in training.model.state_dict().items()})
