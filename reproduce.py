@@ -1,6 +1,7 @@
 """The papers' studies: the runs behind them, then tables and pictures.
 
     python reproduce.py pruning digits          two CPU cores, half an hour
+    python reproduce.py collapse mnist --seeds 10   two CPU cores, an hour
     python reproduce.py puma mnist              two CPU cores, an hour
     python reproduce.py puma cifar10-narrow     two CPU cores, an hour
     python reproduce.py puma cifar10            a GPU
@@ -9,6 +10,8 @@
 
 pruning  AutoAttack accuracy against the fraction dropped: random and high-loss pruning (Kaufmann
          et al. 2022, Figure 2), beside all data and an undefended network.
+collapse How often single-step training collapses, and what the remedies do: the recipes paper and
+         robust, --on-collapse rollback, a smaller step. PGD-50-10 on 1,000 test images.
 puma     PUMA (Maroto & Frossard 2024) as pruning.py reads it: at equal p, random pruning, the
          highest margins dropped (keep-hard), the lowest (keep-easy), and PUMA, beside all data;
          puma-floor leaves no budget below half of the full one. The margin model is the run on
@@ -40,6 +43,7 @@ class Study(NamedTuple):
     flags: str  # of train.py, for all arms
     arms: dict  # name -> further flags; {margins}: the scores under this seed's run on all data
     n: int  # test images to attack
+    attack: str = "autoattack"
 
 
 PRUNING = {"full": "", "undefended": "--attack none",
@@ -50,7 +54,10 @@ PUMA = {"full": "", "random": "--prune random --p 0.3 --epoch 0",
         "puma": "--prune puma --p 0.3 --scores {margins}",
         "puma-floor": "--prune puma --p 0.3 --scores {margins} --eps-floor {floor}",
         "keep-easy": "--prune low --p 0.3 --scores {margins}"}
+COLLAPSE = {"paper": "", "robust": "--recipe robust", "rollback": "--on-collapse rollback",
+            "small step": "--alpha 0.2"}
 STUDIES = {
+    ("collapse", "mnist"): Study("--dataset mnist", COLLAPSE, 1000, "pgd"),
     ("pruning", "digits"): Study("--dataset digits", PRUNING, 200),
     # Not RS+FGSM: at eps 0.3 it collapses on some seeds, which would hide the rest.
     ("puma", "mnist"): Study("--dataset mnist --attack pgd --pgd-steps 5 --alpha 0.1 --epochs 5",
@@ -65,7 +72,7 @@ STUDIES = {
 
 def run_arm(root, study, arm, seed, args):
     """Train and evaluate one arm of one seed under root, unless that is done; its row."""
-    folder, flags = root / f"{arm}-{seed}", f"{study.flags} {study.arms[arm]}"
+    folder, flags = root / f"{arm.replace(' ', '-')}-{seed}", f"{study.flags} {study.arms[arm]}"
     scores = root / f"margins-{seed}" / "scores.npz"
     if "{margins}" in flags and not scores.exists():
         shutil.rmtree(scores.parent, ignore_errors=True)  # interrupted before it was written
@@ -80,7 +87,7 @@ def run_arm(root, study, arm, seed, args):
             train.main([*flags.split(), "--seed", str(seed), "--data-dir", args.data_dir,
                         "--out", str(folder)])
     if not (folder / "eval.json").exists():
-        evaluate.main([str(folder), "--attack", "autoattack", "--n", str(args.n), "--out",
+        evaluate.main([str(folder), "--attack", study.attack, "--n", str(args.n), "--out",
                        str(folder / "eval.json")])
     trained, judged = (json.loads((folder / name).read_text())
                        for name in ("train.json", "eval.json"))
@@ -92,7 +99,7 @@ def run_arm(root, study, arm, seed, args):
             "n": judged["n"], "clean_accuracy": trained["clean_accuracy"],
             "robust_accuracy": judged["robust_accuracy"],
             "robust_interval": judged["robust_interval"],
-            "train_seconds": trained["train_seconds"],
+            **{name: trained[name] for name in ("train_seconds", "guard_seconds", "collapses")},
             **{name: config[name] for name in ("command", "commit", "device")}}
 
 
@@ -110,7 +117,7 @@ def run_study(args, argv):
     rows = {(row["seed"], list(study.arms).index(row["arm"])): row for row in old["rows"]}
     record.parent.mkdir(exist_ok=True)
     for seed in range(args.seeds):
-        for arm in dict.fromkeys(["full", *arms]):
+        for arm in dict.fromkeys([next(iter(study.arms)), *arms]):  # margins need the first
             rows[seed, list(study.arms).index(arm)] = run_arm(root, study, arm, seed, args)
             ordered = [rows[key] for key in sorted(rows)]
             result = {"study": label, "n": args.n, "summary": summary(ordered), "rows": ordered}
@@ -134,7 +141,7 @@ def summary(rows):
 
 
 def report(table):
-    print(f"{'arm':10}  seeds  clean            AutoAttack")
+    print(f"{'arm':10}  seeds  clean            robust")
     for arm, row in table.items():
         cells = (f"{row[name]:.4f} +- {row[f'{name}_std'] or 0:.4f}"
                  for name in ("clean_accuracy", "robust_accuracy"))
@@ -190,7 +197,7 @@ def main(argv=None):
          help="of a study: which data and network")
     flag("--seeds", type=cli.positive_int, default=3, help="how many, from seed 0 on (3)")
     flag("--n", type=cli.positive_int, help="the first N test images are attacked (200 or 500)")
-    flag("--arms", metavar="A,B", help="only these arms of the study, and full (all)")
+    flag("--arms", metavar="A,B", help="only these arms of the study, and its first (all)")
     flag("--budget", type=cli.number(float, 1), default=600, help="seconds for gpu (600)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
     args = parser.parse_args(argv)

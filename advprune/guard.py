@@ -60,7 +60,7 @@ class Guard:
         """What to tell the user where the newest epoch collapsed; None otherwise.
 
         With --on-collapse rollback the training goes back to its last good state, and on from
-        there with recipes.REMEDY.
+        there with the attack of --recipe robust.
         """
         a, now = self.args, training.rows[-1]
         how = None if a.attack == "none" or a.epsilon == 0 else collapse(training.rows)
@@ -72,7 +72,8 @@ class Guard:
                  "attack": training.attack["kind"], "action": a.on_collapse}
         said = f"epoch {now['epoch']} collapsed: accuracy under PGD went {how} (training examples)"
         self.collapses.append(event)
-        if a.on_collapse != "rollback" or training.attack["kind"] == "pgd":
+        remedy = recipes.remedy(a.dataset, a.epsilon)
+        if a.on_collapse != "rollback" or training.attack["kind"] in ("pgd", remedy["kind"]):
             event["action"], self.collapsed = "stop" if a.on_collapse == "stop" else "warn", True
             return (f"{said}; such a network is no defence: train with --recipe robust, or with "
                     "--on-collapse rollback")
@@ -81,9 +82,10 @@ class Guard:
         collapses = self.collapses
         training.restore(copy.deepcopy(self.good))
         training.train_seconds, training.prune_seconds, training.guard_seconds = seconds
-        self.collapses, training.attack = collapses, recipes.remedy(a.epsilon)
-        return (f"{said}; back to the end of epoch {len(training.rows)}, and on with PGD of "
-                f"{training.attack['steps']} steps")
+        self.collapses, training.attack = collapses, remedy
+        steps = f" of {remedy['steps']} steps" if remedy["kind"] == "pgd" else ""
+        return (f"{said}; back to the end of epoch {len(training.rows)}, and on with "
+                f"{remedy['kind']}{steps}")
 
     def state(self) -> dict:
         return {"collapses": self.collapses, "collapsed": self.collapsed}

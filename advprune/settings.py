@@ -76,12 +76,12 @@ def _pruning_flags(flag: Callable) -> None:
 
 def _attack_flags(flag: Callable) -> None:
     flag("--recipe", choices=["paper", "robust"], default="paper", help="paper: RS+FGSM, as "
-         "published; robust: PGD of 2 steps, which does not collapse (paper)")
-    flag("--attack", choices=["none", "rs-fgsm", "n-fgsm", "pgd"],
-         help="that of the --recipe: rs-fgsm or pgd")
+         "published, which can collapse; robust: PGD of 2 steps for grey images, N-FGSM for "
+         "colour (paper)")
+    flag("--attack", choices=["none", "rs-fgsm", "n-fgsm", "pgd"], help="that of the --recipe")
     flag("--on-collapse", choices=["warn", "stop", "rollback"], default="warn",
          help="what to do when robust accuracy on training examples breaks down: go on, end the "
-         "run, or return to the epoch before and go on with PGD of 2 steps (warn)")
+         "run, or return to the epoch before and go on with the attack of --recipe robust (warn)")
     flag("--epsilon", type=cli.budget, help="l-inf budget in [0, 1] pixels, such as 8/255 "
          f"({shown('epsilon')})")
     flag("--alpha", type=cli.number(float, 0), help="attack step in [0, 1] pixels (1.25 epsilon "

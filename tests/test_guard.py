@@ -90,7 +90,7 @@ def by_hand(epochs, before):
     training, _ = train.begin(args, torch.device("cpu"))
     for epoch in range(epochs):
         if epoch == before:
-            training.attack = recipes.remedy(args.epsilon)
+            training.attack = recipes.remedy(args.dataset, args.epsilon)
         training.epoch(epoch, train.tqdm(disable=True))
     return training.model.state_dict()
 
@@ -143,6 +143,8 @@ def test_robust_recipe_is_two_steps_of_pgd_and_flags_change_it():
     assert (robust.attack, robust.pgd_steps) == ("pgd", 2)
     assert robust.alpha == pytest.approx(0.2)
     assert settings.parse(["--recipe", "robust", "--attack", "n-fgsm"]).attack == "n-fgsm"
+    cifar = settings.parse(["--dataset", "cifar10", "--recipe", "robust"])
+    assert (cifar.attack, cifar.alpha) == ("n-fgsm", pytest.approx(8 / 255))
 
 
 def test_the_slice_is_of_the_training_set_and_small():
