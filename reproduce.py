@@ -22,7 +22,7 @@ import numpy as np
 import evaluate
 import prune
 import train
-from advprune import cli, recipes, runs
+from advprune import cli, plots, recipes, runs
 
 RECIPES = {  # of the study of PUMA
     # Not RS+FGSM: at eps 0.3 one seed in three overfits to its single step, and hides the rest.
@@ -93,23 +93,6 @@ def report(table):
         print(f"{arm:10}  {row['seeds']:5}  {'  '.join(cells)}")
 
 
-def draw(rows, title):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    axes = figure.subplots()
-    for i, (arm, row) in enumerate(summary(rows).items()):
-        axes.errorbar(row["clean_accuracy"], row["robust_accuracy"],
-                      row["robust_accuracy_std"], row["clean_accuracy_std"], fmt="o", ms=8,
-                      capsize=3, color=f"C{i}", label=f"{arm} ({row['seeds']} seeds)")
-        mine = [row for row in rows if row["arm"] == arm]
-        axes.plot([row["clean_accuracy"] for row in mine],
-                  [row["robust_accuracy"] for row in mine], ".", color=f"C{i}", alpha=0.5)
-    axes.set(xlabel="clean accuracy", ylabel="AutoAttack accuracy", title=title)
-    axes.legend()
-    return figure
-
-
 @cli.script
 def main(argv=None):
     parser = cli.Parser(__doc__)
@@ -143,7 +126,7 @@ def main(argv=None):
                                      **runs.environment(cli.device(None))})
     Path("figures").mkdir(exist_ok=True)
     runs.write_figure(Path("figures") / f"{label}.png",
-                      draw(ordered, f"{args.name}, p = {args.p:g}"))
+                      plots.study(ordered, f"{args.name}, p = {args.p:g}"))
     report(result["summary"])
     return result
 
