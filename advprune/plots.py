@@ -181,7 +181,7 @@ def maps(panels: list[tuple]) -> Figure:
         axes = figure.add_subplot(lines, columns, panel)
         for label, name in enumerate(classes):
             axes.scatter(*points[labels == label].T, s=9, lw=0.6, label=_short(name),
-                         color=colors[label % 5], marker="ox^+"[label // 5 % 4])
+                         color=colors[(label + label // 5) % 5], marker="ox^+"[label // 5 % 4])
         axes.set(title="{name}: {n:,} of {examples:,} examples\nrho {rho:.1f}, delta {delta:.3f}"
                  .format(**row), xticks=[], yticks=[])
         axes.set(xlabel="t-SNE, first coordinate", ylabel="t-SNE, second coordinate")
