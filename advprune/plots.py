@@ -42,7 +42,7 @@ def pruned(dataset: Any, scores: Tensor, kept: Tensor, predict: Callable[[Tensor
     scores, dropped = scores.cpu(), np.ones(len(scores), bool)
     dropped[kept.cpu().numpy()] = False
     figure = _figure(9)
-    top, *sheets = figure.subfigures(3, 1, height_ratios=(2.4, 3.3, 3.3))
+    top, *sheets = figure.subfigures(3, 1, squeeze=False, height_ratios=(2.4, 3.3, 3.3))[:, 0]
     axes, values = top.subplots(), scores.numpy()
     edges = np.histogram_bin_edges(values, 80)
     for members, name, color in ((~dropped, "kept", BLUE), (dropped, "dropped", RED)):
@@ -180,7 +180,8 @@ def maps(panels: list[tuple]) -> Figure:
     for panel, (row, labels, points, classes) in enumerate(panels, 1):
         axes = figure.add_subplot(lines, columns, panel)
         for label, name in enumerate(classes):
-            axes.scatter(*points[labels == label].T, s=9, lw=0.6, label=_short(name),
+            x, y = points[labels == label].T
+            axes.scatter(x, y, s=9, lw=0.6, label=_short(name),
                          color=colors[(label + label // 5) % 5], marker="ox^+"[label // 5 % 4])
         axes.set(title="{name}: {n:,} of {examples:,} examples\nrho {rho:.1f}, delta {delta:.3f}"
                  .format(**row), xticks=[], yticks=[])
