@@ -1,17 +1,18 @@
-"""The geometry of a data set: density, separation and a map of its classes (appendix A.1).
+"""The geometry of a data set: density, separation and a t-SNE map of its classes (appendix A.1).
 
     python geometry.py mnist fashion-mnist cifar10
     python geometry.py mnist cifar10 --pruned runs/NAME/scores.npz
 
-prints Table 2 of Kaufmann et al. 2022, ours beside theirs, and writes a new folder (runs/geometry
-or --out) with geometry.json and tsne.png, their Figure 8: the top 50 principal components, then
-t-SNE, of a seeded subset. --pruned adds what a score file of train.py or prune.py keeps of its
-data set.
+Prints our values beside Table 2 of Kaufmann et al. 2022. Writes a new folder (runs/geometry or
+--out) with geometry.json and tsne.png. The picture is their Figure 8: t-SNE of the first 50
+principal components of a random subset. --pruned FILE adds a row for the examples that a score
+file of train.py or prune.py keeps.
 
-The paper's formulas are loose (rho averages vectors, delta sums squares) and name no space. Of
-some eighty readings (pixels, components, t-SNE; counts over radii, norms, sums, means), these
-come closest to Table 2, and move as it does when MNIST is pruned. On pixels scaled to mean 0 and
-standard deviation 1, without the 1 % of each class D_m farthest from its centroid c_m,
+The paper's formulas can be read in several ways, and the paper does not say in which space they
+apply. We tried about eighty readings. This one is the closest to Table 2. When MNIST is pruned,
+rho falls and delta rises, as in Table 2, but our values for MNIST differ from the paper's. Pixels
+are scaled to mean 0 and standard deviation 1. The 1 % of each class D_m farthest from its centroid
+c_m is left out. Then
     rho    mean over classes of |D_m| / mean |x - c_m|
     delta  sum over classes of |c_m - c'|^2 / pixels, c' the nearest other centroid
 """
@@ -22,17 +23,17 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from advprune import cli, data, pruning, runs
+from advprune import cli, data, plots, pruning, runs
 
 TABLE_2 = {"mnist": (1015.55, 0.7698), "pruned mnist": (222.34, 1.4860),
            "cifar10": (96.6625, 0.3571)}
 
 
 def density_and_separation(images, labels, cut=0.01):
-    """(rho, delta) of images [N, C, H, W] uint8 with labels [N], as the file's head defines them.
+    """(rho, delta) of images [N, C, H, W] uint8 with labels [N]. The file's head defines both.
 
-    A share `cut` of each class goes first, farthest from its centroid. Raises ValueError where
-    there are fewer than two classes.
+    A fraction `cut` of each class, the farthest from its centroid, is left out. Raises ValueError
+    for fewer than two classes.
     """
     pixels = images.flatten(1).numpy()
     mean, scale = pixels.mean(), pixels.std()
@@ -53,7 +54,7 @@ def density_and_separation(images, labels, cut=0.01):
 
 
 def tsne_map(images, n, seed):
-    """A map: the ids [n] of a seeded subset, and t-SNE's points [n, 2] of its 50 components."""
+    """The ids [n] of a random subset, and its t-SNE points [n, 2] from 50 principal components."""
     ids = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(images))[:n]))
     pixels = images[ids].flatten(1).numpy().astype(np.float32) / 255
     pca = PCA(min(50, *pixels.shape), svd_solver="randomized", random_state=seed)
@@ -62,7 +63,7 @@ def tsne_map(images, n, seed):
 
 
 def kept_of(path, datasets):
-    """(data set, kept ids) that the score file belongs to, told by its labels."""
+    """(data set, kept ids) of a score file. Its labels tell which data set it belongs to."""
     for dataset in datasets:
         try:
             pruning.load(path, dataset.labels)
@@ -79,28 +80,9 @@ def kept_of(path, datasets):
 
 
 def check(name, labels):
-    """Refuse to describe what has no geometry: one class, or a class of fewer than two."""
+    """Raise UserError where density or separation is undefined."""
     if min(counts := torch.bincount(labels)[labels.unique()]) < 2 or len(counts) < 2:
         raise cli.UserError(f"{name} needs two classes or more, and two examples in each")
-
-
-def draw(maps):
-    """The picture of all maps [(row, labels [n], points [n, 2], classes)], a panel each."""
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(maps))
-    lines = -(-len(maps) // columns)
-    figure = Figure(figsize=(5 * columns, 6 * lines), layout="constrained")
-    for panel, (row, labels, points, classes) in enumerate(maps, 1):
-        axes = figure.add_subplot(lines, columns, panel)
-        for label, name in enumerate(classes):
-            axes.scatter(*points[labels == label].T, s=3, label=name, color=f"C{label % 10}")
-        axes.set_title("{name}, {n:,} of {examples:,}\nrho {rho:.1f}, delta {delta:.3f}"
-                       .format(**row))
-        axes.set(xticks=[], yticks=[])
-        axes.legend(fontsize="x-small", markerscale=3, ncols=5, loc="upper center",
-                    bbox_to_anchor=(0.5, 0))
-    return figure
 
 
 @cli.script
@@ -109,10 +91,11 @@ def main(argv=None):
     flag = parser.add_argument
     flag("dataset", nargs="+", choices=data.NAMES, help="data sets to describe")
     flag("--pruned", metavar="FILE", action="append", default=[],
-         help="a scores.npz: also describe what it keeps; may repeat")
+         help="a scores.npz: also describe the examples it keeps; may repeat")
     flag("--n", type=cli.number(int, 100), default=2000, help="examples in the picture (2000)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
-    flag("--seed", type=cli.number(int, 0, 2**32 - 1), default=0)
+    flag("--seed", type=cli.number(int, 0, 2**32 - 1), default=0,
+         help="of the subset and of t-SNE (0)")
     flag("--out", metavar="DIR", help="the new folder (runs/geometry)")
     args = parser.parse_args(argv)
     if args.out:
@@ -140,7 +123,7 @@ def main(argv=None):
         paper = "{:<8.2f} {:.4f}".format(*TABLE_2[name]) if name in TABLE_2 else "-        -"
         print(f"{name:20} {len(ids):8,}    {rho:<8.2f} {delta:<8.4f} {paper}", flush=True)
     folder = runs.create(args.out, "geometry")
-    runs.write_figure(folder / "tsne.png", draw(maps))
+    runs.write_figure(folder / "tsne.png", plots.maps(maps))
     record = {"rows": rows, "seed": args.seed, "folder": str(folder)}
     runs.write_json(folder / "geometry.json", {
         "command": cli.command("geometry.py", argv), **record,

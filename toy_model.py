@@ -1,18 +1,15 @@
-"""The papers' toy problems: simulation against closed forms. Seconds on a laptop.
+"""The toy model of robust features, simulated and in closed form.
 
-    python toy_model.py                                  both
-    python toy_model.py robust-fragile --p-R 0.5 --p-robust 0.95 --p-fragile 0.55
-    python toy_model.py perceptron
+    python toy_model.py
+    python toy_model.py --p-R 0.5 --p-robust 0.95 --p-fragile 0.55
 
-robust-fragile is section 5.2 of Kaufmann et al. 2022: one feature that is right with probability
-p_robust or p_fragile and withstands a budget, and d weak ones that together are nearly always
-right and do not withstand it. A linear classifier is trained against its worst case, pruned by its
-squared loss with the `pruning.select` of the real job, and trained again.
+Section 5.2 of Kaufmann et al. 2022. One robust feature x_1 equals the label with probability
+p_robust on D_robust and p_fragile on D_fragile. d weak features predict the label well together,
+but a small perturbation breaks them. A linear classifier is trained on worst-case examples. Its
+data are pruned by squared loss, with the same `pruning.select` as in train.py. Then it is trained
+again.
 
-perceptron (perceptron.py) is the learning task that PUMA's abstract speaks of (Maroto & Frossard
-2024), in our construction: half of the data dropped by margin, mislabelled points, budgets.
-
-Writes a new folder (runs/toy-model or --out) with toy_model.json and a picture of each.
+Writes a new folder (runs/toy-model or --out) with toy_model.json and toy_model.png.
 """
 import itertools
 from typing import NamedTuple
@@ -24,19 +21,18 @@ from scipy.special import ndtr
 from scipy.stats import binomtest
 from threadpoolctl import threadpool_limits
 
-import perceptron
-from advprune import cli, pruning, runs
+from advprune import cli, plots, pruning, runs
 
-BUDGETS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3)  # in etas: where the two classifiers are tried
-TRAINED = (0.25, 0.5, 0.75, 1, 2)  # in etas: where classifiers are trained
+BUDGETS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3)  # of attacks on the two classifiers, in etas
+TRAINED = (0.25, 0.5, 0.75, 1, 2)  # of attacks in training, in etas
 DROPPED = (0.2, 0.4, 0.6, 0.8)
 STRATEGIES = ("high", "low", "low+high", "random")
-OTHERS = ((0.5, 0.95, 0.55), (0.9, 0.99, 0.6))  # p_R, p_robust, p_fragile for the verdicts
-MATTERS = 0.002  # a change of accuracy smaller than this is none
+OTHERS = ((0.5, 0.95, 0.55), (0.9, 0.99, 0.6))  # more (p_R, p_robust, p_fragile) for verdicts
+MATTERS = 0.002  # a smaller change of accuracy counts as no change
 
 
 class Toy(NamedTuple):
-    """Equations 1 and 2. Raises ValueError where the parameters make no such problem."""
+    """The parameters of equations 1 and 2. checked() raises ValueError for invalid ones."""
 
     d: int = 100
     p_R: float = 0.7
@@ -50,19 +46,16 @@ class Toy(NamedTuple):
             raise ValueError(f"d must be at least 1, not {self.d}")
         if not 0 <= self.p_R <= 1:
             raise ValueError(f"p_R must be a probability in [0, 1], not {self.p_R}")
-        for name, p in (("p_robust", self.p_robust), ("p_fragile", self.p_fragile)):
-            if not 0.5 <= p <= 1:
-                raise ValueError(f"{name} must be in [0.5, 1], not {p}")
-        if self.p_fragile > self.p_robust:
-            raise ValueError(f"p_fragile {self.p_fragile} must not exceed p_robust "
-                             f"{self.p_robust}")
+        if not 0.5 <= self.p_fragile <= self.p_robust <= 1:
+            raise ValueError("p_fragile and p_robust must be in [0.5, 1], and p_fragile at most "
+                             f"p_robust, not {self.p_fragile} and {self.p_robust}")
         if self.eta is not None and not self.eta > 0:
             raise ValueError(f"eta must be above 0, not {self.eta}")
         return self._replace(eta=3 / self.d**0.5 if self.eta is None else self.eta)
 
     @property
     def q(self):
-        """P(x_1 = y), the robust classifier's accuracy; the paper prints the two p swapped."""
+        """P(x_1 = y), the robust classifier's accuracy. The paper swaps p_robust and p_fragile."""
         return self.p_R * self.p_robust + (1 - self.p_R) * self.p_fragile
 
 
@@ -85,8 +78,8 @@ def sample(n, d, p_R, p_robust, p_fragile, eta=None, rng=None):
 def accuracy(w, eps, toy):
     """P(y w.(x + delta) > 0) under the worst delta of l-inf norm eps, exactly.
 
-    That delta costs eps |w|_1 of the margin (equation 4 with its subscripts put right); what is
-    left is Gaussian given whether x_1 = y.
+    That delta lowers the margin by eps |w|_1 (equation 4 with its subscripts corrected). Given
+    x_1 = y, and given x_1 = -y, the margin is Gaussian.
     """
     margins = w[0] * np.array([1, -1]) + toy.eta * w[1:].sum() - eps * np.abs(w).sum()
     spread = np.linalg.norm(w[1:])
@@ -95,7 +88,7 @@ def accuracy(w, eps, toy):
 
 
 def simulate(pairs, n, toy, rng):
-    """How many of n draws each (w, eps) of pairs classifies right under the worst delta."""
+    """For each (w, eps) of pairs: how many of n draws are right under the worst delta."""
     weights = np.stack([w for w, _ in pairs], axis=1)  # [d+1, pairs]
     cost = np.array([eps for _, eps in pairs]) * np.abs(weights).sum(0)
     counts, rows = np.zeros(len(pairs), int), max(1, 2**19 // (toy.d + 1))  # bounds memory
@@ -123,19 +116,19 @@ def train_squared(x, y, eps):
     halves = minimize(loss, np.zeros(2 * size), jac=True, method="L-BFGS-B",
                       bounds=[(0, None)] * (2 * size), options=dict(maxiter=500)).x
     w = halves[:size] - halves[size:]
-    return np.where(np.abs(w) < 1e-6, 0.0, w)  # what the optimiser's tolerance left
+    return np.where(np.abs(w) < 1e-6, 0.0, w)  # below the optimiser's tolerance
 
 
 def robust_share(w, how, p, toy):
-    """The share of D_robust in what is left when p of the data go by their squared loss.
+    """The share of D_robust in the kept data when a fraction p is dropped by squared loss.
 
-    Given x_1 = y or not, |1 - y w.x| is a folded Gaussian, and independent of the part of the
-    mixture: so the cuts are quantiles of two known distributions.
+    Given x_1 = y, and given x_1 = -y, |1 - y w.x| is a folded Gaussian and does not depend on the
+    part of the mixture. So the cuts are quantiles of a mixture of two known distributions.
     """
     if how in ("none", "random"):
         return toy.p_R
     mean = w[0] * np.array([1, -1]) + toy.eta * w[1:].sum()
-    spread = max(np.linalg.norm(w[1:]), 1e-6)  # ties are cut as if by a little noise
+    spread = max(np.linalg.norm(w[1:]), 1e-6)  # a little noise breaks ties
 
     def below(u):  # P(|1 - y w.x| <= u), [given x_1 = y, given not]
         return ndtr((1 + u - mean) / spread) - ndtr((1 - u - mean) / spread)
@@ -151,7 +144,7 @@ def robust_share(w, how, p, toy):
 
 
 def keep(x, y, w, how, p, seed):
-    """The ids that stay when p of (x, y) go by w's squared loss (section 5.2)."""
+    """The ids kept when a fraction p of (x, y) is dropped by the squared loss of w."""
     loss = torch.from_numpy((x @ w.astype(np.float32) - y) ** 2).float()
     return pruning.select(loss, how, p, seed).numpy()
 
@@ -191,9 +184,10 @@ def prune_and_retrain(toy, n, seed, rng):
 
 
 def verdicts(toy, n, seed, rng, repeats=3):
-    """What dropping high or low losses changes, over parameters, and which statements hold there.
+    """The effect of dropping high or low losses, and whether the paper's statements hold, by row.
 
-    The changes are of exact accuracies, against random pruning at equal p, over `repeats` draws.
+    A row is one mixture, budget and p. An effect is the change of (standard, robust) accuracy from
+    random pruning at equal p. Accuracies are exact for each w, and means over `repeats` draws.
     """
     rows = []
     for chances in ((toy.p_R, toy.p_robust, toy.p_fragile), *OTHERS):
@@ -220,8 +214,7 @@ def study(toy, n, seed):
     rng = np.random.default_rng(seed)
     rows = claims(toy, n, rng)
     swapped = toy.p_R * toy.p_fragile + (1 - toy.p_R) * toy.p_robust
-    robust = next(row for row in rows if row["classifier"] == "robust" and row["eps"] == 0)
-    low, high = robust["interval"]
+    low, high = rows[len(BUDGETS)]["interval"]  # of the robust classifier without attack
     return {
         **toy._asdict(), "n": n, "seed": seed, "accuracy": rows,
         "fragile_above_99_percent": rows[0]["simulated"] > 0.99,
@@ -240,82 +233,46 @@ def report(record):
     for row in record["accuracy"]:
         print(f"{row['classifier']:10}  {row['eps'] / record['eta']:7.2f}  {row['simulated']:9.5f}"
               "  {:.5f}, {:.5f}  {:11.5f}".format(*row["interval"], row["closed_form"]))
-    decides = "rejects" if record["simulation_rejects_as_printed"] else "does not tell apart"
-    print("\nfragile above 0.99 unattacked: {fragile_above_99_percent}; below 0.01 from 2 eta on: "
-          "{fragile_below_1_percent_from_2_eta}\nrobust: p_R p_robust + (1 - p_R) p_fragile = "
-          "{robust_accuracy:.4f}; the paper prints the two p swapped, {as_printed:.4f}, which the "
-          "simulation {decides}".format(**record, decides=decides))
-    print("\ntrained, pruned by loss, trained again: exact accuracy in brackets, 0 for w = 0"
-          "\neps/eta  prune       p  D_robust's share   standard           robust")
+    rejects = "rejects" if record["simulation_rejects_as_printed"] else "does not reject"
+    print("\nfragile above 0.99 without attack: {fragile_above_99_percent}; below 0.01 from 2 eta:"
+          " {fragile_below_1_percent_from_2_eta}\nrobust: p_R p_robust + (1 - p_R) p_fragile = "
+          "{robust_accuracy:.4f}. The paper prints the two p swapped: {as_printed:.4f}.\n"
+          "The simulation {rejects} that value.".format(**record, rejects=rejects))
+    print("\nTrained, pruned by loss, trained again: simulated, and exact in brackets. w = 0 has "
+          "accuracy 0.\neps/eta  prune       p  share of D_robust standard         robust")
     for row in record["retrained"]:
         cells = "".join(f"  {row[name]:.4f} ({row[name + '_closed_form']:.4f})"
                         for name in ("robust_share", "standard", "robust"))
         print(f"{row['eps'] / record['eta']:7.2f}  {row['prune']:8}  {row['p']:.1f}{cells}")
-    print("\nchange against random pruning at equal p (standard, robust): does high cost standard "
-          "more? does low hurt both?\n p_R  p_robust  p_fragile  eps/eta    p  high"
-          "                    low")
-    for row in record["verdicts"]:
+    rows = record["verdicts"]
+    print("\nChange of standard and robust accuracy against random pruning at equal p"
+          "\n p_R  p_robust  p_fragile  eps/eta    p  high dropped    low dropped")
+    for row in rows:
         print("{p_R:4.2f}  {p_robust:8.2f}  {p_fragile:9.2f}".format(**row),
-              f" {row['eps'] / record['eta']:7.2f}  {row['p']:.1f}",
-              *(" {:+.3f}, {:+.3f}  {:3}".format(*row[how], "yes" if row[verdict] else "no")
-                for how, verdict in (("high", "high_costs_standard_more"),
-                                     ("low", "low_hurts_both"))))
-
-
-def draw(record):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 7.5), layout="constrained")
-    (first, second, *rest), eta = figure.subplots(2, 3).flat, record["eta"]
-    for name, color in (("fragile", "tab:orange"), ("robust", "tab:blue")):
-        rows = [row for row in record["accuracy"] if row["classifier"] == name]
-        x = [row["eps"] / eta for row in rows]
-        first.plot(x, [row["closed_form"] for row in rows], color=color, label=f"{name}, exact")
-        first.plot(x, [row["simulated"] for row in rows], "o", color=color, label="simulated")
-    first.axhline(record["as_printed"], ls=":", color="gray", label="robust, as printed")
-    first.set(xlabel="budget / eta", ylabel="accuracy", title="two linear classifiers")
-    colors = dict(zip(STRATEGIES, ("tab:red", "tab:green", "tab:purple", "tab:gray"), strict=True))
-
-    def curves(axes, k, names):
-        for width, (how, color) in zip((5, 1.5, 2.5, 1.5), colors.items(), strict=True):
-            rows = [row for row in record["retrained"] if row["eps"] == k * eta
-                    and row["prune"] in ("none", how)]
-            for (name, style), label in zip(names.items(), (how, None), strict=False):
-                axes.plot([row["p"] for row in rows], [row[name] for row in rows], style,
-                          color=color, label=label, lw=width)
-
-    curves(second, 2, {"robust_share_closed_form": "-", "robust_share": "o"})
-    second.set(xlabel="p dropped", ylabel="share of D_robust in what is kept",
-               title="budget 2 eta (lines exact, dots simulated)")
-    for axes, k in zip(rest, (0.25, 0.5, 0.75, 2), strict=False):
-        curves(axes, k, {"standard": "-", "robust": "o--"})
-        axes.set(xlabel="p dropped", title=f"retrained, budget {k} eta",
-                 ylabel="accuracy: standard (line), robust (dashed)")
-    for axes in (first, second, rest[0]):
-        axes.legend(fontsize="small")
-    return figure
-
-
-STUDIES = {"robust-fragile": (report, draw), "perceptron": (perceptron.report, perceptron.draw)}
+              f" {row['eps'] / record['eta']:7.2f}  {row['p']:.1f} ",
+              "  ".join("{:+.3f}, {:+.3f}".format(*row[how]) for how in ("high", "low")))
+    for verdict, says in (
+            ("high_costs_standard_more", "Dropping high losses costs more standard than robust"),
+            ("low_hurts_both", "Dropping low losses lowers standard and robust")):
+        count = sum(row[verdict] for row in rows)
+        print(f"{says} accuracy in {count} of {len(rows)} settings.")
 
 
 @cli.script
 def main(argv=None):
     parser = cli.Parser(__doc__)
     flag = parser.add_argument
-    flag("study", nargs="?", choices=list(STUDIES), help="default: both")
-    flag("--n", type=cli.number(int, 100), help="draws to simulate; a fifth trains (100000)")
-    flag("--d", type=int, help="weak features (100)")
+    flag("--n", type=cli.number(int, 100), default=100_000,
+         help="draws to simulate; a fifth of them for training (100000)")
+    flag("--d", type=int, help="number of weak features (100)")
     flag("--p-R", type=cli.number(float), help="share of D_robust (0.7)")
     flag("--p-robust", type=cli.number(float), help="P(x_1 = y) in D_robust (0.95)")
     flag("--p-fragile", type=cli.number(float), help="P(x_1 = y) in D_fragile (0.8)")
     flag("--eta", type=cli.number(float), help="mean of the weak features (3 / sqrt(d))")
-    flag("--seed", type=cli.seed, default=0)
+    flag("--seed", type=cli.seed, default=0, help="of the draws (0)")
     flag("--out", metavar="DIR", help="the new folder (runs/toy-model)")
     args = parser.parse_args(argv)
     given = {name: getattr(args, name) for name in Toy._fields if getattr(args, name) is not None}
-    if args.study == "perceptron" and (given or args.n):
-        parser.error("--n, --d, --p-R, --p-robust, --p-fragile and --eta are robust-fragile's")
     try:
         toy = Toy(**given).checked()
     except ValueError as error:
@@ -323,22 +280,16 @@ def main(argv=None):
     if args.out:
         runs.refuse_existing(args.out)
 
-    record = {}
-    with threadpool_limits(1):  # products this small lose by being shared out
-        if args.study != "perceptron":
-            record["robust-fragile"] = study(toy, args.n or 100_000, args.seed)
-        if args.study != "robust-fragile":
-            record["perceptron"] = perceptron.study(args.seed)
+    with threadpool_limits(1):  # the products are too small to gain from threads
+        record = study(toy, args.n, args.seed)
+    report(record)
     folder = runs.create(args.out, "toy-model")
-    for name, content in record.items():
-        tables, picture = STUDIES[name]
-        tables(content)
-        runs.write_figure(folder / f"{name}.png", picture(content))
     record["folder"] = str(folder)
+    runs.write_figure(folder / "toy_model.png", plots.toy(record))
     runs.write_json(folder / "toy_model.json", {
         "command": cli.command("toy_model.py", argv), **record,
         **runs.environment(torch.device("cpu"))})
-    print(f"\npictures and figures: {folder}")
+    print(f"\nrecord and picture: {folder}")
     return record
 
 
