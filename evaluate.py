@@ -3,16 +3,16 @@
     python evaluate.py runs/NAME --attack autoattack --n 1000
     python evaluate.py --weights mnist.pth --dataset mnist --attack pgd
 
-Attacks, in the l-infinity ball of --epsilon and the box [0, 1]. An image counts as robust only if
-none of them breaks it.
-    clean       none (with it alone, --n is all test images)
+Attacks, in the l-infinity ball of --epsilon and the box [0, 1]:
+    clean       no attack; if it is the only one, all test images are used
     fgsm        one step of size eps from the image itself
     pgd         PGD-50-10: 50 steps, 10 restarts, as fast_adversarial evaluates
     apgd        APGD on the cross-entropy, the first attack of AutoAttack
     autoattack  AutoAttack standard (Croce & Hein 2020): apgd-ce, apgd-t, fab-t, square. With 2 or
                 3 classes apgd-t is not defined; then the record and the table say "not standard"
 
-Every adversarial image is checked against ball and box, and classified once more. An interrupted
+An image counts as robust only if no chosen attack breaks it. Every adversarial image is checked
+against ball and box, and the network classifies it again. An interrupted
 evaluation continues when the same command is given again. It writes RUN/eval-ATTACK-N.json, or
 --out FILE, and overwrites nothing.
 """
@@ -96,7 +96,8 @@ class Evaluation:
                       self.settings["seed"])
         distance = (adv - x).abs().max().item()
         if not (distance <= eps + ROUNDING and adv.min() >= 0 and adv.max() <= 1):
-            raise RuntimeError(f"{name} left the ball (it went {distance}) or the box: void")
+            raise RuntimeError(f"the result is void: {name} left the ball or the box (distance "
+                               f"{distance})")
         self.largest = max(self.largest, distance)
         with torch.no_grad():
             self.robust[ids] = self.model(adv).argmax(1) == y
@@ -137,10 +138,11 @@ def parse(argv):
          help="with --weights and --dataset folder: leave out images that are broken")
     flag("--attack", type=attack_names, default=["pgd", "autoattack"], metavar="A,B",
          help=f"of {', '.join(ATTACKS)} (pgd,autoattack)")
-    flag("--n", type=cli.positive_int, help="the first N test images (1000; all for clean)")
+    flag("--n", type=cli.positive_int, help="the first N test images (1000; with "
+         "--attack clean alone, all)")
     flag("--epsilon", type=cli.budget, help="l-inf budget, such as 8/255 (as trained)")
     flag("--batch-size", type=cli.positive_int, default=500, help="images at a time (500)")
-    flag("--seed", type=cli.seed, default=0)
+    flag("--seed", type=cli.seed, default=0, help="of the attacks (0)")
     flag("--data-dir", help="where the data sets are (as for the run, or data)")
     flag("--cache-dir", metavar="DIR", help="where decoded images are kept (as for the run)")
     flag("--out", metavar="FILE", help="the new JSON file")
@@ -155,7 +157,7 @@ def parse(argv):
         parser.error("--weights needs --dataset")
     for name in ("dataset", "model", "width", "image_size", "skip_bad"):
         if args.run and getattr(args, name):
-            parser.error(f"--{name.replace('_', '-')} is for --weights; a run knows its own")
+            parser.error(f"--{name.replace('_', '-')} is for --weights; a run has it recorded")
     if args.weights and args.dataset != "folder" and (args.image_size or args.skip_bad):
         parser.error("--image-size and --skip-bad are for --dataset folder")
     return args
@@ -194,24 +196,26 @@ def output(out, stem, used):
         runs.check_output(out)
     else:
         Path(stem).parent.mkdir(exist_ok=True)
-    for i in itertools.count(1):
-        path = Path(out or (f"{stem}-{i}.json" if i > 1 else f"{stem}.json"))
+    names = [out] if out else (f"{stem}-{i}.json" if i > 1 else f"{stem}.json"
+                               for i in itertools.count(1))
+    for path in map(Path, names):
         if path.exists():
             continue
         state = path.with_suffix(".state")
         try:
             runs.lock(path.with_suffix(".lock"), f"{path}")
             found = runs.progress(state)
-            if found is None or found["settings"] == used:
-                return path, state, found
-            raise cli.UserError(f"{state} belongs to an evaluation with other settings; give "
-                                "another --out")
-        except cli.UserError:
-            if out:
-                raise
         except OSError as error:
             raise cli.UserError(f"{path} cannot be written ({error.strerror}); give --out FILE "
                                 "in another folder") from None
+        except cli.UserError:  # another process writes it
+            if out:
+                raise
+            continue
+        if found is None or found["settings"] == used:
+            return path, state, found
+    raise cli.UserError(f"{out} is being written, or {Path(out).with_suffix('.state')} belongs to "
+                        "other settings; give another --out")
 
 
 @cli.script

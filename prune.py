@@ -9,18 +9,21 @@ histogram, and the examples of highest and lowest score). `train.py --scores FIL
 Scores          loss          cross-entropy on the RS+FGSM example, eval mode, no augmentation
                 clean-loss    cross-entropy on the example itself
                 margin        DeepFool's distance to the decision boundary in --norm; 0 where the
-                              run's network is wrong, the box's diameter where none was found
-                running-loss  the last training epoch's own losses: no extra pass (train.py only)
+                              run's network is wrong, the largest possible distance where
+                              DeepFool finds no boundary
+                running-loss  the training loss of each example in the last epoch; it needs no
+                              extra pass (train.py only)
 Strategies      high, low     drop the highest, or the lowest, scores
                 low+high      drop half from each end
                 middle        drop the scores nearest the mean
-                random, none
-                puma          high, by margin (train.py adapts the budgets too)
+                random        drop any examples        none     drop nothing
+                puma          high with --score margin (train.py also adapts the budgets)
 
 Scoring that was interrupted continues when the same command is given again.
 """
 import hashlib
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -40,7 +43,7 @@ def parse(argv):
     flag("--steps", type=cli.positive_int,
          help="for --score margin: DeepFool's largest number of steps (50)")
     flag("--prune", choices=settings.STRATEGIES, default="high",
-         help="which end of the scores to drop (high)")
+         help="what to drop (high)")
     flag("--p", type=cli.fraction, default=recipes.P,
          help=f"fraction to drop, 0 <= p < 1 ({recipes.P})")
     flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
@@ -75,6 +78,9 @@ def main(argv=None):
     config, device = runs.config(args.run), cli.device(args.device)
     processes.join(device)
     model = models.from_run(args.run, config, args.trust_code).to(device)
+    if runs.record(args.run).get("collapsed"):
+        print(f"prune.py: {args.run} collapsed, so its scores say little: the network withstands "
+              "no attack; train it with --recipe robust", file=sys.stderr)
     used, kind = config["args"], pruning.kind_name(args.score, args.norm)
     balanced = "-balanced" if args.class_balanced else ""
     out = args.out or f"{args.run}/prune-{kind}-{args.prune}{balanced}-{args.p:g}"
@@ -114,8 +120,8 @@ def main(argv=None):
 
 def report(record):
     if record["score"] == "margin":
-        print("{misclassified:,} misclassified, so their margin is 0; for {not_crossed:,} no "
-              "boundary was found".format(**record))
+        print("{misclassified:,} misclassified, so their margin is 0; no boundary was found for "
+              "{not_crossed:,}".format(**record))
     print("{n:,} examples scored in {seconds:.1f} s, {n_kept:,} kept: {scores_file}"
           .format(**record))
 

@@ -31,10 +31,10 @@ from advprune.log import Log
 
 
 def lr_at(progress, lr, peak, schedule="cyclic"):
-    """0 at the start, lr at `peak`, 0 at the end, in straight lines or down a cosine.
+    """The learning rate: up in a straight line from 0 to lr at `peak`, then down to 0.
 
-    progress, in [0, 1], is of the fractional epoch, so the shorter epochs after pruning complete
-    the schedule too.
+    It goes down in a straight line or along a cosine. progress in [0, 1] is the fraction of all
+    epochs that is done. Epochs after pruning are shorter, and the schedule still completes.
     """
     if schedule == "cosine" and progress > peak:
         return lr * (1 + math.cos(math.pi * (progress - peak) / (1 - peak))) / 2
@@ -54,7 +54,7 @@ class Training:
     """A run in progress: the network, its optimiser, the kept ids, and the log so far."""
 
     def __init__(self, args, dataset, device, code=None, margin_model=None, scores=None):
-        """code: the source of a FILE.py:NAME. scores: (scores [N], their kind) of a file."""
+        """code: the source of a FILE.py:NAME. scores: what pruning.load gives."""
         self.args, self.dataset, self.device, self.saved = args, dataset, device, scores
         torch.manual_seed(args.seed)
         torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
@@ -83,7 +83,7 @@ class Training:
 
     @property
     def result(self):
-        """The network that this run gives out: the average, where there is one."""
+        """The network that the run saves: the averaged one with --ema, else the trained one."""
         return self.average.module if self.average else self.model
 
     def budget(self, ids):
@@ -183,7 +183,7 @@ class Training:
             model, precision = self.average or self.net, self.autocast
             how = dict(eps=a.epsilon, alpha=a.score_alpha, seed=a.seed, epoch=epoch,
                        clip_start=a.clip_start)
-            if a.score == "margin":  # in float32, and uncompiled: its batches shrink as they cross
+            if a.score == "margin":  # in float32; not compiled: DeepFool's batches shrink
                 model, precision = self.margin_model, contextlib.nullcontext()
                 how = dict(norm=a.margin_norm, steps=a.margin_steps, classes=a.margin_classes)
             with precision, tqdm(total=len(self.running), unit="img", desc="scoring", leave=False,
@@ -198,7 +198,7 @@ class Training:
         return kind, scores
 
     def budget_statistics(self):
-        """The mean budget of the kept, and the share of them below the full one; {} before."""
+        """The mean budget of the kept, and the share below the full one; {} if not adapted."""
         if self.eps is None:
             return {}
         eps = self.eps[self.kept]

@@ -1,4 +1,4 @@
-"""Adversarial examples: within an l-infinity ball, or the nearest ones at all.
+"""Adversarial examples: within an l-infinity ball, or the nearest one at any distance.
 
 Within the l-infinity ball of radius eps and the box [0, 1]:
 
@@ -8,7 +8,7 @@ Within the l-infinity ball of radius eps and the box [0, 1]:
     pgd        projected gradient descent with restarts (Madry et al. 2018)
     pgd_kl     PGD on TRADES' divergence (Zhang et al. 2019)
 
-At any distance:
+Without a budget:
 
     deepfool   DeepFool in the l-infinity or l2 norm (Moosavi-Dezfooli et al. 2016)
 
@@ -40,7 +40,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the block the model is in eval mode and frozen. Afterwards all is as it was."""
+    """Within the block the model is in eval mode and frozen. Modes and flags are restored."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         with frozen(model.eval()):
@@ -77,11 +77,11 @@ def rs_fgsm(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, *, eps: float |
 def pgd(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, *, eps: float | Tensor,
         alpha: float | Tensor, steps: int, restarts: int = 1, seed: int = 0, epoch: int = 0
         ) -> Tensor:
-    """PGD: of each example the restart that breaks it first, otherwise that of highest loss.
+    """PGD: for each example the first restart that breaks it, else the one of highest loss.
 
     As in fast_adversarial's evaluate_pgd, each restart begins uniformly in ball and box, and an
-    example stops moving once it is misclassified. Unlike there, later restarts leave out what is
-    broken. Arguments and result as in `rs_fgsm`.
+    example stops moving once it is misclassified. Later restarts skip examples that are broken,
+    unlike there. Arguments and result as in `rs_fgsm`.
     """
     pixels = ops.pixels(x)
     best, best_loss = pixels.clone(), torch.full(y.shape, -torch.inf, device=y.device)
@@ -149,11 +149,11 @@ class DeepFool(NamedTuple):
     distance: Tensor  # [B] float32 from x to adv: the largest change (linf) or its length (l2)
     target: Tensor  # [B] the class that the model predicts at adv
     iterations: Tensor  # [B] steps taken
-    crossed: Tensor  # [B] whether target is another class than y
+    crossed: Tensor  # [B] whether target differs from y
     adv: Tensor  # [B, C, H, W] the point of this distance and target
 
 
-LEAST = 1e-4  # the least length of a step: a shorter one could be lost in rounding
+LEAST = 1e-4  # the smallest step: a shorter one could be lost in rounding
 HALVINGS = 24  # of the last segment: float32 distinguishes no more of its points
 
 
@@ -167,10 +167,10 @@ def deepfool(model: nn.Module, x: Tensor, y: Tensor, norm: str = "linf", steps: 
     steps is lengthened by `overshoot`. When the class has changed, bisection of the segment from x
     finds the boundary itself, and adv lies just beyond it. The model is in eval mode meanwhile.
 
-    A misclassified example has distance 0, no iterations, and is crossed. An example that has not
-    crossed within `steps`, or whose gradients vanish, is not crossed. Its distance is then that of
-    the last point, and is no bound. The distance is NaN where the logits of x are not finite.
-    Raises ValueError for another norm.
+    A misclassified example has distance 0 and no iterations, and counts as crossed. An example
+    that does not cross within `steps`, or whose gradients vanish, does not count as crossed. Its
+    distance is that of the last point reached, which is no bound on the margin. The distance is
+    NaN where the logits of x are not finite. Raises ValueError for another norm.
     """
     x, order = x if x.dtype == torch.float64 else ops.pixels(x), norm_order(norm)
     with evaluating(model), torch.no_grad():
@@ -196,7 +196,7 @@ def deepfool(model: nn.Module, x: Tensor, y: Tensor, norm: str = "linf", steps: 
 
 
 def norm_order(norm: str) -> float:
-    """The p of the norm `linf` or `l2`. Raises ValueError for another."""
+    """The p of the norm `linf` or `l2`. Raises ValueError for any other norm."""
     if norm not in ("linf", "l2"):
         raise ValueError(f"unknown norm {norm!r}: choose linf or l2")
     return torch.inf if norm == "linf" else 2.0
@@ -207,7 +207,8 @@ def _walk(model, x, y, target, rivals, norm, steps, overshoot, clip):
 
     Their classes go into target [B]. An example that crossed or no longer moves is left alone.
     """
-    delta, way = torch.zeros_like(x), torch.zeros_like(x)  # the sum of the steps, and overshot
+    # The sum of the steps, and that sum with overshoot.
+    delta, way = torch.zeros_like(x), torch.zeros_like(x)
     iterations, todo = torch.zeros_like(y), (target == y).nonzero().flatten()
     for _ in range(steps):
         if len(todo) == 0:
@@ -217,7 +218,7 @@ def _walk(model, x, y, target, rivals, norm, steps, overshoot, clip):
         grads, logits = class_grads(model, before, rivals[todo])
         step, _ = nearest_boundary(grads, logits, torch.zeros_like(todo), norm, LEAST)
         total = delta[todo] + step
-        if clip:  # the sum stays in the box, so that a pixel on its face can come back at once
+        if clip:  # so that a pixel at the edge of the box can move back at the next step
             total = total.clamp(-centre, 1 - centre)
         further = total * (1 + overshoot)
         if clip:

@@ -1,9 +1,9 @@
 """A network from a user's own file: `--model FILE.py:NAME`.
 
-NAME is a class or function of FILE.py that takes `classes`, and `channels`, `size` and `width` if
-it likes, and returns an nn.Module for images [B, channels, size, size] in [0, 1]. A run keeps a
-copy of the file (network.py) and its checksum. Code that came with a run is executed only where
-the caller trusts it.
+NAME is a class or function of FILE.py that takes `classes`, and also `channels`, `size` and
+`width` if it has arguments of these names. It returns an nn.Module for images [B, channels, size,
+size] in [0, 1]. A run keeps a copy of the file (network.py) and its checksum. Code that came with
+a run is executed only where the caller trusts it.
 """
 import hashlib
 import inspect

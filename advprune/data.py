@@ -36,7 +36,7 @@ NAMES = ["digits", *TORCHVISION, "folder", "synthetic"]
 class Dataset:
     """images [N, C, H, W] uint8 and labels [N] int64 to train on, and the same to test on.
 
-    Images are a tensor, or a Stored or Joined where they are in files. The first `original` ids
+    Images are a tensor, or a Stored or Joined if they stay in files. The first `original` ids
     are the data set's own, the others --extra-data's.
     """
 
@@ -60,8 +60,9 @@ class Dataset:
     def epoch_size(self, kept: int) -> int:
         """How many images an epoch on `kept` ids visits.
 
-        It is the number of the originals, times the share that is kept. So --extra-data makes no
-        epoch longer, and dropping a share of all ids saves that share of the time.
+        It is the number of original images, times the fraction of all that is kept. So
+        --extra-data makes no epoch longer, and dropping a share of all ids saves that share of the
+        time.
         """
         return max(1, round(self.original * kept / len(self.labels)))
 
@@ -185,7 +186,7 @@ def _folder(root, size, skip_bad, only_test, cache_dir):
     images, labels, found = folder.open_folder(root, "train", size, skip_bad, cache_dir)
     if found != classes:
         odd = sorted(set(found) ^ set(classes))
-        raise UserError(f"{root} has {len(odd)} classes in one of train and val only, such as "
+        raise UserError(f"{root} has {len(odd)} classes in only one of train and val, such as "
                         f"{odd[0]!r}; both need the same folders")
     return images, labels, test_images, test_labels, classes
 

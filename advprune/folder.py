@@ -24,7 +24,7 @@ from tqdm import tqdm
 from advprune import runs, stored
 from advprune.cli import UserError
 
-AT_ONCE = 256  # images decoded before any more are begun, which bounds the memory
+AT_ONCE = 256  # images decoded at a time; it bounds the memory
 
 
 def open_folder(root: str | Path, part: str, size: int, skip_bad: bool = False,
@@ -64,7 +64,7 @@ def open_folder(root: str | Path, part: str, size: int, skip_bad: bool = False,
     if bad and not skip_bad:
         named = ", ".join(bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
         raise UserError(f"{len(bad)} of the {len(found)} images of {folder} cannot be read: "
-                        f"{named}; mend or delete them, or leave them out with --skip-bad")
+                        f"{named}; repair or delete them, or leave them out with --skip-bad")
     if not index["labels"]:
         raise UserError(f"none of the {len(found)} images of {folder} can be read")
     if bad:

@@ -33,7 +33,7 @@ def margin_model(args: Namespace, device: torch.device) -> nn.Module | None:
     config = runs.config(path)
     if odd := [name for name in ("channels", "classes", "size")
                if config["args"]["network"][name] != args.network[name]]:
-        raise UserError(f"{path} is of other data: not the same {odd[0]}")
+        raise UserError(f"--margin-model {path} was trained on other data: its {odd[0]} differ")
     return models.from_run(path, config, args.trust_code).to(device)
 
 

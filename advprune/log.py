@@ -52,6 +52,9 @@ class Log:
             dataset, scores, kept, lambda images: models.predict(model, images),
             f"{args.dataset}: {args.prune} by {kind}, p = {args.p:g}, epoch {args.epoch}")
         runs.write_figure(self.folder / "pruned.png", figure)
+        if training.guard.collapsed and kind not in ("random", "clean-loss"):
+            tqdm.write("train.py: these scores say little, because the network has collapsed: it "
+                       "withstands no attack", file=sys.stderr)
         if self.events:
             self.events.add_figure("pruned", figure, args.epoch)
         self.draw_seconds = time.perf_counter() - start
@@ -59,8 +62,8 @@ class Log:
         tqdm.write(f"{strategy} pruning kept {len(kept):,} of {len(scores):,} "
                    f"({training.prune_seconds:.1f} s, and {self.draw_seconds:.1f} s to draw)")
         if budgets := training.budget_statistics():
-            tqdm.write("budgets: mean {mean_eps:.4g}, below {full:.4g} for {adapted:.1%} of the "
-                       "kept".format(full=args.epsilon, **budgets))
+            tqdm.write("budgets of the kept examples: mean {mean_eps:.4g}; {adapted:.1%} are "
+                       "below {full:.4g}".format(full=args.epsilon, **budgets))
 
     def epoch(self, training: Any, collapsed: str | None) -> None:
         """Print the newest row and what the guard says; write log.csv and the state."""

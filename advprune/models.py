@@ -71,8 +71,8 @@ class PreActBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
 
     def forward(self, x):
-        # The shortcut leaves from x itself, not from its activation: so fast_adversarial, unlike
-        # kuangliu's.
+        # The shortcut takes x, not its activation, as in fast_adversarial. kuangliu's code takes
+        # the activation.
         out = self.conv1(F.relu(self.bn1(x)))
         return self.conv2(F.relu(self.bn2(out))) + self.shortcut(x)
 
@@ -147,7 +147,7 @@ def wideresnet28_silu(channels, classes, width, size):
 
 
 def torchvision_names():
-    """torchvision's classifiers, but for two that give a tuple while they train."""
+    """torchvision's classifiers, except two that give a tuple in train mode."""
     from torchvision import models
 
     return set(models.list_models(module=models)) - {"googlenet", "inception_v3"}
@@ -181,14 +181,14 @@ def check_name(name: str) -> str:
         custom.source(name)
         return custom.resolve(name)
     if name not in MODELS and name not in torchvision_names():
-        raise UserError(f"--model {name!r} is none of {', '.join(MODELS)}, no classifier of "
-                        "torchvision and no FILE.py:NAME")
+        raise UserError(f"--model: there is no network {name!r}; choose {', '.join(MODELS)}, a "
+                        "classifier of torchvision, or FILE.py:NAME")
     return name
 
 
 def build(name: str, channels: int, classes: int = 10, width: int | None = None, size: int = 28,
           sha256: str | None = None, code: str | None = None) -> nn.Module:
-    """The network `name` for images [channels, size, size], from torch's random generator.
+    """The network `name` for images [channels, size, size], with random weights.
 
     code is the source of a FILE.py:NAME, read from there if None; sha256 belongs to its record
     in a run. Raises UserError where the network does not take such images, or does not give
@@ -233,7 +233,7 @@ def load_weights(model: nn.Module, path: str | Path, new_head: bool = False) -> 
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception:  # zip, pickle and safetensors each raise their own kinds
-        raise UserError(f"{path} is no readable file of weights alone") from None
+        raise UserError(f"{path} cannot be read as a weights file (of tensors only)") from None
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -249,14 +249,14 @@ def load_weights(model: nn.Module, path: str | Path, new_head: bool = False) -> 
     if new_head:
         other = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
         if len({key.rpartition(".")[0] for key in other}) == 1:
-            print(f"{path} has another number of classes: {', '.join(other)} start anew",
+            print(f"{path} has another number of classes: {', '.join(other)} keep random values",
                   file=sys.stderr)
             state |= {key: wanted[key] for key in other}
     wrong = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
     wrong += [key for key in state if key not in wanted]
     if wrong:
-        raise UserError(f"{path} does not fit this network: {len(wrong)} tensors differ, first "
-                        f"{wrong[0]!r}; name the right --dataset, --model or --width")
+        raise UserError(f"{path} does not fit this network: {len(wrong)} tensors differ, the "
+                        f"first is {wrong[0]!r}; check --dataset, --model and --width")
     if bad := [key for key in wanted if not state[key].isfinite().all()]:
         raise UserError(f"{path} holds weights that are not finite, first in {bad[0]!r}")
     model.load_state_dict(state)

@@ -1,6 +1,7 @@
 """The operators of adversarial training on pruned data; a kernel does each in one pass.
 
-Each operator is declared once, in this file: schema, plain-torch reference, shape-only fake.
+Each operator is declared once, in this file: schema, plain-torch reference, and a
+fake that gives the output's shape.
 Callers write `ops.rs_start(...)`. Where csrc/ has been built, the dispatcher runs its kernel,
 otherwise the reference. ADVPRUNE_KERNELS=0 ignores the build. `ops.KERNELS` says what is in use:
 `reference`, `cpu` or `cpu+cuda`. This module needs torch and nothing else.
@@ -56,7 +57,8 @@ def fgsm_step(x: Tensor, grad: Tensor, ids: Tensor, eps: float | Tensor, alpha: 
 
     delta = clip(start - x + alpha sign(grad), -eps_i, eps_i), then x + delta clipped to [0, 1];
     sign(0) = sign(NaN) = 0. alpha is a float or [B]. N-FGSM (de Jorge et al. 2022, Algorithm 1) is
-    noise_scale=2, clip_ball=False. grad has the shape and type of the start; the rest as there.
+    noise_scale=2, clip_ball=False. grad has the shape and type of the start. The other
+    arguments are those of `rs_start`.
     """
     return torch.ops.advprune.fgsm_step(x, grad, ids.contiguous(), *_split(eps, x),
                                         *_split(alpha, x), seed, epoch, clip_start, noise_scale,
@@ -67,7 +69,7 @@ def augment(images: Tensor, ids: Tensor, seed: int, epoch: int, pad: int = 0, fl
             channels_last: bool = False, rows: Tensor | None = None) -> Tensor:
     """Images [N, C, H, W] uint8 of these ids [B], zero-padded, cropped, flipped; float32 / 255.
 
-    Every offset of the crop in 0..2 pad, and each side of the flip, is as likely as any other.
+    Offsets 0 to 2 pad of the crop are equally likely. A flip has probability 1/2.
     rows [B] int64 gives the place of each id's image where images hold only a part of the set.
     Raises IndexError or RuntimeError for an id, or with rows a row, outside the images.
     """
@@ -78,8 +80,8 @@ def augment(images: Tensor, ids: Tensor, seed: int, epoch: int, pad: int = 0, fl
 def cross_entropy_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """(loss [B] float32, correct [B] bool) of logits [B, K], any float type, and labels [B].
 
-    The sum leaves out the largest logit and is in float64. So small losses keep all the digits of
-    float32, and kernel and reference give the same order of examples.
+    The sum is in float64 and does not include the largest logit. So small losses keep all the
+    digits of float32, and kernel and reference give the same order of examples.
     """
     return torch.ops.advprune.cross_entropy_scores(logits, labels.contiguous())
 
@@ -87,9 +89,10 @@ def cross_entropy_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
 def select_kept(scores: Tensor, drop: int, how: str) -> Tensor:
     """Sorted ids [n - drop] that stay when `drop` of scores [n] float32 go (Algorithm 1, 8-20).
 
-    how: `high` or `low` drop that tail, `low+high` half from each (the odd one from the high
-    tail), `middle` drops those nearest the mean score. Of equal scores at a cut the lowest ids
-    stay. Raises ValueError for non-finite scores, drop outside [0, n] or an unknown `how`.
+    how: `high` or `low` drop that end, `low+high` half from each (of an odd number, one more from
+    the high end), `middle` drops those nearest the mean score. Among equal scores at a cut the
+    lowest ids stay. Raises ValueError for non-finite scores, drop outside [0, n] or an unknown
+    `how`.
     """
     n = len(scores)
     if not 0 <= drop <= n:
@@ -243,7 +246,7 @@ SOURCES = [HERE.parent / "csrc" / name for name in ("ops.h", "ops_cpu.cpp", "ops
 def _build_name() -> str:
     """The build's file name: a digest of schemas and sources, so that an old build is noticed.
 
-    An installed package has its build beside it and no sources; then any build is its own.
+    An installed package has its build beside it and no sources; then that build is used.
     """
     if not all(source.exists() for source in SOURCES):
         return "_C_"
@@ -273,8 +276,8 @@ def _load() -> str:
     if ours and not trouble and missing:
         trouble = f"lacks {', '.join(missing)}"
     if trouble:
-        print(f"advprune: the kernels' build {trouble}; plain torch serves instead until "
-              "`make kernels` builds it anew", file=sys.stderr)
+        print(f"advprune: the kernels' build {trouble}; plain torch is used until you "
+              "run `make kernels`", file=sys.stderr)
     return "+".join(key.lower() for key in served if served[key]) or "reference"
 
 

@@ -46,7 +46,7 @@ def join(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def first_process_first() -> Iterator[None]:
-    """Let process 0 run this block before the others, which then find what it has written.
+    """Let process 0 run this block before the others, so that they can read what it writes.
 
     They wait for it up to a day: to decode a large folder takes long.
     """

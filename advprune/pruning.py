@@ -3,11 +3,11 @@
 Scores          loss          cross-entropy on the RS+FGSM example (Algorithm 1, line 6)
                 clean-loss    cross-entropy on the example itself (section 5.1)
                 margin        DeepFool's distance to the decision boundary; 0 where misclassified,
-                              the box's diameter where no boundary was found
+                              the largest possible distance where no boundary was found
 Strategies      high, low     drop the highest, or the lowest, scores
                 low+high      drop half from each end
                 middle        drop the scores nearest the mean
-                random, none
+                random        drop any examples        none     drop nothing
 
 So `high` drops the hardest examples when the score is a loss, and the easiest when it is a margin.
 This module needs torch and numpy.
@@ -26,7 +26,7 @@ from advprune.cli import UserError
 
 SCORES = ("loss", "clean-loss", "margin")
 STRATEGIES = ("none", "random", "high", "low", "low+high", "middle")
-SAVE_SECONDS = 10.0  # an interruption costs at most this much scoring
+SAVE_SECONDS = 10.0  # between saves: an interruption loses at most this much work
 
 
 def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
@@ -36,14 +36,14 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
           state: Path | None = None) -> Tensor:
     """Scores [N] float32 of all examples, on the device of the labels; the model in eval mode.
 
-    images: a tensor or array [N, C, H, W], uint8 or in [0, 1], or anything that gives such a batch
-    for a tensor of ids. labels: N whole numbers. An example's id is its place in both. Batches go
-    to the model's device. The work is shared by torchrun's processes.
+    images: a tensor or array [N, C, H, W], uint8 or in [0, 1], or any object whose images[ids] is
+    such a batch, for a tensor of ids. labels: N whole numbers. An example's id is its place in
+    both. Batches go to the model's device. The work is shared by torchrun's processes.
 
     kind `loss` needs eps, the l-infinity budget in [0, 1] pixels; its step is alpha (default
     1.25 eps, as fast_adversarial); seed and epoch choose the noise; clip_start keeps the random
     start in the box. kind `margin` takes attacks.deepfool's norm, steps and classes. bar is a tqdm
-    bar to move. state is a file to save progress in, and to continue from: use another one for
+    bar to move. state is a file to save progress in, and to continue from: use another file for
     other arguments, and delete it afterwards.
 
     Raises ValueError for an unknown kind, a missing eps, lengths that differ, and scores that are
@@ -95,7 +95,7 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
     scores = processes.total(scores)
     if bad := int((~scores.isfinite()).sum()):
         raise UserError(f"{bad} of the {len(scores)} {kind} scores are not finite: the "
-                        "network's output is not, on these examples")
+                        "network gives NaN or infinite logits for them")
     return scores
 
 
@@ -106,7 +106,7 @@ def _gather(images, ids, device):
 
 
 def farthest(images: Any, norm: str) -> float:
-    """The diameter of the box [0, 1]^(C H W): no example of images [N, C, H, W] is farther."""
+    """The largest distance between two points of the box [0, 1]^(C H W) of these images."""
     return 1.0 if norm == "linf" else math.sqrt(math.prod(images.shape[1:]))
 
 
@@ -121,10 +121,10 @@ def select(scores: Tensor, how: str, p: float, seed: int = 0, labels: Tensor | N
            ) -> Tensor:
     """The sorted ids of the n - round(p n) examples that stay, given scores [n].
 
-    how is one of STRATEGIES; of equal scores at a cut the lowest ids stay. With labels [n] every
-    class loses the same fraction; round(p n) is divided by the largest remainders. The result
-    depends on the arguments alone. Raises ValueError for p outside [0, 1), an unknown `how`, and
-    scores that are not finite (it says how many).
+    how is one of STRATEGIES; among equal scores at a cut the lowest ids stay. With labels [n]
+    every class loses the same fraction; the total, round(p n), is split by largest remainders. The
+    result depends on the arguments alone. Raises ValueError for p outside [0, 1), an unknown
+    `how`, and scores that are not finite (it says how many).
     """
     if how not in STRATEGIES:
         raise ValueError(f"unknown strategy {how!r}: choose from {', '.join(STRATEGIES)}")
@@ -160,9 +160,9 @@ def adapt(margins: Tensor, kept: Tensor, eps: float, fraction: float = 1.0, floo
     """The budget of every example [N]: clip(margin, floor, eps) on the lowest margins, else eps.
 
     margins [N] and eps in [0, 1] pixels. Of the `kept` ids the `fraction` of lowest margin is
-    adapted. So no adapted example crosses the margin model's boundary, and one that the margin
-    model misclassifies gets the floor. This is OUR reading of PUMA's abstract (Maroto & Frossard
-    2024), which gives no formula.
+    adapted. With floor 0 no adapted example crosses the margin model's boundary. An example that
+    the margin model misclassifies gets the floor. This is OUR reading of PUMA's abstract (Maroto &
+    Frossard 2024), which gives no formula.
     """
     budgets = torch.full_like(margins, eps)
     lowest = kept[margins[kept].argsort(stable=True)[:round(fraction * len(kept))]]
@@ -186,16 +186,16 @@ def save(path: str | Path, scores: Tensor, labels: Tensor, kept: Tensor, kind: s
 
 
 def load(path: str | Path, labels: Tensor, kind: str | None = None) -> tuple[Tensor, str]:
-    """(scores [N], kind) that `save` wrote. Raises UserError unless they are of these labels [N].
+    """(scores [N], kind) that `save` wrote. Raises UserError where they are of other labels [N].
 
-    Where a kind is asked for, they must be of that kind; a file without one is trusted.
+    Where a kind is asked for, they must be of that kind; a file that names no kind is accepted.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             scores, its_labels = file["scores"], file["labels"]
             its_kind = str(file["kind"]) if "kind" in file else kind or "given"
     except Exception as error:  # numpy and zipfile raise half a dozen kinds
-        raise UserError(f"{path} is no score file with scores and labels: {error}") from None
+        raise UserError(f"{path} is not a score file of prune.py: {error}") from None
     if kind and its_kind != kind:
         raise UserError(f"{path} holds scores of kind {its_kind}, but {kind} is needed")
     if scores.shape != tuple(labels.shape):

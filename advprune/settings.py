@@ -39,14 +39,15 @@ def flags(doc: str | None) -> cli.Parser:
 
 def _data_flags(flag: Callable) -> None:
     flag("--dataset", choices=data.NAMES, default="digits", help="default: digits (embedded)")
-    flag("--data-dir", default="data", help="where data sets are or are downloaded to (data)")
+    flag("--data-dir", default="data", help="folder of the data sets; missing ones are "
+         "downloaded into it (data)")
     flag("--cache-dir", metavar="DIR", help="where images decoded from a folder or a compressed "
          "npz are kept (beside them)")
     flag("--limit", type=cli.positive_int, metavar="N",
          help="train on the first N examples, and on all of --extra-data")
     flag("--image-size", type=cli.positive_int, metavar="PIXELS",
          help=f"side of the images of --dataset folder ({shown('image_size')})")
-    flag("--skip-bad", action="store_true", help="leave out images of the folder that are broken")
+    flag("--skip-bad", action="store_true", help="leave out images that cannot be read")
     flag("--extra-data", metavar="FILE", action="append",
          help="an npz of generated images to train on too; may be given several times")
     flag("--extra-fraction", type=cli.number(float, 0, 1, open_low=True),
@@ -54,15 +55,17 @@ def _data_flags(flag: Callable) -> None:
 
 
 def _pruning_flags(flag: Callable) -> None:
-    flag("--prune", choices=STRATEGIES, help="which end of the scores to drop (none)")
+    flag("--prune", choices=STRATEGIES, help="what to drop: high drops the highest "
+         "scores; see prune.py (none)")
     flag("--p", type=cli.fraction, help=f"fraction to drop, 0 <= p < 1 ({recipes.P})")
     flag("--epoch", type=cli.number(int, 0), help="full epochs before pruning "
          f"({recipes.PRUNE_EPOCH}, or 0 with --scores or --margin-model)")
-    flag("--score", choices=SCORES, help="what to score by: see prune.py (loss; margin for puma)")
-    flag("--scores", metavar="FILE", help="prune by the scores in this npz of prune.py")
+    flag("--score", choices=SCORES, help="the score to prune by; prune.py explains them "
+         "(loss; for puma, margin)")
+    flag("--scores", metavar="FILE", help="prune by the scores in this file of prune.py")
     flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
-    flag("--margin-model", metavar="RUN-or-FILE", help="network of --score margin: a run, or "
-         "weights of the network trained here (the network in training)")
+    flag("--margin-model", metavar="RUN-or-FILE", help="the network that measures the "
+         "margins: a run, or a weights file that fits --model (the network in training)")
     flag("--margin-norm", choices=["linf", "l2"], help="norm of --score margin (linf)")
     flag("--margin-steps", type=cli.positive_int, help="DeepFool's largest number of steps (50)")
     flag("--margin-classes", type=cli.number(int, 2), metavar="K",
@@ -70,8 +73,8 @@ def _pruning_flags(flag: Callable) -> None:
     flag("--adapt-eps", action="store_true",
          help="after pruning, train with eps_i = clip(margin_i, floor, eps)")
     flag("--adapt-fraction", type=cli.number(float, 0, 1, open_low=True),
-         help="adapt this fraction of the kept examples, those of lowest margin (1)")
-    flag("--eps-floor", type=cli.budget, help="the floor of --adapt-eps (0)")
+         help="adapt only this fraction of the kept examples, those of lowest margin (1)")
+    flag("--eps-floor", type=cli.budget, help="the smallest budget that --adapt-eps gives (0)")
 
 
 def _attack_flags(flag: Callable) -> None:
@@ -85,25 +88,28 @@ def _attack_flags(flag: Callable) -> None:
     flag("--epsilon", type=cli.budget, help="l-inf budget in [0, 1] pixels, such as 8/255 "
          f"({shown('epsilon')})")
     flag("--alpha", type=cli.number(float, 0), help="attack step in [0, 1] pixels (1.25 epsilon "
-         "for rs-fgsm, epsilon for n-fgsm, epsilon/4 or epsilon/30 for pgd)")
+         "for rs-fgsm, epsilon for n-fgsm; for pgd epsilon/4 with cifar10 and folder, else "
+         "epsilon/30)")
     flag("--pgd-steps", type=cli.positive_int,
          help=f"steps of --attack pgd and --loss trades ({shown('pgd_steps')})")
 
 
 def _training_flags(flag: Callable) -> None:
-    flag("--epochs", type=cli.positive_int, help=shown("epochs"))
+    flag("--epochs", type=cli.positive_int,
+         help=f"passes over the training set ({shown('epochs')})")
     flag("--batch-size", type=cli.positive_int,
          help=f"images in an update, over all processes ({shown('batch_size')})")
     flag("--optimizer", choices=["sgd", "adam", "adamw"],
-         help=f"{shown('optimizer')}; another one needs --lr")
+         help=f"the optimiser ({shown('optimizer')}); another one needs --lr")
     flag("--lr", type=cli.number(float, 0, open_low=True),
          help=f"peak learning rate ({shown('lr')})")
     flag("--momentum", type=cli.fraction, help=f"of SGD ({shown('momentum')})")
     flag("--nesterov", action="store_true", help="Nesterov's momentum, for SGD")
-    flag("--weight-decay", type=cli.number(float, 0), help=shown("weight_decay"))
+    flag("--weight-decay", type=cli.number(float, 0),
+         help=f"of the optimiser ({shown('weight_decay')})")
     flag("--schedule", choices=["cyclic", "cosine"], default="cyclic",
-         help="of the learning rate: cyclic goes up to the peak and down in straight lines; "
-         "cosine is up after 2.5 %% of the run and comes down in half a cosine (cyclic)")
+         help="of the learning rate: cyclic rises and falls in straight lines; cosine rises "
+         "during the first 2.5 %% of the run, then falls along half a cosine (cyclic)")
     flag("--loss", choices=["cross-entropy", "trades"], default="cross-entropy",
          help="trades: cross-entropy of x + beta KL(x || x'), with x' by PGD on the KL")
     flag("--beta", type=cli.number(float, 0), help=f"of --loss trades ({recipes.BETA:g})")
@@ -111,22 +117,25 @@ def _training_flags(flag: Callable) -> None:
     flag("--ema", type=cli.fraction, metavar="DECAY",
          help="average the weights exponentially with this decay, such as 0.995; the average is "
          "the run's result")
-    flag("--model", type=model_name, metavar="NAME", help="of models.py, of torchvision, or "
-         "FILE.py:NAME (mnist-net for grey images, preactresnet18 for colour)")
-    flag("--width", type=cli.positive_int, help="network width; models.py says what it counts")
+    flag("--model", type=model_name, metavar="NAME", help="a network of advprune/models.py, one "
+         "of torchvision, or your own as FILE.py:NAME (mnist-net for grey images, preactresnet18 "
+         "for colour)")
+    flag("--width", type=cli.positive_int, help="channels of the first layer; for wide networks, "
+         "the widening factor")
     flag("--pretrained", metavar="FILE", help="start from these weights")
     flag("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="default: fp32")
     flag("--compile", action="store_true", help="torch.compile the network")
 
 
 def _run_flags(flag: Callable) -> None:
-    flag("--seed", type=cli.seed, default=0)
+    flag("--seed", type=cli.seed, default=0, help="of weights, order and noise (0)")
     flag("--out", metavar="DIR", help="the run's new directory (runs/<what it is>)")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
     flag("--tensorboard", action="store_true", help="also write TensorBoard events")
     flag("--resume", metavar="DIR", help="continue this interrupted run with its own settings")
     flag("--trust-code", action="store_true",
-         help="execute the network code that a run brings along (--resume, --margin-model)")
+         help="allow network code from a run's directory to be executed (--resume, "
+         "--margin-model)")
 
 
 def parse(argv: Sequence[str] | None, doc: str | None = __doc__) -> argparse.Namespace:
@@ -183,11 +192,11 @@ def _refuse(parser, args, names, why):
 
 def _extra_data(parser, args):
     if not args.extra_data:
-        _refuse(parser, args, ("extra_fraction",), "does nothing without --extra-data")
+        _refuse(parser, args, ("extra_fraction",), "has no effect without --extra-data")
         return
     if args.score == "running-loss":
-        parser.error("--score running-loss needs epochs that visit every example, and with "
-                     "--extra-data they do not; use --score loss")
+        parser.error("with --extra-data an epoch does not visit every example, so there is no "
+                     "--score running-loss; use --score loss")
     args.extra_data = [str(Path(path).resolve()) for path in args.extra_data]
     args.extra_fraction = args.extra_fraction or recipes.EXTRA_FRACTION
 
@@ -199,15 +208,15 @@ def _loss_and_attack(parser, args, recipe):
             parser.error(f"--loss trades has its own attack; leave out --attack {args.attack}")
         args.attack, args.beta = "pgd", recipes.BETA if args.beta is None else args.beta
     else:
-        _refuse(parser, args, ("beta",), "is for --loss trades")
+        _refuse(parser, args, ("beta",), "applies only with --loss trades")
         args.attack = args.attack or recipe["attack"]
 
 
 def _optimizer(parser, args, recipe):
     theirs = recipe["optimizer"]
     if args.optimizer not in (None, theirs) and args.lr is None:
-        parser.error(f"--optimizer {args.optimizer} needs --lr: {args.dataset}'s recipe has its "
-                     f"learning rate for {theirs}")
+        parser.error(f"--optimizer {args.optimizer} needs --lr: the learning rate in "
+                     f"{args.dataset}'s recipe is meant for {theirs}")
     args.optimizer = args.optimizer or theirs
     if args.optimizer != "sgd":
         _refuse(parser, args, ("momentum", "nesterov"), f"is for SGD, not for {args.optimizer}")
@@ -218,11 +227,11 @@ def _optimizer(parser, args, recipe):
 def _pruning(parser, args):
     args.prune = args.prune or "none"
     if args.prune == "none":
-        _refuse(parser, args, ("p", "class_balanced"), "does nothing without --prune")
+        _refuse(parser, args, ("p", "class_balanced"), "has no effect without --prune")
     if args.prune in ("none", "random") and not args.adapt_eps:
         alone = ("epoch",) if args.prune == "none" else ()
         _refuse(parser, args, ("score", "scores", *MARGIN, *alone),
-                f"does nothing with --prune {args.prune}")
+                f"has no effect with --prune {args.prune}; leave it out")
     _margins(parser, args)
     prunes = args.prune != "none" or args.adapt_eps
     if args.epoch is None and prunes:
@@ -245,13 +254,13 @@ def _margins(parser, args):
         parser.error(f"--adapt-eps needs margins, not --score {args.score}")
     args.score = args.score or ("margin" if args.adapt_eps else "loss")
     if args.score != "margin" or args.scores:
-        _refuse(parser, args, MARGIN, "is for --score margin without --scores")
+        _refuse(parser, args, MARGIN, "applies only with --score margin, and not with --scores")
     if not args.adapt_eps:
-        _refuse(parser, args, recipes.ADAPT, "is for --adapt-eps")
+        _refuse(parser, args, recipes.ADAPT, "applies only with --adapt-eps")
     elif args.margin_norm == "l2":
-        parser.error("--adapt-eps compares margins with an l-inf budget: not --margin-norm l2")
+        parser.error("--adapt-eps needs --margin-norm linf: the attack's budget is l-infinity")
     elif args.attack == "none" or args.epsilon == 0:
-        parser.error("--adapt-eps has no budget to adapt with --attack none or --epsilon 0")
+        parser.error("--adapt-eps needs an attack with a budget, not --attack none or --epsilon 0")
     _fill(args, {**recipes.MARGIN, **recipes.ADAPT})
 
 

@@ -5,9 +5,8 @@
     open_npz     generated images as published with Wang et al. 2023: FILE.npz of image and label
 
 All have len, shape, narrow(0, start, n), split(size), to(device) and [id], [slice], [ids]; the
-last three give tensors on the device. Files are read by pread and not memory-mapped: that gathers
-faster, does not count the pages as the process's memory, and turns a file cut short into an error
-instead of a crash.
+last three give tensors on the device. Files are read by pread and not memory-mapped. That gathers
+faster. The pages do not count as the process's memory. A file cut short is an error, not a crash.
 """
 import copy
 import glob
@@ -52,7 +51,7 @@ class Images:
 
 
 class Stored(Images):
-    """uint8 images of shape (N, H, W, C) in a file from a byte on, seen as [N, C, H, W]."""
+    """uint8 images of shape (N, H, W, C) in a file from byte `offset` on, seen as [N, C, H, W]."""
 
     def __init__(self, path, offset, shape):
         n, height, width, channels = shape
@@ -159,9 +158,9 @@ def _header(archive, key):
         shape, fortran, kind = read(file)
         offset = file.tell()
     if kind.hasobject:
-        raise ValueError(f"its {key}s are pickled objects, which are never loaded")
+        raise ValueError(f"its {key}s are pickled objects; for safety they are not loaded")
     if fortran:
-        raise ValueError(f"its {key}s are in Fortran order; save np.ascontiguousarray of them")
+        raise ValueError(f"its {key}s are in Fortran order; save np.ascontiguousarray(images)")
     if not shape or shape[0] == 0:
         raise ValueError(f"it has no {key}s")
     if member.file_size != offset + prod(shape) * kind.itemsize:
