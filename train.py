@@ -75,7 +75,7 @@ class Training:
         self.eps = None  # the budget of every example [N], once adapted
         self.kept = torch.arange(len(dataset.labels), device=device)
         self.running = torch.zeros(len(dataset.labels), device=device)  # last epoch's losses
-        self.rows, self.train_seconds, self.prune_seconds = [], 0.0, 0.0
+        self.rows, self.train_seconds, self.prune_seconds, self.draw_seconds = [], 0.0, 0.0, 0.0
 
     @property
     def result(self):
@@ -200,7 +200,8 @@ class Training:
         return {"model": self.model.state_dict(), "opt": self.opt.state_dict(), "eps": self.eps,
                 "average": self.average.state_dict() if self.average else None,
                 "kept": self.kept, "running": self.running, "rows": self.rows,
-                "seconds": (self.train_seconds, self.prune_seconds)}
+                "seconds": (self.train_seconds, self.prune_seconds),
+                "draw_seconds": self.draw_seconds}
 
     def restore(self, state):
         """Go back to a state that `state` gave."""
@@ -211,7 +212,7 @@ class Training:
         self.opt.load_state_dict(state["opt"])
         self.kept, self.running, self.rows = state["kept"], state["running"], state["rows"]
         self.train_seconds, self.prune_seconds = state["seconds"]
-        self.eps = state.get("eps")
+        self.eps, self.draw_seconds = state.get("eps"), state.get("draw_seconds", 0.0)
         if self.average:
             self.average.load_state_dict(state["average"])
 
@@ -230,12 +231,13 @@ def load_data(args, device):
     return dataset
 
 
-def load_margin_model(args, device):
+def load_margin_model(args, device, code):
     """The network of --margin-model, from a run or a weights file; None without the flag."""
     if not args.margin_model:
         return None
     if not Path(args.margin_model).is_dir():
-        return models.load_weights(models.build(**args.network), args.margin_model).to(device)
+        model = models.build(**args.network, code=code)
+        return models.load_weights(model, args.margin_model).to(device)
     config = runs.config(args.margin_model)
     if odd := [name for name in ("channels", "classes", "size")
                if config["args"]["network"][name] != args.network[name]]:
@@ -250,7 +252,7 @@ def begin(args, device):
     code = models.code_of(args.resume, args.network, args.trust_code)
     margin_model = scores = None
     if args.epoch is not None and len(state["rows"]) <= args.epoch:  # it has not pruned yet
-        margin_model = load_margin_model(args, device)
+        margin_model = load_margin_model(args, device, code)
         if args.scores:
             scores = pruning.load(args.scores, dataset.labels,
                                   "margin" if args.adapt_eps else None)
@@ -293,6 +295,7 @@ def main(argv=None):
         "clean_accuracy": right.double().mean().item(),
         "train_seconds": training.train_seconds, "prune_seconds": training.prune_seconds,
         "images_per_second": images / training.train_seconds, **training.budget_statistics(),
+        "draw_seconds": training.draw_seconds,
         "classes": dataset.classes}
     if first:
         written.finish(training.result, record)

@@ -16,7 +16,7 @@ class Log:
     """The directory of a run in progress; process 0 has one. It is made here, or resumed."""
 
     def __init__(self, args: Namespace, training: Any, code: str | None) -> None:
-        self.args, self.events, self.draw_seconds = args, None, 0.0
+        self.args, self.events = args, None
         self.folder = Path(args.resume) if args.resume else self._create(training, code)
         if args.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -50,10 +50,10 @@ class Log:
         runs.write_figure(self.folder / "pruned.png", figure)
         if self.events:
             self.events.add_figure("pruned", figure, args.epoch)
-        self.draw_seconds = time.perf_counter() - start
+        training.draw_seconds = time.perf_counter() - start
         strategy = "no" if args.prune == "none" else args.prune
         tqdm.write(f"{strategy} pruning kept {len(kept):,} of {len(scores):,} "
-                   f"({training.prune_seconds:.1f} s, and {self.draw_seconds:.1f} s to draw)")
+                   f"({training.prune_seconds:.1f} s, and {training.draw_seconds:.1f} s to draw)")
         if budgets := training.budget_statistics():
             tqdm.write("budgets: mean {mean_eps:.4g}, below {full:.4g} for {adapted:.1%} of the "
                        "kept".format(full=args.epsilon, **budgets))
@@ -76,7 +76,6 @@ class Log:
 
     def finish(self, model: nn.Module, record: dict) -> None:
         """Write the weights and the record."""
-        record["draw_seconds"] = self.draw_seconds
         weights = {name: v.contiguous().cpu() for name, v in model.state_dict().items()}
         runs.write(self.folder / "model.safetensors", safetensors.torch.save(weights))
         runs.write_json(self.folder / "train.json", record)

@@ -23,7 +23,8 @@ def pruned(dataset: Any, scores: Tensor, kept: Tensor, predict: Callable[[Tensor
     scores, dropped = scores.cpu(), np.ones(len(scores), bool)
     dropped[kept.cpu().numpy()] = False
     figure = Figure(figsize=(10, 7.5), layout="constrained")
-    top, *sheets = figure.subfigures(3, 1, height_ratios=(3, 2.2, 2.2))
+    parts: Any = figure.subfigures(3, 1, height_ratios=(3, 2.2, 2.2))
+    top, *sheets = parts
     axes, values = top.subplots(), scores.numpy()
     edges = np.histogram_bin_edges(values, 80)
     for members, name, color in ((~dropped, "kept", BLUE), (dropped, "dropped", RED)):

@@ -37,11 +37,13 @@ BETA, EXTRA_FRACTION, COSINE_PEAK = 5.0, 0.7, 0.025
 
 
 def shown(name: str) -> str:
-    """One value for all data sets, or each data set's, as --help says it."""
-    values = {dataset: recipe[name] for dataset, recipe in RECIPES.items() if name in recipe}
-    usual = list(values.values())
-    usual = max(usual, key=usual.count)
-    others = [f"{dataset} {value:.4g}" if isinstance(value, float) else f"{dataset} {value}"
-              for dataset, value in values.items() if value != usual]
-    usual = f"{usual:.4g}" if isinstance(usual, float) else str(usual)
-    return "; ".join([usual, *others]) if others else usual
+    """One value for all data sets, or each value after its data sets' names, as --help says it."""
+    values: dict[str, list[str]] = {}
+    for dataset, recipe in RECIPES.items():
+        if name in recipe:
+            value = recipe[name]
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            values.setdefault(text, []).append(dataset)
+    if len(values) == 1:
+        return next(iter(values))
+    return "; ".join(f"{', '.join(datasets)} {text}" for text, datasets in values.items())
