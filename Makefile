@@ -30,10 +30,11 @@ test: $(VENV)/.ready lint
 
 lint: $(VENV)/.ready
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
 
 gpu-records:
 	$(PYTHON) setup.py --quiet build_ext --inplace
 	$(PYTHON) reproduce.py gpu --budget $(or $(BUDGET),600)
 
 clean:
-	rm -rf $(VENV) build advprune/_C_*.so *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build advprune/_C_*.so *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -7,6 +7,7 @@ ADVPRUNE_KERNELS=0 builds none.
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
@@ -16,7 +17,11 @@ from setuptools import setup
 
 # pip builds in an environment of its own, without torch. The installed torch serves as well: the
 # build uses its stable ABI. Only where there is none, pip fetches one (setup_requires, below).
-sys.path += [sysconfig.get_path("purelib"), str(Path(__file__).resolve().parent)]
+sys.path.append(str(Path(__file__).resolve().parent))
+site.addsitedir(sysconfig.get_path("purelib"))  # with its .pth files
+venv = Path(sys.prefix, "pyvenv.cfg")
+if venv.exists() and re.search("include-system-site-packages *= *true", venv.read_text()):
+    site.addsitedir(sysconfig.get_path("purelib", vars={"base": sys.base_prefix}))
 try:
     import torch
     from torch.utils import cpp_extension

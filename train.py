@@ -76,7 +76,7 @@ class Training:
         self.eps = None  # the budget of every example [N], once adapted
         self.kept = torch.arange(len(dataset.labels), device=device)
         self.running = torch.zeros(len(dataset.labels), device=device)  # last epoch's losses
-        self.rows, self.train_seconds, self.prune_seconds, self.guard_seconds = [], 0.0, 0.0, 0.0
+        self.rows, self.seconds = [], dict.fromkeys(("train", "prune", "guard", "draw"), 0.0)
         # The attack of the settings, until a rollback replaces it.
         self.attack = {"kind": args.attack, "alpha": args.alpha, "steps": args.pgd_steps}
         self.guard = Guard(args, dataset)
@@ -158,7 +158,7 @@ class Training:
                                 lr=f"{lr:.2g}", refresh=False)
         loss, accuracy = (processes.total(sums) / images).tolist()
         seconds = time.perf_counter() - start
-        self.train_seconds += seconds
+        self.seconds["train"] += seconds
         if not np.isfinite(loss):
             raise cli.UserError(f"training diverged in epoch {epoch + 1}; try a smaller --lr")
         row = {"epoch": epoch + 1, "lr": lr, "examples": images, "loss": loss,
@@ -166,7 +166,7 @@ class Training:
         start = time.perf_counter()
         with self.autocast:
             row["robust"], row["clean"] = self.guard.measure(self.result)
-        self.guard_seconds += time.perf_counter() - start
+        self.seconds["guard"] += time.perf_counter() - start
         self.rows.append(row)
 
     def prune(self, epoch):
@@ -194,7 +194,7 @@ class Training:
         self.kept = pruning.select(scores, settings.strategy(a.prune), a.p, a.seed, balance)
         if a.adapt_eps:
             self.eps = pruning.adapt(scores, self.kept, a.epsilon, a.adapt_fraction, a.eps_floor)
-        self.prune_seconds = time.perf_counter() - start
+        self.seconds["prune"] = time.perf_counter() - start
         return kind, scores
 
     def budget_statistics(self):
@@ -209,8 +209,7 @@ class Training:
         return {"model": self.model.state_dict(), "opt": self.opt.state_dict(), "eps": self.eps,
                 "average": self.average.state_dict() if self.average else None,
                 "kept": self.kept, "running": self.running, "rows": self.rows,
-                "seconds": (self.train_seconds, self.prune_seconds, self.guard_seconds),
-                "attack": self.attack, "guard": self.guard.state()}
+                "seconds": self.seconds, "attack": self.attack, "guard": self.guard.state()}
 
     def restore(self, state):
         """Go back to a state that `state` gave."""
@@ -220,7 +219,9 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.opt.load_state_dict(state["opt"])
         self.kept, self.running, self.rows = state["kept"], state["running"], state["rows"]
-        self.train_seconds, self.prune_seconds, self.guard_seconds = (*state["seconds"], 0.0)[:3]
+        seconds = state["seconds"]  # a pair in older versions
+        self.seconds |= (seconds if isinstance(seconds, dict)
+                         else dict(zip(("train", "prune"), seconds, strict=True)))
         self.eps, self.attack = state.get("eps"), state.get("attack", self.attack)
         self.guard.restore(state.get("guard"), self.rows)
         if self.average:
@@ -234,7 +235,7 @@ def begin(args, device):
     code = models.code_of(args.resume, args.network, args.trust_code)
     margin_model = scores = None
     if args.epoch is not None and len(state["rows"]) <= args.epoch:  # it has not pruned yet
-        margin_model = inputs.margin_model(args, device)
+        margin_model = inputs.margin_model(args, device, code)
         scores = inputs.scores(args, dataset.labels)
     training = Training(args, dataset, device, code, margin_model, scores)
     if args.resume:
@@ -274,15 +275,15 @@ def main(argv=None):
                 raise cli.Stopped(collapsed)
 
     right = models.predict(training.result, dataset.test_images) == dataset.test_labels
+    seconds = training.seconds
     record = {
         "run": str(written.folder) if first else None, "dataset": args.dataset,
         "prune": args.prune, "p": args.p, "epoch": args.epoch, "epochs": args.epochs,
         "seed": args.seed, "n_train": n, "n_kept": len(training.kept),
-        "clean_accuracy": right.double().mean().item(), "train_seconds": training.train_seconds,
-        "prune_seconds": training.prune_seconds,
-        "images_per_second": bar.total / training.train_seconds, "examples": bar.total,
-        "guard_seconds": training.guard_seconds, "collapses": training.guard.collapses,
-        "collapsed": training.guard.collapsed,
+        "clean_accuracy": right.double().mean().item(), "train_seconds": seconds["train"],
+        "prune_seconds": seconds["prune"], "images_per_second": bar.total / seconds["train"],
+        "examples": bar.total, "guard_seconds": seconds["guard"], "draw_seconds": seconds["draw"],
+        "collapses": training.guard.collapses, "collapsed": training.guard.collapsed,
         **training.budget_statistics(), "classes": dataset.classes}
     if first:
         written.finish(training.result, record)

@@ -48,7 +48,7 @@ def source_of_run(run: str | Path, network: dict, trust_code: bool) -> str:
     written it. Raises UserError where that is missing, or differs from the recorded checksum.
     """
     path, copy = Path(network["name"].rpartition(":")[0]), Path(run) / "network.py"
-    if Path(run).resolve() not in path.parents:
+    if path.is_absolute() and Path(run).resolve() not in path.resolve().parents:
         try:
             if digest(path.read_text()) == network["sha256"]:
                 return path.read_text()
@@ -99,7 +99,7 @@ def construct(name: str, code: str, **given: Any) -> nn.Module:
         model = maker(**{k: v for k, v in given.items() if anything or k in takes})
     except UserError:
         raise
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise UserError(f"--model: {attribute} of {path} failed with {type(error).__name__}: "
                         + str(error).partition("\n")[0]) from error
     finally:

@@ -91,7 +91,7 @@ def _digest(folder, found, shared):
 def _decode(found, size, folder, cache):
     """Write what can be read of found, (path, label) pairs, as cache.npy, then cache.json."""
     fit = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size)])
-    index = {"paths": [], "labels": [], "unreadable": []}
+    index: dict[str, list] = {"paths": [], "labels": [], "unreadable": []}
 
     def decode(pair):
         try:

@@ -78,10 +78,9 @@ class Guard:
             return (f"{said}; such a network is no defence: train with --recipe robust, or with "
                     "--on-collapse rollback")
         event["lost"] = now["examples"]
-        seconds = training.train_seconds, training.prune_seconds, training.guard_seconds
-        collapses = self.collapses
+        seconds, collapses = dict(training.seconds), self.collapses
         training.restore(copy.deepcopy(self.good))
-        training.train_seconds, training.prune_seconds, training.guard_seconds = seconds
+        training.seconds = seconds  # what was lost took time
         self.collapses, training.attack = collapses, remedy
         steps = f" of {remedy['steps']} steps" if remedy["kind"] == "pgd" else ""
         return (f"{said}; back to the end of epoch {len(training.rows)}, and on with "

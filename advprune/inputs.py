@@ -23,13 +23,13 @@ def dataset(args: Namespace, device: torch.device) -> data.Dataset:
     return loaded
 
 
-def margin_model(args: Namespace, device: torch.device) -> nn.Module | None:
+def margin_model(args: Namespace, device: torch.device, code: str | None) -> nn.Module | None:
     """The network of --margin-model, from a run or a weights file; None without the flag."""
     path = args.margin_model
     if not path:
         return None
     if not Path(path).is_dir():
-        return models.load_weights(models.build(**args.network), path).to(device)
+        return models.load_weights(models.build(**args.network, code=code), path).to(device)
     config = runs.config(path)
     if odd := [name for name in ("channels", "classes", "size")
                if config["args"]["network"][name] != args.network[name]]:

@@ -16,7 +16,7 @@ class Log:
     """The directory of a run in progress; process 0 has one. It is made here, or resumed."""
 
     def __init__(self, args: Namespace, training: Any, code: str | None) -> None:
-        self.args, self.events, self.draw_seconds = args, None, 0.0
+        self.args, self.events = args, None
         self.folder = Path(args.resume) if args.resume else self._create(training, code)
         runs.lock(self.folder / ".lock", f"the run {self.folder}")
         if args.tensorboard:
@@ -57,10 +57,10 @@ class Log:
                        "withstands no attack", file=sys.stderr)
         if self.events:
             self.events.add_figure("pruned", figure, args.epoch)
-        self.draw_seconds = time.perf_counter() - start
+        training.seconds["draw"] = time.perf_counter() - start
         strategy = "no" if args.prune == "none" else args.prune
         tqdm.write(f"{strategy} pruning kept {len(kept):,} of {len(scores):,} "
-                   f"({training.prune_seconds:.1f} s, and {self.draw_seconds:.1f} s to draw)")
+                   "({prune:.1f} s, and {draw:.1f} s to draw)".format(**training.seconds))
         if budgets := training.budget_statistics():
             tqdm.write("budgets of the kept examples: mean {mean_eps:.4g}; {adapted:.1%} are "
                        "below {full:.4g}".format(full=args.epsilon, **budgets))
@@ -91,7 +91,7 @@ class Log:
 
     def finish(self, model: nn.Module, record: dict) -> None:
         """Write the weights and the record."""
-        record |= {"draw_seconds": self.draw_seconds, "weights": models.fingerprint(model)}
+        record["weights"] = models.fingerprint(model)
         weights = {name: v.contiguous().cpu() for name, v in model.state_dict().items()}
         runs.write(self.folder / "model.safetensors", safetensors.torch.save(weights))
         runs.write_json(self.folder / "train.json", record)

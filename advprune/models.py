@@ -13,7 +13,7 @@ widening factor of the wide ones (10). Layer names are those of the published we
 """
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from advprune.attacks import evaluating
 from advprune.cli import UserError
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+Activation = Callable[[Tensor], Tensor]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -37,6 +38,9 @@ class Normalize(nn.Module):
     `nn.Sequential(Normalize(mean, std), network)`.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         for name, value in (("mean", mean), ("std", std)):
@@ -46,12 +50,12 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
-def cifar10_normalize(channels):
+def cifar10_normalize(channels: int) -> Normalize:
     """fast_adversarial's normalisation of CIFAR-10 for colour; grey images stay as they are."""
     return Normalize(CIFAR10_MEAN, CIFAR10_STD) if channels == 3 else Normalize((0.0,), (1.0,))
 
 
-def mnist_net(channels, classes, width, size):
+def mnist_net(channels: int, classes: int, width: int, size: int) -> nn.Module:
     """Two convolutions and two linear layers, with the published keys 0, 2, 5, 7."""
     return nn.Sequential(
         nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.ReLU(),
@@ -60,17 +64,17 @@ def mnist_net(channels, classes, width, size):
 
 
 class PreActBlock(nn.Module):
-    def __init__(self, inputs, outputs, stride):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         # The shortcut takes x, not its activation, as in fast_adversarial. kuangliu's code takes
         # the activation.
         out = self.conv1(F.relu(self.bn1(x)))
@@ -78,7 +82,12 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet18(nn.Module):
-    def __init__(self, channels, classes, width, size):
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
+    def __init__(self, channels: int, classes: int, width: int, size: int) -> None:
         super().__init__()
         self.normalize = cifar10_normalize(channels)
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
@@ -92,7 +101,7 @@ class PreActResNet18(nn.Module):
         self.bn = nn.BatchNorm2d(inputs)
         self.linear = nn.Linear(inputs, classes)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(self.normalize(x))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         out = F.relu(self.bn(out)).mean((2, 3))  # [B, 8 width]
@@ -100,20 +109,20 @@ class PreActResNet18(nn.Module):
 
 
 class WideBlock(nn.Module):
-    def __init__(self, inputs, outputs, stride, activation):
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: Activation) -> None:
         super().__init__()
         self.activation, self.stride = activation, stride
         self.batchnorm_0 = nn.BatchNorm2d(inputs)
         self.conv_0 = nn.Conv2d(inputs, outputs, 3, stride, bias=False)
         self.batchnorm_1 = nn.BatchNorm2d(outputs)
         self.conv_1 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.shortcut = (
+        self.shortcut: nn.Module | None = (
             nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
         )
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         out = self.activation(self.batchnorm_0(x))
-        rest = self.shortcut(out) if self.shortcut else x
+        rest = x if self.shortcut is None else self.shortcut(out)
         # TensorFlow's SAME padding, as these weights were trained with: a stride of 2 pads on one
         # side only.
         out = self.conv_0(F.pad(out, (1, 1, 1, 1) if self.stride == 1 else (0, 1, 0, 1)))
@@ -121,7 +130,8 @@ class WideBlock(nn.Module):
 
 
 class WideResNet28(nn.Module):
-    def __init__(self, channels, classes, width, size, activation=F.relu):
+    def __init__(self, channels: int, classes: int, width: int, size: int,
+                 activation: Activation = F.relu) -> None:
         super().__init__()
         self.normalize, self.activation = cifar10_normalize(channels), activation
         self.init_conv = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
@@ -136,17 +146,17 @@ class WideResNet28(nn.Module):
         self.batchnorm = nn.BatchNorm2d(inputs)
         self.logits = nn.Linear(inputs, classes)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         out = self.layer(self.init_conv(self.normalize(x)))
         out = self.activation(self.batchnorm(out)).mean((2, 3))  # [B, 64 width]
         return self.logits(out)
 
 
-def wideresnet28_silu(channels, classes, width, size):
+def wideresnet28_silu(channels: int, classes: int, width: int, size: int) -> nn.Module:
     return WideResNet28(channels, classes, width, size, F.silu)
 
 
-def torchvision_names():
+def torchvision_names() -> set[str]:
     """torchvision's classifiers, except two that give a tuple in train mode."""
     from torchvision import models
 
@@ -223,6 +233,7 @@ def load_weights(model: nn.Module, path: str | Path, new_head: bool = False) -> 
     UserError where the file is unreadable or does not fit.
     """
     path = Path(path)
+    state: Any
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)

@@ -14,6 +14,7 @@ import hashlib
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -223,7 +224,7 @@ def _select_kept(scores, low, high, centre):
 
 REFERENCES = {"rs_start": _rs_start, "fgsm_step": _fgsm_step, "augment": _augment,
               "cross_entropy_scores": _cross_entropy_scores, "select_kept": _select_kept}
-FAKES = {
+FAKES: dict[str, Callable] = {
     "rs_start": lambda x, *_: _like_pixels(x),
     "fgsm_step": lambda x, *_: _like_pixels(x),
     "augment": lambda images, ids, seed, epoch, pad, flip, channels_last, rows=None:

@@ -53,7 +53,7 @@ def first_process_first() -> Iterator[None]:
     if world() == 1:
         yield
         return
-    patient = dist.new_group(timeout=DECODE, backend="gloo")
+    patient: Any = dist.new_group(timeout=DECODE, backend="gloo")
     if rank() > 0:
         dist.barrier(patient)
     yield

@@ -46,20 +46,25 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
     bar to move. state is a file to save progress in, and to continue from: use another file for
     other arguments, and delete it afterwards.
 
-    Raises ValueError for an unknown kind, a missing eps, lengths that differ, and scores that are
-    not finite (it says how many).
+    Raises ValueError for an unknown kind, a missing eps, lengths that differ, images outside
+    [0, 1], and scores that are not finite (it says how many).
     """
     if kind not in SCORES:
         also = "; train.py collects running-loss itself" if kind == "running-loss" else ""
         raise ValueError(f"unknown score {kind!r}: choose from {', '.join(SCORES)}{also}")
     if kind == "loss" and eps is None:
-        raise ValueError("the score 'loss' needs eps, the l-infinity budget in [0, 1] pixels")
-    if kind == "loss" and alpha is None:
-        alpha = 1.25 * eps
+        raise ValueError("the score 'loss' needs eps, the l-infinity budget in [0, 1] pixels; "
+                         "give eps=8/255, for example")
+    eps = eps or 0.0
+    alpha = 1.25 * eps if alpha is None else alpha
     attacks.norm_order(norm)
     labels = torch.as_tensor(labels)
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise ValueError("labels must be N whole numbers, not a tensor of shape "
+                         f"{list(labels.shape)} and type {labels.dtype}")
     if len(images) != len(labels):
-        raise ValueError(f"there are {len(images)} images but {len(labels)} labels")
+        raise ValueError(f"there are {len(images)} images but {len(labels)} labels; give one "
+                         "label for each image")
     device = next((p.device for p in model.parameters()), labels.device)
     ids = torch.arange(len(labels), device=labels.device)
     scores, done = torch.zeros(len(ids), device=ids.device), 0
@@ -72,7 +77,7 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
         with attacks.evaluating(model), torch.no_grad():
             while done < len(shard):
                 batch = shard[done:done + batch_size]
-                x, y = _gather(images, batch, device), labels[batch].to(device)
+                x, y = _gather(images, batch, device), labels[batch].to(device).long()
                 try:
                     if kind == "loss":
                         x = attacks.rs_fgsm(model, x, y, batch.to(device), eps=eps, alpha=alpha,
@@ -100,9 +105,17 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
 
 
 def _gather(images, ids, device):
-    """The batch of these ids as a tensor on the device."""
-    return torch.as_tensor(images[ids.numpy() if isinstance(images, np.ndarray) else ids]
-                           ).to(device)
+    """The batch of these ids as a tensor on the device, uint8 or a float type up to float32."""
+    if isinstance(images, np.ndarray):
+        x = torch.from_numpy(images[ids.cpu().numpy()])
+    else:
+        x = images[ids.to(getattr(images, "device", ids.device))]
+    x = x.float() if x.dtype == torch.float64 else x  # as numpy makes them
+    fits = x.is_floating_point() and (x.numel() == 0 or (x.min() >= 0 and x.max() <= 1))
+    if x.dtype != torch.uint8 and not fits:
+        raise ValueError("images must be uint8, or floats in [0, 1]: divide them by 255, and "
+                         "normalise inside the model (advprune.models.Normalize)")
+    return x.to(device)
 
 
 def farthest(images: Any, norm: str) -> float:

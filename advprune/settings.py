@@ -3,7 +3,7 @@
 Nothing is loaded here: neither data nor weights.
 """
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from advprune import cli, custom, data, models, pruning, recipes, runs
@@ -138,7 +138,7 @@ def _run_flags(flag: Callable) -> None:
          "--margin-model)")
 
 
-def parse(argv: Sequence[str] | None, doc: str | None = __doc__) -> argparse.Namespace:
+def parse(argv: list[str] | None, doc: str | None = __doc__) -> argparse.Namespace:
     """The settings of a run, its recipe filled in; or those of the run that --resume names."""
     parser = flags(doc)
     args = parser.parse_args(argv)
@@ -186,7 +186,7 @@ def _fill(args, values):
 
 def _refuse(parser, args, names, why):
     for name in names:
-        if getattr(args, name) not in (None, False):
+        if getattr(args, name) is not None and getattr(args, name) is not False:  # 0 is given
             parser.error(f"--{name.replace('_', '-')} {why}")
 
 

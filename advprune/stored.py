@@ -13,12 +13,14 @@ import glob
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from advprune import runs
@@ -31,11 +33,16 @@ class Images:
     """What Stored and Joined share: indexing, in terms of gather(ids on the CPU, int64)."""
 
     device = torch.device("cpu")
+    shape: torch.Size
 
-    def __len__(self):
+    def gather(self, ids: Tensor) -> Tensor:
+        """The images [n, C, H, W] uint8 of these ids [n], on the device."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, at):
+    def __getitem__(self, at: int | slice | Tensor) -> Tensor:
         if isinstance(at, slice):
             ids = torch.arange(*at.indices(len(self)))
         else:
@@ -45,7 +52,7 @@ class Images:
         images = self.gather(ids)
         return images[0] if isinstance(at, int) else images
 
-    def split(self, size):
+    def split(self, size: int) -> Iterator[Tensor]:
         """The images in tensors of `size`, each read when it is asked for."""
         return (self[start:start + size] for start in range(0, len(self), size))
 
@@ -53,38 +60,38 @@ class Images:
 class Stored(Images):
     """uint8 images of shape (N, H, W, C) in a file from byte `offset` on, seen as [N, C, H, W]."""
 
-    def __init__(self, path, offset, shape):
+    def __init__(self, path: str | Path, offset: int, shape: Sequence[int]) -> None:
         n, height, width, channels = shape
         self.file, self.offset = open(path, "rb", buffering=0), offset  # noqa: SIM115
         self.shape, self.dtype = torch.Size((n, channels, height, width)), torch.uint8
 
-    def to(self, device):
+    def to(self, device: str | torch.device) -> "Stored":
         """The same images, given out on another device."""
         other = copy.copy(self)
         other.device = torch.device(device)
         return other
 
-    def narrow(self, dim, start, length):
+    def narrow(self, dim: int, start: int, length: int) -> "Stored":
         """Images start to start + length - 1, as torch.narrow(images, 0, start, length)."""
         other = copy.copy(self)
         other.offset = self.offset + start * prod(self.shape[1:])
         other.shape = torch.Size((length, *self.shape[1:]))
         return other
 
-    def gather(self, ids):
+    def gather(self, ids: Tensor) -> Tensor:
         _, channels, height, width = self.shape
         cuda = self.device.type == "cuda"
         images = torch.empty((len(ids), height, width, channels), dtype=torch.uint8,
                              pin_memory=cuda)  # so that the copy does not wait for the GPU
         rows = images.numpy().reshape(len(ids), prod(self.shape[1:]))
-        if len(ids) and torch.equal(ids, torch.arange(ids[0], ids[0] + len(ids))):
+        if len(ids) and torch.equal(ids, torch.arange(int(ids[0]), int(ids[0]) + len(ids))):
             self.read(rows.reshape(-1), int(ids[0]))
         else:
             for row, i in zip(rows, ids.tolist(), strict=True):
                 self.read(row, i)
         return images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
 
-    def read(self, room, first):
+    def read(self, room: Any, first: int) -> None:
         """Fill this vector of bytes with the images from the first on."""
         at, done = self.offset + first * prod(self.shape[1:]), 0
         while done < len(room):  # one call gives 2 GiB at most
@@ -97,12 +104,12 @@ class Stored(Images):
 class Joined(Images):
     """Parts [N_i, C, H, W], tensors or Stored, on one device, as one set: ids in order."""
 
-    def __init__(self, parts):
+    def __init__(self, parts: "Sequence[Tensor | Stored]") -> None:
         self.parts, self.device, self.dtype = parts, parts[0].device, torch.uint8
         self.ends = torch.tensor([len(part) for part in parts]).cumsum(0)
         self.shape = torch.Size((int(self.ends[-1]), *parts[0].shape[1:]))
 
-    def gather(self, ids):
+    def gather(self, ids: Tensor) -> Tensor:
         images = torch.empty((len(ids), *self.shape[1:]), dtype=self.dtype, device=self.device)
         owner = torch.bucketize(ids, self.ends, right=True)
         for i, part in enumerate(self.parts):
@@ -118,7 +125,7 @@ class Joined(Images):
 # --- generated images in an npz
 
 def open_npz(path: str | Path, shape: Sequence[int], classes: int,
-             cache_dir: str | Path | None = None) -> tuple[Stored, torch.Tensor]:
+             cache_dir: str | Path | None = None) -> tuple[Stored, Tensor]:
     """(Stored, labels [N] int64) of an npz: `image` uint8 [N, H, W, C] and `label`, integers [N].
 
     shape is the data set's (C, H, W); grey images may be [N, H, W]. A file of np.savez is read

@@ -1,13 +1,70 @@
 """Shared by the tests: small trained runs, made once, and the real data sets where they are."""
+import ctypes
+import os
+import resource
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import train
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def weights(run):
+    """The final weights of a run directory."""
+    return safetensors.torch.load_file(Path(run) / "model.safetensors")
+
+
+def make(n=20, size=(28, 28), channels=1, seed=0):
+    """(images [N, H, W, C], labels [N]) of noise, as numpy arrays."""
+    generator = np.random.default_rng(seed)
+    return (generator.integers(256, size=(n, *size, channels), dtype=np.uint8),
+            generator.integers(10, size=n))
+
+
+def refused(main, argv, capsys):
+    """The sentence with which main(argv) refuses."""
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1, err
+    return err
+
+
+@contextmanager
+def no_file_over(size):
+    """Writing fails after `size` bytes of a file, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def read_only(folder):
+    """No file can be made in this folder, not even by root: it gives up what exempts it."""
+    libc, header = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522, 0)
+    old, new = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
+    libc.capget(header, old)
+    new[:] = old
+    new[0] &= ~0b10  # of the effective capabilities, CAP_DAC_OVERRIDE
+    mode = folder.stat().st_mode
+    folder.chmod(0o555)
+    libc.capset(header, new)
+    try:
+        assert not os.access(folder, os.W_OK, effective_ids=True)
+        yield
+    finally:
+        libc.capset(header, old)
+        folder.chmod(mode)
 
 
 @pytest.fixture(scope="session")

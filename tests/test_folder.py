@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import no_file_over, refused
 from PIL import Image
-from test_stored import no_file_over, refused
 from torchvision import datasets, transforms
 
 import evaluate

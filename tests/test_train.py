@@ -8,9 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from conftest import ROOT
+from conftest import ROOT, weights
 
 import evaluate
 import train
@@ -23,10 +22,6 @@ KEYS = ["run", "dataset", "prune", "p", "epoch", "epochs", "seed", "n_train", "n
 def log(run):
     with open(run / "log.csv") as file:
         return list(csv.DictReader(file))
-
-
-def weights(run):
-    return safetensors.torch.load_file(run / "model.safetensors")
 
 
 def test_schedule_is_the_references():
