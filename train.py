@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -41,11 +42,9 @@ def lr_at(progress, lr, peak, schedule="cyclic"):
 
 def optimizer(args, weights):
     """The optimiser that the settings name, over these parameters."""
-    if args.optimizer == "sgd":
-        return torch.optim.SGD(weights, args.lr, momentum=args.momentum, nesterov=args.nesterov,
-                               weight_decay=args.weight_decay)
-    adam = torch.optim.Adam if args.optimizer == "adam" else torch.optim.AdamW
-    return adam(weights, args.lr, weight_decay=args.weight_decay)
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    own = dict(momentum=args.momentum, nesterov=args.nesterov) if args.optimizer == "sgd" else {}
+    return kinds[args.optimizer](weights, args.lr, weight_decay=args.weight_decay, **own)
 
 
 class Training:
@@ -66,8 +65,7 @@ class Training:
         self.model.to(device, memory_format=self.layout)
         # Attacks and scoring call net; the update calls ddp, which averages the gradients.
         self.net = torch.compile(self.model) if args.compile else self.model
-        ddp = torch.nn.parallel.DistributedDataParallel
-        self.ddp = ddp(self.net) if processes.world() > 1 else self.net
+        self.ddp = DistributedDataParallel(self.net) if processes.world() > 1 else self.net
         self.opt = optimizer(args, self.model.parameters())
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema),
                                      use_buffers=True) if args.ema else None
@@ -110,15 +108,14 @@ class Training:
     def losses(self, x, y, ids, epoch):
         """The loss [B] to descend, and the logits [B, K] of the adversarial examples."""
         a, adv = self.args, self.adversarial(x, y, ids, epoch)
+        how = dict(reduction="none", label_smoothing=a.label_smoothing)
         if a.loss == "trades":  # Zhang et al. 2019, equation 5
             clean, logits = self.ddp(x), self.ddp(adv)
             gap = F.kl_div(F.log_softmax(logits, 1), F.log_softmax(clean, 1), log_target=True,
                            reduction="none").sum(1)
-            return a.beta * gap + F.cross_entropy(clean, y, reduction="none",
-                                                  label_smoothing=a.label_smoothing), logits
+            return a.beta * gap + F.cross_entropy(clean, y, **how), logits
         logits = self.ddp(adv)
-        return F.cross_entropy(logits, y, reduction="none",
-                               label_smoothing=a.label_smoothing), logits
+        return F.cross_entropy(logits, y, **how), logits
 
     def epoch(self, epoch, bar):
         """One pass over the kept ids (lines 24-30); appends a row to the log."""
@@ -193,15 +190,14 @@ class Training:
         if self.eps is None:
             return {}
         eps = self.eps[self.kept]
-        return {"mean_eps": eps.mean().item(),
-                "adapted": (eps < self.args.epsilon).double().mean().item()}
+        adapted = (eps < self.args.epsilon).double().mean().item()
+        return {"mean_eps": eps.mean().item(), "adapted": adapted}
 
     def state(self):
         return {"model": self.model.state_dict(), "opt": self.opt.state_dict(), "eps": self.eps,
                 "average": self.average.state_dict() if self.average else None,
                 "kept": self.kept, "running": self.running, "rows": self.rows,
-                "seconds": (self.train_seconds, self.prune_seconds),
-                "draw_seconds": self.draw_seconds}
+                "seconds": (self.train_seconds, self.prune_seconds, self.draw_seconds)}
 
     def restore(self, state):
         """Go back to a state that `state` gave."""
@@ -210,9 +206,9 @@ class Training:
                                 f"examples, but its files now have {len(self.running)}")
         self.model.load_state_dict(state["model"])
         self.opt.load_state_dict(state["opt"])
-        self.kept, self.running, self.rows = state["kept"], state["running"], state["rows"]
-        self.train_seconds, self.prune_seconds = state["seconds"]
-        self.eps, self.draw_seconds = state.get("eps"), state.get("draw_seconds", 0.0)
+        self.kept, self.running, self.rows, self.eps = (
+            state.get(name) for name in ("kept", "running", "rows", "eps"))
+        self.train_seconds, self.prune_seconds, self.draw_seconds = (*state["seconds"], 0.0)[:3]
         if self.average:
             self.average.load_state_dict(state["average"])
 
@@ -226,8 +222,8 @@ def load_data(args, device):
     if round(args.p * len(dataset.labels)) == len(dataset.labels):
         raise cli.UserError(f"--p {args.p} leaves none of the {len(dataset.labels)} examples")
     if not args.resume:
-        args.network = settings.network(args, dataset.images.shape[1], len(dataset.classes),
-                                        dataset.images.shape[-1])
+        _, channels, _, size = dataset.images.shape
+        args.network = settings.network(args, channels, len(dataset.classes), size)
     return dataset
 
 
@@ -271,8 +267,7 @@ def main(argv=None):
     dataset, first = training.dataset, processes.rank() == 0
     written = log.Log(args, training, code) if first else None
 
-    n = len(dataset.labels)
-    before = args.epochs if args.epoch is None else args.epoch
+    n, before = len(dataset.labels), args.epochs if args.epoch is None else args.epoch
     images = (before * dataset.epoch_size(n)
               + (args.epochs - before) * dataset.epoch_size(n - round(args.p * n)))
     done = sum(row["examples"] for row in training.rows)
@@ -295,8 +290,7 @@ def main(argv=None):
         "clean_accuracy": right.double().mean().item(),
         "train_seconds": training.train_seconds, "prune_seconds": training.prune_seconds,
         "images_per_second": images / training.train_seconds, **training.budget_statistics(),
-        "draw_seconds": training.draw_seconds,
-        "classes": dataset.classes}
+        "draw_seconds": training.draw_seconds, "classes": dataset.classes}
     if first:
         written.finish(training.result, record)
     return record
