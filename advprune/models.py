@@ -14,6 +14,7 @@ widening factor of the wide ones (10). Layer names are those of the published we
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from advprune.attacks import evaluating
 from advprune.cli import UserError
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
-Activation = Callable[[Tensor], Tensor]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -82,24 +82,20 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet18(nn.Module):
-    layer1: nn.Module
-    layer2: nn.Module
-    layer3: nn.Module
-    layer4: nn.Module
-
     def __init__(self, channels: int, classes: int, width: int, size: int) -> None:
         super().__init__()
         self.normalize = cifar10_normalize(channels)
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-        inputs = width
-        for i in range(4):
-            outputs = width * 2**i
-            blocks = (PreActBlock(inputs, outputs, 1 if i == 0 else 2),
-                      PreActBlock(outputs, outputs, 1))
-            setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
-            inputs = outputs
-        self.bn = nn.BatchNorm2d(inputs)
-        self.linear = nn.Linear(inputs, classes)
+        def blocks(inputs, outputs, stride):
+            return nn.Sequential(PreActBlock(inputs, outputs, stride),
+                                 PreActBlock(outputs, outputs, 1))
+
+        self.layer1 = blocks(width, width, 1)
+        self.layer2 = blocks(width, 2 * width, 2)
+        self.layer3 = blocks(2 * width, 4 * width, 2)
+        self.layer4 = blocks(4 * width, 8 * width, 2)
+        self.bn = nn.BatchNorm2d(8 * width)
+        self.linear = nn.Linear(8 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(self.normalize(x))
@@ -109,7 +105,7 @@ class PreActResNet18(nn.Module):
 
 
 class WideBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int, activation: Activation) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: Callable) -> None:
         super().__init__()
         self.activation, self.stride = activation, stride
         self.batchnorm_0 = nn.BatchNorm2d(inputs)
@@ -131,7 +127,7 @@ class WideBlock(nn.Module):
 
 class WideResNet28(nn.Module):
     def __init__(self, channels: int, classes: int, width: int, size: int,
-                 activation: Activation = F.relu) -> None:
+                 activation: Callable = F.relu) -> None:
         super().__init__()
         self.normalize, self.activation = cifar10_normalize(channels), activation
         self.init_conv = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
@@ -150,10 +146,6 @@ class WideResNet28(nn.Module):
         out = self.layer(self.init_conv(self.normalize(x)))
         out = self.activation(self.batchnorm(out)).mean((2, 3))  # [B, 64 width]
         return self.logits(out)
-
-
-def wideresnet28_silu(channels: int, classes: int, width: int, size: int) -> nn.Module:
-    return WideResNet28(channels, classes, width, size, F.silu)
 
 
 def torchvision_names() -> set[str]:
@@ -176,11 +168,11 @@ def _from_torchvision(name, channels, classes, width):
     return model
 
 
-MODELS = {  # name -> constructor, default width
+MODELS: dict[str, tuple[Callable[..., nn.Module], int]] = {  # name -> constructor, default width
     "mnist-net": (mnist_net, 16),
     "preactresnet18": (PreActResNet18, 64),
     "wideresnet28-10": (WideResNet28, 10),
-    "wideresnet28-10-silu": (wideresnet28_silu, 10),
+    "wideresnet28-10-silu": (partial(WideResNet28, activation=F.silu), 10),
 }
 DEFAULT = {1: "mnist-net", 3: "preactresnet18"}  # by the number of colour channels
 
