@@ -14,6 +14,11 @@ perceptron (perceptron.py) is the learning task that PUMA's abstract speaks of (
 
 Writes a new folder (runs/toy-model or --out) with toy_model.json and a picture of each.
 """
+if __name__ == "__main__":  # before the imports that take long
+    from advprune import signals
+
+    signals.die_of_interrupts()
+
 import itertools
 from typing import NamedTuple
 
