@@ -13,6 +13,11 @@ of the same lines, and for the selection torch.topk, torch.sort and numpy.argpar
 several runs in one process. GB/s counts what an operator must read and write, from numel and
 element_size; `of copy` is its share of the copy's GB/s.
 """
+if __name__ == "__main__":  # before the imports that take long
+    from advprune import signals
+
+    signals.die_of_interrupts()
+
 import contextlib
 import time
 from pathlib import Path

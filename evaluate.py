@@ -16,6 +16,11 @@ against ball and box, and the network classifies it again. An interrupted
 evaluation continues when the same command is given again. It writes RUN/eval-ATTACK-N.json, or
 --out FILE, and overwrites nothing.
 """
+if __name__ == "__main__":  # before the imports that take long
+    from advprune import signals
+
+    signals.die_of_interrupts()
+
 import argparse
 import itertools
 import time
@@ -26,7 +31,7 @@ from pyautoattack import AutoAttack
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from advprune import attacks, cli, data, memory, models, recipes, runs, settings
+from advprune import attacks, cli, data, locks, memory, models, recipes, runs, settings
 
 ATTACKS = {"clean": [], "fgsm": ["fgsm"], "pgd": ["pgd-50-10"], "apgd": ["apgd-ce"],
            "autoattack": ["apgd-ce", "apgd-t", "fab-t", "square"]}
@@ -203,7 +208,7 @@ def output(out, stem, used):
             continue
         state = path.with_suffix(".state")
         try:
-            runs.lock(path.with_suffix(".lock"), f"{path}")
+            locks.lock(path.with_suffix(".lock"), f"{path}")
             found = runs.progress(state)
         except OSError as error:
             raise cli.UserError(f"{path} cannot be written ({error.strerror}); give --out FILE "
@@ -235,6 +240,7 @@ def main(argv=None):
     stem += f"-eps{args.epsilon:.4g}" if args.epsilon is not None else ""
     stem += f"-s{args.seed}" if args.seed else ""
     out, state, found = output(args.out, stem, used)
+    cli.if_interrupted(lambda: "the same command continues the evaluation")
 
     evaluation = Evaluation(model, dataset.test_images.narrow(0, 0, n), dataset.test_labels[:n],
                             used, state, found)

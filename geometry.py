@@ -16,6 +16,11 @@ c_m is left out. Then
     rho    mean over classes of |D_m| / mean |x - c_m|
     delta  sum over classes of |c_m - c'|^2 / pixels, c' the nearest other centroid
 """
+if __name__ == "__main__":  # before the imports that take long
+    from advprune import signals
+
+    signals.die_of_interrupts()
+
 import time
 
 import numpy as np

@@ -21,6 +21,11 @@ Strategies      high, low     drop the highest, or the lowest, scores
 
 Scoring that was interrupted continues when the same command is given again.
 """
+if __name__ == "__main__":  # before the imports that take long
+    from advprune import signals
+
+    signals.die_of_interrupts()
+
 import hashlib
 import json
 import sys
@@ -29,7 +34,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from advprune import cli, data, models, plots, processes, pruning, recipes, runs, settings
+from advprune import cli, data, locks, models, plots, processes, pruning, recipes, runs, settings
 
 
 def parse(argv):
@@ -92,7 +97,8 @@ def main(argv=None):
     if args.score == "margin":
         how = {"norm": args.norm, "steps": args.steps, "classes": args.classes}
     state = state_file(out, model, args.score, how, dataset.name, len(dataset.labels))
-    runs.lock(state.with_suffix(".lock"), f"the scoring of {args.run}")
+    locks.lock(state.with_suffix(".lock"), f"the scoring of {args.run}")
+    cli.if_interrupted(lambda: "the same command continues the scoring")
 
     start, first = time.perf_counter(), processes.rank() == 0
     with tqdm(total=len(dataset.labels), unit="img", desc="scoring",

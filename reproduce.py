@@ -23,8 +23,12 @@ render   makes what the records in results/ say; it trains nothing.
 Runs go to runs/STUDY-NAME. A finished run is not repeated and an interrupted one is continued, so
 the same command continues an interrupted study. A study writes results/STUDY-NAME.json.
 """
+if __name__ == "__main__":  # before the imports that take long
+    from advprune import signals
+
+    signals.die_of_interrupts()
+
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -36,7 +40,7 @@ import numpy as np
 import evaluate
 import prune
 import train
-from advprune import cli, recipes, runs, tables
+from advprune import cli, locks, recipes, runs, tables
 
 
 class Study(NamedTuple):
@@ -75,13 +79,11 @@ def run_arm(root, study, arm, seed, args):
     folder, flags = root / f"{arm.replace(' ', '-')}-{seed}", f"{study.flags} {study.arms[arm]}"
     scores = root / f"margins-{seed}" / "scores.npz"
     if "{margins}" in flags and not scores.exists():
-        shutil.rmtree(scores.parent, ignore_errors=True)  # interrupted before it was written
         prune.main([str(root / f"full-{seed}"), "--score", "margin", "--out", str(scores.parent)])
     if not (folder / "train.json").exists():
-        if (folder / "state.pt").exists():
+        if runs.resumable(folder):
             train.main(["--resume", str(folder)])
         else:
-            shutil.rmtree(folder, ignore_errors=True)  # interrupted in its first epoch
             dataset = flags.split()[1]
             flags = flags.format(margins=scores, floor=recipes.RECIPES[dataset]["epsilon"] / 2)
             train.main([*flags.split(), "--seed", str(seed), "--data-dir", args.data_dir,
@@ -111,6 +113,9 @@ def run_study(args, argv):
     if unknown := [arm for arm in arms if arm not in study.arms]:
         raise cli.UserError(f"--arms: {unknown[0]!r} is none of {', '.join(study.arms)}")
     root, record = Path("runs") / label, Path("results") / f"{label}.json"
+    root.mkdir(parents=True, exist_ok=True)
+    locks.lock(root / ".lock", f"the study {root}")
+    cli.if_interrupted(lambda: "the same command continues the study")
     old = json.loads(record.read_text()) if record.exists() else {"n": args.n, "rows": []}
     if old["n"] != args.n:
         raise cli.UserError(f"{record} and {root} are of another --n; move them first")

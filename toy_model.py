@@ -11,6 +11,11 @@ again.
 
 Writes a new folder (runs/toy-model or --out) with toy_model.json and toy_model.png.
 """
+if __name__ == "__main__":  # before the imports that take long
+    from advprune import signals
+
+    signals.die_of_interrupts()
+
 import itertools
 from typing import NamedTuple
 

@@ -14,9 +14,15 @@ has a recipe (advprune/recipes.py); flags change it.
 A run writes a new directory (runs/... or --out; advprune/runs.py lists its files). It prints a row
 for each epoch, and at the end one line of JSON.
 """
+if __name__ == "__main__":  # before the imports that take long
+    from advprune import signals
+
+    signals.die_of_interrupts()
+
 import contextlib
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from advprune import attacks, cli, data, inputs, models, processes, pruning, runs, settings
+from advprune import attacks, cli, data, inputs, locks, models, processes, pruning, runs, settings
 from advprune.guard import Guard
 from advprune.log import Log
 
@@ -250,7 +256,11 @@ def main(argv=None):
     processes.join(device)
     if processes.restarted() and not args.resume:  # by torchrun: continue what it began
         run = processes.from_first(runs.of_launch(processes.launch(), args.out))
+        if run and (record := runs.record(run)):
+            return record
         args = settings.parse(["--resume", str(run)]) if run else args
+    if args.resume and processes.rank() == 0:
+        locks.lock(Path(args.resume) / ".lock", f"the run {args.resume}")
     training, code = begin(args, device)
     dataset, first = training.dataset, processes.rank() == 0
     written = Log(args, training, code) if first else None

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from advprune import processes
+from advprune import processes, signals
 
 
 class UserError(ValueError):
@@ -44,7 +44,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-_ENDS: list[contextlib.ExitStack] = []  # of the scripts that are running, one in another
+class _Ends(contextlib.ExitStack):
+    say: Callable[[], str] | None = None  # what to add where Ctrl-C ends the script
+
+
+_ENDS: list[_Ends] = []  # of the scripts that are running, one in another
+
+
+def if_interrupted(say: Callable[[], str]) -> None:
+    """Where Ctrl-C ends the script that is running, print what `say()` returns."""
+    if _ENDS:
+        _ENDS[-1].say = say
 
 
 def at_end(call: Callable[[], Any]) -> None:
@@ -59,8 +69,11 @@ def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> dict:
         name = Path(sys.modules[main.__module__].__file__ or "").name
+        ends = _Ends()
         try:
-            with contextlib.ExitStack() as ends:
+            if main.__module__ == "__main__":
+                signals.raise_interrupts()
+            with ends:
                 _ENDS.append(ends)
                 ends.callback(_ENDS.pop)
                 record = main(argv)
@@ -71,8 +84,15 @@ def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
             print(f"{name}: {error}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
-            print("\ninterrupted; finished epochs and batches are kept", file=sys.stderr)
+            if _ENDS:  # the script that called this one says what to do
+                raise
+            if processes.rank() == 0:
+                say = f"; {ends.say()}" if ends.say else ""
+                print(f"\n{name}: interrupted{say}", file=sys.stderr)
             sys.exit(130)
+        finally:
+            if main.__module__ == "__main__":
+                signals.die_of_interrupts()
         if processes.rank() == 0:
             print(json.dumps(record), flush=True)
         return record

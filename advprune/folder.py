@@ -21,7 +21,7 @@ from PIL import Image
 from torchvision import datasets, transforms
 from tqdm import tqdm
 
-from advprune import runs, stored
+from advprune import locks, runs, stored
 from advprune.cli import UserError
 
 AT_ONCE = 256  # images decoded at a time; it bounds the memory
@@ -49,6 +49,7 @@ def open_folder(root: str | Path, part: str, size: int, skip_bad: bool = False,
                         f"of train/CLASS/* and val/CLASS/* as --data-dir")
     found = [found[i] for i in np.random.default_rng(0).permutation(len(found))]
     place = Path(cache_dir or root)
+    locks.sweep(place, ".advprune-*")
     cache = place / f".advprune-{part}-{size}-{_digest(folder, found, bool(cache_dir))}"
     if not cache.with_suffix(".json").exists():
         try:

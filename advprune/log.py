@@ -9,7 +9,7 @@ import safetensors.torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from advprune import models, ops, plots, processes, pruning, runs
+from advprune import cli, locks, models, ops, plots, processes, pruning, runs
 
 
 class Log:
@@ -18,7 +18,8 @@ class Log:
     def __init__(self, args: Namespace, training: Any, code: str | None) -> None:
         self.args, self.events = args, None
         self.folder = Path(args.resume) if args.resume else self._create(training, code)
-        runs.lock(self.folder / ".lock", f"the run {self.folder}")
+        locks.sweep(self.folder)
+        cli.if_interrupted(self._interrupted)
         if args.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -33,6 +34,7 @@ class Log:
         pruned = f"-{args.prune}-p{args.p:g}" if args.prune != "none" else "-adapted"
         pruned = f"{pruned}-e{args.epoch}" if args.epoch is not None else ""
         folder = runs.create(args.out, f"{args.dataset}-{how}{pruned}-s{args.seed}")
+        cli.at_end(lambda: runs.discard(folder))
         if code is not None:
             runs.write(folder / "network.py", code)
         used = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
@@ -41,6 +43,15 @@ class Log:
             "launch": processes.launch(),
             **runs.environment(training.device)})
         return folder
+
+    def _interrupted(self):
+        if not runs.resumable(self.folder):
+            return "its first epoch had not ended, so nothing is kept"
+        command = cli.command("train.py", ["--resume", str(self.folder)])
+        if processes.world() > 1:
+            torchrun = f"torchrun --nproc-per-node {processes.world()} --"
+            command = command.replace("python", torchrun, 1)
+        return f"{command} continues the run"
 
     def pruned(self, training: Any, kind: str, scores: Tensor) -> None:
         """Write scores.npz and pruned.png, and say how many examples are kept."""

@@ -13,15 +13,15 @@ A run is a directory that describes itself and is never overwritten:
 """
 import contextlib
 import csv
-import fcntl
+import errno
 import glob
 import hashlib
 import io
+import itertools
 import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,7 +32,7 @@ from typing import IO, Any
 
 import torch
 
-from advprune import cli, processes
+from advprune import locks, processes
 from advprune.cli import UserError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -48,11 +48,8 @@ def writing(path: str | Path) -> Iterator[IO[bytes]]:
     Parts of it that killed processes of this machine left behind are deleted first.
     """
     path = Path(path)
-    host = socket.gethostname()
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}.*.part"):
-        if not _alive(int(left.name.split(".")[-2])):
-            left.unlink(missing_ok=True)
-    part = path.with_name(f".{path.name}.{host}.{os.getpid()}.part")
+    locks.sweep(path.parent, glob.escape(path.name))
+    part = locks.part(path)
     try:
         with open(part, "wb") as file:
             yield file
@@ -61,16 +58,6 @@ def writing(path: str | Path) -> Iterator[IO[bytes]]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True
 
 
 def write(path: str | Path, content: bytes | str) -> None:
@@ -158,7 +145,10 @@ def check_output(path: str | Path) -> None:
 
 def check_folder(path: str | Path) -> None:
     """Raise UserError unless a new folder can be made at `path`, with its parents."""
-    refuse_existing(path)
+    if held := _abandoned(Path(path)):
+        held.close()
+    else:
+        refuse_existing(path)
     parent = Path(path).absolute().parent
     while not parent.exists() and not parent.is_symlink():
         parent = parent.parent
@@ -175,60 +165,73 @@ def _check_writable(folder, path):
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def lock(path: str | Path, what: str) -> None:
-    """Hold the lock file `path` until the script ends, or its process. `what` names what it locks.
-
-    Raises UserError where another process holds it.
-    """
-    path = Path(path)
-    file = open(path, "a")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UserError(f"{what} is in use by another process; wait for it, or end it") from None
-    cli.at_end(file.close)
-    cli.at_end(lambda: path.unlink(missing_ok=True))  # this is called first
-
-
 # --- run directories
 
 
+FIRST = {".lock", "config.json", "network.py", "scores.npz", "pruned.png", "log.csv"}
+CHECKPOINTS = ("state.pt", "state.previous.pt")  # the newest, and the one before
+
+
 def create(out: str | Path | None, default: str | None = None) -> Path:
-    """Make the directory `out`, which must not exist, or the first free of runs/default, -2, ...
+    """Make and lock the folder `out`, which must not exist, or the first free of runs/default, ...
 
     What is left of a run that ended before its first epoch did is deleted: it cannot be resumed.
     Raises UserError where `out` exists or cannot be made.
     """
-    count = 1
-    while True:
+    for count in itertools.count(1):
         path = Path(out or f"runs/{default}" + (f"-{count}" if count > 1 else ""))
-        if abandoned(path):
-            shutil.rmtree(path)
+        new = locks.part(path)
         try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            if out:
-                raise UserError(
-                    f"{path} exists already; give another --out, nothing is overwritten"
-                ) from None
-            count += 1
+            if held := _abandoned(path):
+                with held:
+                    discard(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            locks.sweep(path.parent, glob.escape(path.name))
+            if not (path.exists() or path.is_symlink()):
+                new.mkdir()
+                held = locks.take(new / ".lock")
+                os.rename(new, path)  # so a run is locked from the moment that it exists
+                locks.lock(path / ".lock", f"the run {path}", held)
+                return path
         except OSError as error:
-            raise UserError(f"cannot make the run directory {path}: {error.strerror}") from None
+            shutil.rmtree(new, ignore_errors=True)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise UserError(
+                    f"cannot make the run directory {path}: {error.strerror}") from None
+        if out:
+            raise UserError(f"{path} exists already; give another --out, nothing is overwritten")
+    raise AssertionError("itertools.count has no end")
 
 
-def abandoned(path: Path) -> bool:
-    """Whether this is a run that ended before its first epoch did, and that nobody works on."""
-    if not (path / "config.json").exists() or any(
-            (path / name).exists() for name in (*CHECKPOINTS, "train.json", "model.safetensors")):
-        return False
+def _abandoned(path):
+    """The lock of a run that ended before its first epoch did, and that nobody works on."""
     try:
-        with open(path / ".lock", "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # locked, or not ours to write
-        return False
-    return True
+        names = set(os.listdir(path))
+        if path.is_symlink() or not _in_first_epoch(names) or not (
+                ".lock" in names or config(path)):
+            return None
+        return locks.take(path / ".lock")
+    except (OSError, UserError):  # it does not exist, is no run, or is not ours to write
+        return None
+
+
+def _in_first_epoch(names):
+    """Whether a folder of these files can be a run whose first epoch has not ended."""
+    return all(name in FIRST or name.endswith(".part") or name.startswith("events.out.tfevents.")
+               for name in names)
+
+
+def discard(path: Path) -> None:
+    """Delete a folder of a run, whose lock is ours, unless an epoch of it has ended."""
+    if path.is_dir() and _in_first_epoch(os.listdir(path)):
+        gone = locks.part(path)
+        os.rename(path, gone)  # at once, whatever happens while its files are deleted
+        shutil.rmtree(gone)
+
+
+def resumable(run: Path) -> bool:
+    """Whether a run has a checkpoint: an epoch of it has ended."""
+    return any((run / name).exists() for name in CHECKPOINTS)
 
 
 def of_launch(launch: str, out: str | None) -> Path | None:
@@ -238,13 +241,13 @@ def of_launch(launch: str, out: str | None) -> Path | None:
             mine = config(path).get("launch") == launch
         except UserError:
             continue
-        if mine and any((path / name).exists() for name in CHECKPOINTS):
+        if mine and resumable(path):
             return path
     return None
 
 
 def refuse_existing(path: str | Path) -> None:
-    if (Path(path).exists() or Path(path).is_symlink()) and not abandoned(Path(path)):
+    if (Path(path).exists() or Path(path).is_symlink()):
         raise UserError(
             f"{path} exists already; move it or give another --out, nothing is overwritten"
         )
@@ -268,9 +271,6 @@ def record(run: str | Path) -> dict:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-CHECKPOINTS = ("state.pt", "state.previous.pt")  # the newest, and the one before
 
 
 def save_checkpoint(run: Path, state: dict) -> None:

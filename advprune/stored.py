@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from advprune import runs
+from advprune import locks, runs
 from advprune.cli import UserError
 
 PIECE = 2**24  # bytes decompressed at a time
@@ -199,6 +199,7 @@ def _in_place(path, archive, cache_dir):
         return path, member.header_offset + 30 + name + extra
     stat = path.stat()
     place = Path(cache_dir or path.parent)
+    locks.sweep(place, f".{glob.escape(path.name)}.*")
     cache = place / f".{path.name}.{stat.st_size}-{stat.st_mtime_ns}.npy"
     if not (cache.exists() and cache.stat().st_size == member.file_size):
         try:

@@ -16,7 +16,8 @@ def test_the_study_continues_and_loses_nothing(tmp_path, monkeypatch, capsys):
     study = ["puma", "mnist", "--seeds", "1"]
     first = reproduce.main([*study, "--arms", "random,puma"])
     assert [row["arm"] for row in first["rows"]] == ["full", "random", "puma"]
-    (tmp_path / "runs/puma-mnist/keep-easy-0").mkdir()  # interrupted in its first epoch
+    (tmp_path / "runs/puma-mnist/keep-easy-0").mkdir()
+    (tmp_path / "runs/puma-mnist/keep-easy-0/.lock").touch()  # killed in its first epoch
     made = (tmp_path / "runs/puma-mnist/puma-0/model.safetensors").stat().st_mtime_ns
     whole = reproduce.main([*study, "--arms", "keep-easy"])
     assert [row["arm"] for row in whole["rows"]] == ["full", "random", "puma", "keep-easy"]

@@ -1,0 +1,105 @@
+"""Runs that are killed at any moment, and resumed, end as runs that nobody killed.
+
+Each kill is a SIGKILL of a real process, at a random moment or while it writes a certain file.
+"""
+import random
+import subprocess
+import sys
+import time
+
+import killing
+import pytest
+
+DIGITS = ["--dataset", "digits", "--limit", "400", "--epochs", "4"]
+SYNTHETIC = ["--dataset", "synthetic", "--limit", "400", "--epochs", "4"]
+MNIST = ["--dataset", "mnist", "--limit", "3000", "--epochs", "3"]
+HIGH, PUMA = ["--prune", "high", "--epoch", "1"], ["--prune", "puma", "--epoch", "1"]
+ROLLBACK = ["--on-collapse", "rollback"]
+KILLS = {  # name -> (flags, processes, kills in the default suite, kills under -m slow)
+    "digits": (DIGITS, 1, 6, 10),
+    "digits-high": ([*DIGITS, *HIGH], 1, 6, 10),
+    "digits-puma": ([*DIGITS, *PUMA], 1, 6, 10),
+    "digits-rollback": ([*DIGITS, *ROLLBACK], 1, 5, 10),
+    "rollback-past-pruning": ([*DIGITS, *ROLLBACK, *HIGH], 1, 5, 10),
+    "synthetic": (SYNTHETIC, 1, 4, 10),
+    "synthetic-ema": ([*SYNTHETIC, "--ema", "0.9", "--prune", "low+high", "--epoch", "2",
+                       "--score", "running-loss"], 1, 3, 10),
+    "two": ([*SYNTHETIC, *HIGH], 2, 4, 10),
+    "mnist": ([*MNIST, *HIGH], 1, 0, 10),
+    "mnist-puma": ([*MNIST, *PUMA, "--margin-steps", "5"], 1, 0, 10),
+}
+
+
+@pytest.fixture(scope="module")
+def forks():
+    return killing.server()
+
+
+def survive(forks, tmp_path, flags, processes, kills, seed):
+    """Kill a run so often, resume it each time, and compare its end with a run left alone."""
+    command = killing.Command(forks, "train", tmp_path / "output", processes,
+                              collapse="rollback" in flags)
+    whole, run, random_moment = tmp_path / "whole", tmp_path / "run", random.Random(seed)
+    begun = time.monotonic()
+    command.wait(command.start(*flags, "--out", str(whole)))
+    usual = time.monotonic() - begun  # seconds
+    done = resumed = 0
+    while done < kills:
+        if (run / "train.json").exists():  # it had ended before all its kills: once more
+            assert killing.results(run) == killing.results(whole)
+            run.rename(tmp_path / f"ended-{done}")
+        again = any((run / name).exists() for name in ("state.pt", "state.previous.pt"))
+        argv = ["--resume", str(run)] if again else [*flags, "--out", str(run)]
+        started = command.start(*argv)
+        if done % 3:
+            time.sleep(random_moment.uniform(0, usual))
+        else:  # while this file is being written, or as soon as it is
+            name = random_moment.choice(["config.json", "log.csv", "state.pt", "model.safetensors"])
+            before = stamp(run / name)
+            killing.until(lambda: list(run.glob(f".{name}.*.part")) or stamp(run / name) != before,
+                          started[0])
+            time.sleep(random_moment.uniform(0, 0.002))
+        done += killing.kill(started)
+        resumed += again
+    again = any((run / name).exists() for name in ("state.pt", "state.previous.pt"))
+    if not (run / "train.json").exists():
+        command.wait(command.start(*(["--resume", str(run)] if again else
+                                     [*flags, "--out", str(run)])))
+    assert killing.results(run) == killing.results(whole)
+    assert not list(run.glob(".*.part")) and not list(tmp_path.glob(".*.part"))
+    return resumed
+
+
+def stamp(path):
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+@pytest.mark.parametrize("name", [name for name, (_, _, kills, _) in KILLS.items() if kills])
+def test_killed_runs_end_as_if_nothing_had_happened(forks, tmp_path, name):
+    flags, processes, kills, _ = KILLS[name]
+    survive(forks, tmp_path, flags, processes, kills, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KILLS)
+def test_a_hundred_more_kills(forks, tmp_path, name, real_data):
+    flags, processes, _, kills = KILLS[name]
+    place = ["--data-dir", real_data("MNIST")] if "mnist" in name else []
+    assert survive(forks, tmp_path, [*flags, *place], processes, kills, seed=1) > 0
+
+
+def test_a_killed_command_line_resumes_to_the_same_weights(tmp_path):
+    flags, python = [*DIGITS, *HIGH], [sys.executable, str(killing.ROOT / "train.py")]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    subprocess.run([*python, *flags, "--out", str(whole)], check=True, capture_output=True)
+    process = subprocess.Popen([*python, *flags, "--out", str(run)], stdout=subprocess.DEVNULL)
+    while not (run / "state.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -9 and not (run / "train.json").exists()
+    subprocess.run([*python, "--resume", str(run)], check=True, capture_output=True)
+    assert killing.results(run) == killing.results(whole)
