@@ -5,11 +5,6 @@ perceptron task whose set-up could not be read, so this is OUR construction: a t
 x ~ N(0, I_D), y = sign(u.x), a share of the labels flipped; half of the data dropped by margin;
 a student trained against l2 perturbations: none, of a budget, of min(budget, margin) each.
 """
-if __name__ == "__main__":  # before the imports that take long
-    from advprune import signals
-
-    signals.die_of_interrupts()
-
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, ndtr

@@ -2,6 +2,7 @@
 from contextlib import contextmanager
 from pathlib import Path
 
+import killing
 import pytest
 import torch
 
@@ -23,6 +24,12 @@ def trained(tmp_path_factory):
         return made[flags]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Where killing.Command starts its processes."""
+    return killing.server()
 
 
 @pytest.fixture
