@@ -226,6 +226,7 @@ def output(out, stem, used):
 @cli.script
 def main(argv=None):
     args = parse(argv)
+    cli.if_interrupted(lambda: "the same command continues the evaluation")
     device = cli.device(args.device)
     model, dataset, eps = subject(args, device)
     n = args.n or (len(dataset.test_labels) if args.attack == ["clean"] else 1000)
@@ -240,7 +241,6 @@ def main(argv=None):
     stem += f"-eps{args.epsilon:.4g}" if args.epsilon is not None else ""
     stem += f"-s{args.seed}" if args.seed else ""
     out, state, found = output(args.out, stem, used)
-    cli.if_interrupted(lambda: "the same command continues the evaluation")
 
     evaluation = Evaluation(model, dataset.test_images.narrow(0, 0, n), dataset.test_labels[:n],
                             used, state, found)

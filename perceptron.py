@@ -11,11 +11,6 @@ min(eps, margin).
 
 Writes a new folder (runs/perceptron or --out) with perceptron.json and perceptron.png.
 """
-if __name__ == "__main__":  # before the imports that take long
-    from advprune import signals
-
-    signals.die_of_interrupts()
-
 import numpy as np
 import torch
 from scipy.optimize import minimize

@@ -80,6 +80,7 @@ def state_file(out, model, *used):
 @cli.script
 def main(argv=None):
     args = parse(argv)
+    cli.if_interrupted(lambda: "the same command continues the scoring")
     config, device = runs.config(args.run), cli.device(args.device)
     processes.join(device)
     model = models.from_run(args.run, config, args.trust_code).to(device)
@@ -98,7 +99,6 @@ def main(argv=None):
         how = {"norm": args.norm, "steps": args.steps, "classes": args.classes}
     state = state_file(out, model, args.score, how, dataset.name, len(dataset.labels))
     locks.lock(state.with_suffix(".lock"), f"the scoring of {args.run}")
-    cli.if_interrupted(lambda: "the same command continues the scoring")
 
     start, first = time.perf_counter(), processes.rank() == 0
     with tqdm(total=len(dataset.labels), unit="img", desc="scoring",

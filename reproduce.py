@@ -114,8 +114,8 @@ def run_study(args, argv):
         raise cli.UserError(f"--arms: {unknown[0]!r} is none of {', '.join(study.arms)}")
     root, record = Path("runs") / label, Path("results") / f"{label}.json"
     root.mkdir(parents=True, exist_ok=True)
-    locks.lock(root / ".lock", f"the study {root}")
     cli.if_interrupted(lambda: "the same command continues the study")
+    locks.lock(root / ".lock", f"the study {root}")
     old = json.loads(record.read_text()) if record.exists() else {"n": args.n, "rows": []}
     if old["n"] != args.n:
         raise cli.UserError(f"{record} and {root} are of another --n; move them first")

@@ -188,16 +188,17 @@ def create(out: str | Path | None, default: str | None = None) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             locks.sweep(path.parent, glob.escape(path.name))
             if not (path.exists() or path.is_symlink()):
-                new.mkdir()
+                new.mkdir(exist_ok=True)
                 held = locks.take(new / ".lock")
                 os.rename(new, path)  # so a run is locked from the moment that it exists
                 locks.lock(path / ".lock", f"the run {path}", held)
                 return path
         except OSError as error:
-            shutil.rmtree(new, ignore_errors=True)
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise UserError(
                     f"cannot make the run directory {path}: {error.strerror}") from None
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
         if out:
             raise UserError(f"{path} exists already; give another --out, nothing is overwritten")
     raise AssertionError("itertools.count has no end")

@@ -5,6 +5,7 @@ import resource
 from contextlib import contextmanager
 from pathlib import Path
 
+import killing
 import numpy as np
 import pytest
 import safetensors.torch
@@ -80,6 +81,12 @@ def trained(tmp_path_factory):
         return made[flags]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Where killing.Command starts its processes."""
+    return killing.server()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +20,25 @@ ROOT = Path(__file__).resolve().parent.parent
 def server():
     """The context that starts processes, with a fork server of one thread."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "matplotlib.figure", "sklearn.datasets", "safetensors",
-                                    "evaluate", "prune", "train", "advprune.plots"])
+    context.set_forkserver_preload(["matplotlib.figure", "sklearn.datasets", "reproduce"])
+    first = context.Process(target=len, args=("",))  # which waits for these imports
+    first.start()
+    first.join()
     return context
 
 
-def script(name, argv, log, environ=None, collapse=False):
-    """The body of a process: the script's main(argv), its output in the file `log`."""
+def script(name, argv, log, environ=None, collapse=False, connect=60):
+    """The body of a process: the script's main(argv), its output in the file `log`.
+
+    collapse: the second epoch collapses once. connect: seconds that processes wait for each other.
+    """
     import importlib
 
     import torch
 
-    from advprune import guard
+    from advprune import guard, processes
 
+    processes.CONNECT = timedelta(seconds=connect)
     for number in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.update(environ or {})
@@ -90,12 +97,13 @@ def kill(started):
     return any(process.exitcode == -signal.SIGKILL for process in started)
 
 
-def until(happened, process, seconds=60):
-    """Wait until happened() is true, or the process has ended."""
+def until(happened, process=None, seconds=60):
+    """Wait until happened() is true, or the process has ended; what happened() returned."""
     end = time.monotonic() + seconds
-    while not happened() and process.exitcode is None:
+    while not (seen := happened()) and (process is None or process.exitcode is None):
         assert time.monotonic() < end, "nothing happened"
         time.sleep(0.002)
+    return seen
 
 
 def results(run):
