@@ -129,12 +129,15 @@ def test_code_that_was_tampered_with_is_refused_in_any_case(file, run, capsys):
     assert not (file.parent / "owned").exists()
 
 
-@pytest.mark.parametrize("name", ["{run}/network.py", "{run}/../run/network.py",
-                                  "run/network.py", "{run}/../link/network.py"])
-def test_a_file_within_the_run_is_not_trusted_without_the_flag(file, run, name, capsys):
+@pytest.mark.parametrize("name", [
+    "{here}/run/network.py", "{here}/run/../run/network.py", "run/network.py",
+    "{here}/link/network.py",  # by another name
+    "beside/network.py"])  # wherever the run is used from, such a folder may have come with it
+def test_a_file_that_came_with_the_run_is_not_trusted_without_the_flag(file, run, name, capsys):
     (file.parent / "link").symlink_to(run)
+    shutil.copytree(run, file.parent / "beside")
     config = json.loads((run / "config.json").read_text())
-    config["args"]["network"]["name"] = f"{name.format(run=run)}:Net"
+    config["args"]["network"]["name"] = f"{name.format(here=file.parent)}:Net"
     (run / "config.json").write_text(json.dumps(config))
     capsys.readouterr()
     assert "--trust-code" in refused(evaluate.main, [str(run), "--attack", "clean"], capsys)
