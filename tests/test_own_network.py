@@ -118,6 +118,19 @@ def test_code_that_only_the_run_has_is_executed_with_trust_code(file, run, how, 
     advprune.load(run, trust_code=True)
 
 
+def test_a_margin_model_from_a_weights_file_is_built_from_the_runs_code(file, run, cut_off):
+    flags = ["--dataset", "synthetic", "--limit", "100", "--epochs", "2", "--prune", "high",
+             "--score", "margin", "--margin-steps", "2", "--epoch", "1", "--model", "net.py:Net"]
+    with cut_off(1):
+        train.main([*flags, "--margin-model", str(run / "model.safetensors"), "--out", "cut"])
+    state = torch.load("cut/state.pt", weights_only=True)
+    assert len(state["rows"]) == 1
+    (file.parent / "cut/scores.npz").unlink()
+    (file.parent / "cut/pruned.png").unlink()
+    file.unlink()
+    assert train.main(["--resume", "cut", "--trust-code"])["n_kept"] == 60
+
+
 def test_code_that_was_tampered_with_is_refused_in_any_case(file, run, capsys):
     file.unlink()
     (run / "network.py").write_text(NETWORK + "\nopen('owned', 'w')\n")
