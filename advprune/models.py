@@ -249,12 +249,11 @@ def load_weights(model: nn.Module, path: str | Path, new_head: bool = False) -> 
             state.setdefault(key, wanted[key])
     for key in ("mean", "std"):  # RobustBench stores its normalisation; here it is built in
         state.pop(key, None)
-    if new_head:
-        other = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
-        if len({key.rpartition(".")[0] for key in other}) == 1:
-            print(f"{path} has another number of classes: {', '.join(other)} keep random values",
-                  file=sys.stderr)
-            state |= {key: wanted[key] for key in other}
+    other = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    head = (new_head and len({key.rpartition(".")[0] for key in other}) == 1
+            and all(state[key].shape[1:] == wanted[key].shape[1:] for key in other))
+    if head:  # the same inputs, and another number of outputs
+        state |= {key: wanted[key] for key in other}
     wrong = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
     wrong += [key for key in state if key not in wanted]
     if wrong:
@@ -263,6 +262,9 @@ def load_weights(model: nn.Module, path: str | Path, new_head: bool = False) -> 
     if bad := [key for key in wanted if not state[key].isfinite().all()]:
         raise UserError(f"{path} holds weights that are not finite, first in {bad[0]!r}")
     model.load_state_dict(state)
+    if head:
+        print(f"{path} has another number of classes: {', '.join(other)} keep random values",
+              file=sys.stderr)
     return model
 
 

@@ -1,10 +1,13 @@
 """Attacks stay in ball and box and find what there is to find; records; resumption; bad input."""
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import evaluate
+import train
 from advprune import attacks, data, models
 
 KEYS = ["source", "dataset", "attack", "n", "epsilon", "clean_accuracy", "robust_accuracy",
@@ -59,6 +62,7 @@ def test_record_and_pointwise_worst_case(trained, capsys):
     assert counts == sorted(counts, reverse=True)
     assert record["robust_count"] == counts[-1] == round(record["robust_accuracy"] * 12)
     assert record["max_perturbation"] <= record["epsilon"] + 1e-6
+    assert record["standard"] is True
     low, high = record["robust_interval"]
     assert low < record["robust_accuracy"] < high
     stored = json.loads((run / "eval-clean+fgsm+pgd+autoattack-12.json").read_text())
@@ -195,3 +199,34 @@ def test_digits_are_embedded():
     assert digits.images.dtype == torch.uint8
     assert digits.images.max() == 255
     assert digits.labels.bincount().min() > 100
+
+
+def folder_of(root, classes):
+    """A folder data set of this many classes: 12 + 6 images of each, of one grey value."""
+    for part, count in (("train", 12), ("val", 6)):
+        for c in range(classes):
+            (root / part / f"class{c}").mkdir(parents=True)
+            for i in range(count):
+                shade = np.full((16, 16, 3), 40 + 180 * c // max(1, classes - 1) + i, np.uint8)
+                Image.fromarray(shade).save(root / part / f"class{c}/{i}.png")
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_autoattack_says_whether_it_is_standard(tmp_path, capsys, classes):
+    folder_of(tmp_path / "images", classes)
+    train.main(["--dataset", "folder", "--data-dir", "images", "--image-size", "16", "--epochs",
+                "8", "--epsilon", "0.01", "--model", "mnist-net", "--width", "4", "--batch-size",
+                "12", "--optimizer", "adam", "--lr", "0.01", "--weight-decay", "0", "--out",
+                "run"])
+    assert json.loads((tmp_path / "run/train.json").read_text())["classes"] == [
+        f"class{c}" for c in range(classes)]
+    capsys.readouterr()
+    record = evaluate.main(["run", "--attack", "autoattack", "--n", "18"])
+    said = capsys.readouterr().out
+    assert ("not AutoAttack standard" in said) == (classes < 4)
+    assert record["standard"] == (classes == 4)
+    written, = (tmp_path / "run").glob("eval-autoattack-*.json")
+    assert json.loads(written.read_text())["standard"] == (classes == 4)
+    few = {2: ["apgd-ce"], 3: ["apgd-ce", "apgd-dlr"], 4: ["apgd-ce", "apgd-t"]}[classes]
+    assert list(record["per_attack"]) == [*few, "fab-t", "square"]
+    assert record["per_attack"]["apgd-ce"]["attacked"] > 0

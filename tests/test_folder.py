@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import no_file_over, refused
+from conftest import no_file_over, read_only, refused
 from PIL import Image
 from torchvision import datasets, transforms
 
@@ -147,6 +147,29 @@ def test_a_run_on_a_folder_from_end_to_end(root, tmp_path, capsys):
     capsys.readouterr()
     err = refused(evaluate.main, [str(tmp_path / "run"), "--attack", "clean"], capsys)
     assert "3 classes" in err
+
+
+def test_a_read_only_folder_is_used_by_way_of_a_cache(root, tmp_path, capsys):
+    (tmp_path / "cache").mkdir()
+    with read_only(root):
+        err = refused(train.main, flags(root), capsys)
+        assert "cannot write" in err and "--cache-dir" in err
+        train.main(flags(root, "--epochs", "2", "--width", "2", "--cache-dir", "cache/deep",
+                         "--out", "run"))
+        used = json.loads((tmp_path / "run/config.json").read_text())["args"]
+        assert used["cache_dir"] == str(tmp_path / "cache/deep")
+        cached = files(tmp_path / "cache/deep")
+        assert len(cached) == 4
+        assert prune.main(["run"])["n"] == 24  # both find the run's own
+        of_run = evaluate.main(["run", "--attack", "clean"])
+        assert files(tmp_path / "cache/deep") == cached
+        prune.main(["run", "--cache-dir", "cache/other", "--p", "0.5"])
+        evaluate.main(["run", "--attack", "clean", "--cache-dir", "cache/third"])
+        assert [len(files(tmp_path / "cache" / name)) for name in ("other", "third")] == [4, 2]
+        alone = evaluate.main(["--weights", "run/model.safetensors", "--width", "2",
+                               *flags(root), "--attack", "clean", "--cache-dir", "cache/fourth"])
+        assert alone["clean_accuracy"] == of_run["clean_accuracy"]
+    assert files(root) == []
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

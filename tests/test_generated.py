@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import make, no_file_over, refused, weights
+from conftest import make, no_file_over, read_only, refused, weights
 
 import evaluate
 import prune
@@ -199,6 +199,22 @@ def test_training_on_generated_images_from_end_to_end(tmp_path, extra, cut_off, 
     capsys.readouterr()
     assert "one.npz" in refused(prune.main, [str(tmp_path / "whole"), "--p", "0.1"], capsys)
     assert evaluate.main([str(tmp_path / "whole"), "--attack", "fgsm", "--n", "20"])["n"] == 20
+
+
+def test_a_compressed_file_in_a_read_only_folder_is_decoded_into_the_cache(tmp_path, extra,
+                                                                           capsys):
+    (tmp_path / "theirs").mkdir()
+    extra("theirs/a.npz", save=np.savez_compressed)
+    with read_only(tmp_path / "theirs"):
+        argv = ["--dataset", "synthetic", "--extra-data", "theirs/a.npz"]
+        assert "--cache-dir" in refused(train.main, argv, capsys)
+        run(tmp_path / "run", "--extra-data", "theirs/a.npz", "--cache-dir", "cache")
+        cached, = (tmp_path / "cache").iterdir()
+        assert prune.main(["run"])["n"] == 240
+        assert prune.main(["run", "--cache-dir", "other", "--p", "0.5"])["n"] == 240
+        assert [path.name for path in (tmp_path / "other").iterdir()] == [cached.name]
+        assert evaluate.main(["run", "--attack", "clean", "--cache-dir", "x"])["n"] == 500
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["a.npz"]
 
 
 def test_resuming_with_other_generated_images_is_refused(tmp_path, extra, monkeypatch, capsys):

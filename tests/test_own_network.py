@@ -118,6 +118,19 @@ def test_code_that_only_the_run_has_is_executed_with_trust_code(file, run, how, 
     advprune.load(run, trust_code=True)
 
 
+def test_a_margin_model_from_a_weights_file_is_built_from_the_runs_code(file, run, cut_off):
+    flags = ["--dataset", "synthetic", "--limit", "100", "--epochs", "2", "--prune", "high",
+             "--score", "margin", "--margin-steps", "2", "--epoch", "1", "--model", "net.py:Net"]
+    with cut_off(1):
+        train.main([*flags, "--margin-model", str(run / "model.safetensors"), "--out", "cut"])
+    state = torch.load("cut/state.pt", weights_only=True)
+    assert len(state["rows"]) == 1
+    (file.parent / "cut/scores.npz").unlink()
+    (file.parent / "cut/pruned.png").unlink()
+    file.unlink()
+    assert train.main(["--resume", "cut", "--trust-code"])["n_kept"] == 60
+
+
 def test_code_that_was_tampered_with_is_refused_in_any_case(file, run, capsys):
     file.unlink()
     (run / "network.py").write_text(NETWORK + "\nopen('owned', 'w')\n")
@@ -129,12 +142,15 @@ def test_code_that_was_tampered_with_is_refused_in_any_case(file, run, capsys):
     assert not (file.parent / "owned").exists()
 
 
-@pytest.mark.parametrize("name", ["{run}/network.py", "{run}/../run/network.py",
-                                  "run/network.py", "{run}/../link/network.py"])
-def test_a_file_within_the_run_is_not_trusted_without_the_flag(file, run, name, capsys):
+@pytest.mark.parametrize("name", [
+    "{here}/run/network.py", "{here}/run/../run/network.py", "run/network.py",
+    "{here}/link/network.py",  # by another name
+    "beside/network.py"])  # wherever the run is used from, such a folder may have come with it
+def test_a_file_that_came_with_the_run_is_not_trusted_without_the_flag(file, run, name, capsys):
     (file.parent / "link").symlink_to(run)
+    shutil.copytree(run, file.parent / "beside")
     config = json.loads((run / "config.json").read_text())
-    config["args"]["network"]["name"] = f"{name.format(run=run)}:Net"
+    config["args"]["network"]["name"] = f"{name.format(here=file.parent)}:Net"
     (run / "config.json").write_text(json.dumps(config))
     capsys.readouterr()
     assert "--trust-code" in refused(evaluate.main, [str(run), "--attack", "clean"], capsys)

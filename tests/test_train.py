@@ -127,6 +127,28 @@ def test_flags_train(trained, flags):
     assert bool(list(run.glob("events.out.tfevents.*"))) == ("--tensorboard" in flags)
 
 
+def test_the_record_has_classes_and_times_and_tensorboard_the_picture(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = trained("--prune", "high", "--epoch", "1", "--tensorboard")
+    record = json.loads((run / "train.json").read_text())
+    assert record["classes"] == [str(c) for c in range(10)]
+    assert 0 < record["draw_seconds"] < 60
+    events = EventAccumulator(str(run)).Reload()
+    accuracies = events.Scalars("clean_test_accuracy")
+    assert [event.step for event in accuracies] == [1, 2, 3]
+    assert accuracies[-1].value == pytest.approx(record["clean_accuracy"])
+    assert [event.value for event in events.Scalars("examples")] == [600, 360, 360]
+    assert events.Images("pruned")[0].encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_the_time_to_draw_survives_an_interruption(tmp_path, cut_off):
+    flags = ["--dataset", "synthetic", "--limit", "200", "--epochs", "3", "--prune", "high"]
+    with cut_off(2):
+        train.main([*flags, "--epoch", "1", "--out", "cut"])
+    assert train.main(["--resume", "cut"])["draw_seconds"] > 0
+
+
 def test_compiled_training_gives_the_same_losses(trained):
     for one, other in zip(log(trained()), log(trained("--compile")), strict=True):
         assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=0.05)
