@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import train
-from advprune import attacks, cli, ops, plots, pruning, runs, settings
+from advprune import attacks, cli, files, ops, plots, pruning, runs, settings
 
 BATCHES = [(128, 3, 32, 32), (512, 1, 28, 28), (2048, 3, 32, 32), (20834, 3, 32, 32)]  # to 64 M
 SELECTIONS = [50_000, 1_000_000, 10_000_000, 100_000_000]
@@ -278,9 +278,9 @@ def main(argv=None):
     record = {**header, **(kernels(device) if args.what == "kernels"
                            else ablation(device, str(Path(args.data_dir).resolve())))}
     if args.figure:
-        runs.write_figure(args.figure, plots.kernels(record))
+        files.write_figure(args.figure, plots.kernels(record))
     if args.json:
-        runs.write_json(args.json, record)
+        files.write_json(args.json, record)
     return record
 
 

@@ -31,7 +31,19 @@ from pyautoattack import AutoAttack
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from advprune import attacks, cli, data, locks, memory, models, recipes, runs, settings
+from advprune import (
+    attacks,
+    cli,
+    data,
+    files,
+    locks,
+    memory,
+    models,
+    recipes,
+    runs,
+    saved,
+    settings,
+)
 
 ATTACKS = {"clean": [], "fgsm": ["fgsm"], "pgd": ["pgd-50-10"], "apgd": ["apgd-ce"],
            "autoattack": ["apgd-ce", "apgd-t", "fab-t", "square"]}
@@ -113,7 +125,7 @@ class Evaluation:
     def save(self):
         kept = ("settings", "robust", "per_attack", "todo", "done", "largest", "seconds")
         state = {name: getattr(self, name) for name in kept}
-        runs.write_state(self.path, state)
+        files.write_state(self.path, state)
 
 
 def interval(count, n):
@@ -172,7 +184,7 @@ def subject(args, device):
     """(model, data set, budget) of the run or the weights file."""
     if args.run:
         config = runs.config(args.run)
-        model, trained = models.from_run(args.run, config, args.trust_code), config["args"]
+        model, trained = saved.from_run(args.run, config, args.trust_code), config["args"]
         dataset = data.of_run(trained, args.data_dir, device, train=False,
                               cache_dir=args.cache_dir)
         if len(dataset.classes) != trained["network"]["classes"]:
@@ -209,7 +221,7 @@ def output(out, stem, used):
         state = path.with_suffix(".state")
         try:
             locks.lock(path.with_suffix(".lock"), f"{path}")
-            found = runs.progress(state)
+            found = files.progress(state)
         except OSError as error:
             raise cli.UserError(f"{path} cannot be written ({error.strerror}); give --out FILE "
                                 "in another folder") from None
@@ -233,7 +245,7 @@ def main(argv=None):
     n = min(n, len(dataset.test_labels))
     classes, recipe = len(dataset.classes), recipes.RECIPES[dataset.name]
     used = {
-        "weights": models.fingerprint(model), "dataset": dataset.name, "n": n,
+        "weights": saved.fingerprint(model), "dataset": dataset.name, "n": n,
         "attacks": members(args.attack, classes), "epsilon": eps,
         "step": recipe["eval_alpha"] * eps, "seed": args.seed, "batch_size": args.batch_size}
     stem = f"{args.run}/eval" if args.run else f"runs/{Path(args.weights).stem}"
@@ -257,7 +269,7 @@ def main(argv=None):
     if "autoattack" in args.attack:
         record["standard"] = classes not in FEW_CLASSES
     report(record)
-    runs.write_json(out, {**record, "command": args.command, **runs.environment(device)})
+    files.write_json(out, {**record, "command": args.command, **runs.environment(device)})
     state.unlink(missing_ok=True)
     return record
 

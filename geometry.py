@@ -28,7 +28,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from advprune import cli, data, plots, pruning, runs
+from advprune import cli, data, files, plots, pruning, runs
 
 TABLE_2 = {"mnist": (1015.55, 0.7698), "pruned mnist": (222.34, 1.4860),
            "cifar10": (96.6625, 0.3571)}
@@ -128,9 +128,9 @@ def main(argv=None):
         paper = "{:<8.2f} {:.4f}".format(*TABLE_2[name]) if name in TABLE_2 else "-        -"
         print(f"{name:20} {len(ids):8,}    {rho:<8.2f} {delta:<8.4f} {paper}", flush=True)
     folder = runs.create(args.out, "geometry")
-    runs.write_figure(folder / "tsne.png", plots.maps(maps))
+    files.write_figure(folder / "tsne.png", plots.maps(maps))
     record = {"rows": rows, "seed": args.seed, "folder": str(folder)}
-    runs.write_json(folder / "geometry.json", {
+    files.write_json(folder / "geometry.json", {
         "command": cli.command("geometry.py", argv), **record,
         **runs.environment(torch.device("cpu"))})
     return record

@@ -11,13 +11,18 @@ min(eps, margin).
 
 Writes a new folder (runs/perceptron or --out) with perceptron.json and perceptron.png.
 """
+if __name__ == "__main__":  # before the imports that take long
+    from advprune import signals
+
+    signals.die_of_interrupts()
+
 import numpy as np
 import torch
 from scipy.optimize import minimize
 from scipy.special import expit, ndtr
 from threadpoolctl import threadpool_limits
 
-from advprune import cli, plots, runs
+from advprune import cli, files, plots, runs
 
 D, EPSILON, KEEP, REPEATS = 40, 0.5, 0.5, 8
 ALPHAS = (2, 4, 8, 16, 32, 64, 128)  # examples per dimension, before pruning
@@ -132,8 +137,8 @@ def main(argv=None):
     report(record)
     folder = runs.create(args.out, "perceptron")
     record["folder"] = str(folder)
-    runs.write_figure(folder / "perceptron.png", plots.perceptron(record))
-    runs.write_json(folder / "perceptron.json", {
+    files.write_figure(folder / "perceptron.png", plots.perceptron(record))
+    files.write_json(folder / "perceptron.json", {
         "command": cli.command("perceptron.py", argv), **record,
         **runs.environment(torch.device("cpu"))})
     print(f"\nrecord and picture: {folder}")

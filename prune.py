@@ -34,7 +34,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from advprune import cli, data, locks, models, plots, processes, pruning, recipes, runs, settings
+from advprune import (
+    cli,
+    data,
+    files,
+    locks,
+    models,
+    plots,
+    processes,
+    pruning,
+    recipes,
+    runs,
+    saved,
+    settings,
+)
 
 
 def parse(argv):
@@ -72,7 +85,7 @@ def parse(argv):
 
 def state_file(out, model, *used):
     """The file, beside `out`, for this process's share of this scoring."""
-    digest = hashlib.sha256(json.dumps([models.fingerprint(model), *used]).encode())
+    digest = hashlib.sha256(json.dumps([saved.fingerprint(model), *used]).encode())
     share = f"{processes.rank()}of{processes.world()}"
     return Path(f"{out}.{digest.hexdigest()[:12]}-{share}.state")
 
@@ -83,7 +96,7 @@ def main(argv=None):
     cli.if_interrupted(lambda: "the same command continues the scoring")
     config, device = runs.config(args.run), cli.device(args.device)
     processes.join(device)
-    model = models.from_run(args.run, config, args.trust_code).to(device)
+    model = saved.from_run(args.run, config, args.trust_code).to(device)
     if runs.record(args.run).get("collapsed"):
         print(f"prune.py: {args.run} collapsed, so its scores say little: the network withstands "
               "no attack; train it with --recipe robust", file=sys.stderr)
@@ -116,7 +129,7 @@ def main(argv=None):
                    "not_crossed": int((scores == far).sum())}
     if first:
         pruning.save(runs.create(out) / "scores.npz", scores, dataset.labels, kept, kind)
-        runs.write_figure(Path(out) / "pruned.png", plots.pruned(
+        files.write_figure(Path(out) / "pruned.png", plots.pruned(
             dataset, scores, kept, lambda images: models.predict(model, images),
             f"{args.run}: {kind}, {args.prune}, p = {args.p:g}"))
         report(record)

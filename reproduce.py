@@ -40,7 +40,7 @@ import numpy as np
 import evaluate
 import prune
 import train
-from advprune import cli, locks, recipes, runs, tables
+from advprune import cli, files, locks, recipes, runs, tables
 
 
 class Study(NamedTuple):
@@ -126,7 +126,7 @@ def run_study(args, argv):
             rows[seed, list(study.arms).index(arm)] = run_arm(root, study, arm, seed, args)
             ordered = [rows[key] for key in sorted(rows)]
             result = {"study": label, "n": args.n, "summary": summary(ordered), "rows": ordered}
-            runs.write_json(record, {"command": cli.command("reproduce.py", argv), **result,
+            files.write_json(record, {"command": cli.command("reproduce.py", argv), **result,
                                      **runs.environment(cli.device(None))})
     report(result["summary"])
     return result
@@ -188,7 +188,7 @@ def gpu(args):
             last = (done.stdout.strip().splitlines() or [""])[-1]
             record["exit_code"] = finished[name] = done.returncode
             record["result"] = json.loads(last) if last.startswith("{") else last
-        runs.write_json(runs.CHECKOUT / "results" / f"gpu-{name}.json", record)
+        files.write_json(runs.CHECKOUT / "results" / f"gpu-{name}.json", record)
         print(f"{name}: {finished[name]}, {end - time.monotonic():.0f} s left", file=sys.stderr)
     return finished
 

@@ -1,13 +1,11 @@
 """The toy model of robust features, simulated and in closed form.
 
-    python toy_model.py
-    python toy_model.py --p-R 0.5 --p-robust 0.95 --p-fragile 0.55
+    python toy_model.py [--p-R 0.5 --p-robust 0.95 --p-fragile 0.55]
 
 Section 5.2 of Kaufmann et al. 2022. One robust feature x_1 equals the label with probability
 p_robust on D_robust and p_fragile on D_fragile. d weak features predict the label well together,
 but a small perturbation breaks them. A linear classifier is trained on worst-case examples. Its
-data are pruned by squared loss, with the same `pruning.select` as in train.py. Then it is trained
-again.
+data are pruned by squared loss, with train.py's `pruning.select`. Then it is trained again.
 
 Writes a new folder (runs/toy-model or --out) with toy_model.json and toy_model.png.
 """
@@ -26,7 +24,7 @@ from scipy.special import ndtr
 from scipy.stats import binomtest
 from threadpoolctl import threadpool_limits
 
-from advprune import cli, plots, pruning, runs
+from advprune import cli, files, plots, pruning, runs
 
 BUDGETS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3)  # of attacks on the two classifiers, in etas
 TRAINED = (0.25, 0.5, 0.75, 1, 2)  # of attacks in training, in etas
@@ -290,8 +288,8 @@ def main(argv=None):
     report(record)
     folder = runs.create(args.out, "toy-model")
     record["folder"] = str(folder)
-    runs.write_figure(folder / "toy_model.png", plots.toy(record))
-    runs.write_json(folder / "toy_model.json", {
+    files.write_figure(folder / "toy_model.png", plots.toy(record))
+    files.write_json(folder / "toy_model.json", {
         "command": cli.command("toy_model.py", argv), **record,
         **runs.environment(torch.device("cpu"))})
     print(f"\nrecord and picture: {folder}")

@@ -22,7 +22,6 @@ if __name__ == "__main__":  # before the imports that take long
 import contextlib
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from advprune import attacks, cli, data, inputs, locks, models, processes, pruning, runs, settings
+from advprune import attacks, cli, data, inputs, models, processes, pruning, runs, saved, settings
 from advprune.guard import Guard
 from advprune.log import Log
 
@@ -238,7 +237,7 @@ def begin(args, device):
     """(the Training that these settings begin, or continue; the source of its own network)."""
     dataset = inputs.dataset(args, device)
     state = runs.checkpoint(args.resume, device) if args.resume else {"rows": []}
-    code = models.code_of(args.resume, args.network, args.trust_code)
+    code = saved.code_of(args.resume, args.network, args.trust_code)
     margin_model = scores = None
     if args.epoch is not None and len(state["rows"]) <= args.epoch:  # it has not pruned yet
         margin_model = inputs.margin_model(args, device, code)
@@ -254,13 +253,9 @@ def main(argv=None):
     args = settings.parse(argv, __doc__)
     device = cli.device(args.device)
     processes.join(device)
-    if processes.restarted() and not args.resume:  # by torchrun: continue what it began
-        run = processes.from_first(runs.of_launch(processes.launch(), args.out))
-        if run and (record := runs.record(run)):
-            return record
-        args = settings.parse(["--resume", str(run)]) if run else args
-    if args.resume and processes.rank() == 0:
-        locks.lock(Path(args.resume) / ".lock", f"the run {args.resume}")
+    args, record = inputs.claim(args)
+    if record:
+        return record
     training, code = begin(args, device)
     dataset, first = training.dataset, processes.rank() == 0
     written = Log(args, training, code) if first else None

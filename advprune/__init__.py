@@ -18,6 +18,6 @@ def load(run: str | Path, device: str = "cpu", trust_code: bool = False) -> torc
     trust_code allows a network whose code only the run itself still has. Raises ValueError where
     the directory is no finished run.
     """
-    from advprune import models, runs
+    from advprune import runs, saved
 
-    return models.from_run(run, runs.config(run), trust_code).to(device).eval()
+    return saved.from_run(run, runs.config(run), trust_code).to(device).eval()

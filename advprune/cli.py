@@ -5,7 +5,9 @@ stdout. Bad input ends a script with exit code 2 and one sentence on stderr.
 """
 import argparse
 import contextlib
+import errno
 import functools
+import io
 import json
 import os
 import shlex
@@ -18,7 +20,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from advprune import processes, signals
+from advprune import memory, processes, signals
 
 
 class UserError(ValueError):
@@ -63,6 +65,26 @@ def at_end(call: Callable[[], Any]) -> None:
         _ENDS[-1].callback(call)
 
 
+# What is wrong with the place to write to or read from, and not with the program.
+SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+          errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+
+
+def _explained(error):
+    """(exit code, a sentence) for what is not the program's fault; (1, None) for the rest."""
+    if isinstance(error, UserError):
+        return error.code, str(error)
+    if isinstance(error, BrokenPipeError):
+        return 1, "its output was closed"
+    if isinstance(error, ConnectionError):
+        return 1, str(error)
+    if isinstance(error, OSError) and error.errno in SYSTEM:
+        return 2, f"{error.filename or 'a file'}: {(error.strerror or '').lower()}"
+    if memory.exhausted(error):
+        return 2, "memory ran out; try a smaller --batch-size"
+    return 1, None
+
+
 def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
     """Make main(argv) a script: its dict is the last line on stdout; bad input exits with 2."""
 
@@ -73,23 +95,27 @@ def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
         try:
             if main.__module__ == "__main__":
                 signals.raise_interrupts()
+                for stream in (sys.stdout, sys.stderr):  # a path may not fit the terminal's code
+                    if isinstance(stream, io.TextIOWrapper):
+                        stream.reconfigure(errors="backslashreplace")
             with ends:
                 _ENDS.append(ends)
                 ends.callback(_ENDS.pop)
                 record = main(argv)
-        except UserError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            sys.exit(error.code)
-        except ConnectionError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            if _ENDS:  # the script that called this one says what to do
+        except BaseException as error:
+            interrupted = KeyboardInterrupt in (type(error), type(error.__context__))
+            if interrupted and _ENDS:  # the script that called this one says what to do
+                raise KeyboardInterrupt from None
+            code, sentence = (130, "interrupted") if interrupted else _explained(error)
+            if sentence is None:
                 raise
-            if processes.rank() == 0:
-                say = f"; {ends.say()}" if ends.say else ""
-                print(f"\n{name}: interrupted{say}", file=sys.stderr)
-            sys.exit(130)
+            if isinstance(error, BrokenPipeError):  # lest Python flushes into it at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            say = f"; {ends.say()}" if ends.say and not isinstance(error, UserError) else ""
+            if processes.rank() == 0 or not interrupted:
+                print(f"{'' if not interrupted else chr(10)}{name}: {sentence}{say}",
+                      file=sys.stderr)
+            sys.exit(code)
         finally:
             if main.__module__ == "__main__":
                 signals.die_of_interrupts()
@@ -133,8 +159,10 @@ def device(name: str | None) -> torch.device:
     try:
         chosen = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"device {name!r} is not available here; try --device cpu") from None
+    if chosen.type == "meta":
+        raise UserError("device 'meta' holds no data; try --device cpu")
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return chosen

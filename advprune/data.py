@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import datasets
 
-from advprune import folder, ops, recipes, stored
+from advprune import folder, ops, processes, recipes, stored
 from advprune.cli import UserError
 
 TORCHVISION = {  # name -> class, where it looks below --data-dir
@@ -79,10 +79,13 @@ class Dataset:
         """
         if not torch.is_tensor(self.images):
             kept = kept.cpu()  # the host reads the files, and should not wait for the GPU
+        n = len(kept) if extra_fraction is None else self.epoch_size(len(kept))
+        sizes = [min(batch_size, n - i) for i in range(0, n, batch_size)]
+        if len(sizes) > 1 and sizes[-1] < 2 * processes.world():
+            sizes[-2:] = [sizes[-2] + sizes[-1]]  # batch norm needs two images in each process
         if extra_fraction is None:
-            return shuffled(kept, seed, epoch).split(batch_size)
-        images, extra = self.epoch_size(len(kept)), kept >= self.original
-        sizes = [min(batch_size, images - i) for i in range(0, images, batch_size)]
+            return shuffled(kept, seed, epoch).split(sizes)
+        extra = kept >= self.original
         return mixed_batches(kept[~extra], kept[extra], extra_fraction, sizes, seed, epoch)
 
 

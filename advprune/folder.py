@@ -21,7 +21,7 @@ from PIL import Image
 from torchvision import datasets, transforms
 from tqdm import tqdm
 
-from advprune import locks, runs, stored
+from advprune import files, locks, stored
 from advprune.cli import UserError
 
 AT_ONCE = 256  # images decoded at a time; it bounds the memory
@@ -105,7 +105,7 @@ def _decode(found, size, folder, cache):
         np.lib.format.write_array_header_1_0(
             file, {"descr": "|u1", "fortran_order": False, "shape": (n, size, size, 3)})
 
-    with (runs.writing(cache.with_suffix(".npy")) as file, ThreadPoolExecutor() as pool,
+    with (files.writing(cache.with_suffix(".npy")) as file, ThreadPoolExecutor() as pool,
           tqdm(total=len(found), unit="img", desc=f"decoding {folder}", disable=None) as bar):
         begin(file, len(found))
         for first in range(0, len(found), AT_ONCE):
@@ -121,4 +121,4 @@ def _decode(found, size, folder, cache):
             bar.update(len(pairs))
         file.seek(0)
         begin(file, len(index["labels"]))  # as long as before: numpy reserves space for the number
-    runs.write_json(cache.with_suffix(".json"), index)
+    files.write_json(cache.with_suffix(".json"), index)

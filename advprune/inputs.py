@@ -5,8 +5,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from advprune import data, models, processes, pruning, runs, settings
+from advprune import data, locks, models, processes, pruning, runs, saved, settings
 from advprune.cli import UserError
+
+
+def claim(args: Namespace) -> tuple[Namespace, dict]:
+    """(the settings to train with, the record of the run where that is finished, else {}).
+
+    Where torchrun has restarted its processes, the settings are those of the run that they had
+    begun. A run to resume is locked here.
+    """
+    if processes.restarted() and not args.resume:
+        run = processes.from_first(runs.of_launch(processes.launch(), args.out))
+        if run and (record := runs.record(run)):
+            return args, record
+        args = settings.parse(["--resume", str(run)]) if run else args
+    if args.resume and processes.rank() == 0:
+        locks.lock(Path(args.resume) / ".lock", f"the run {args.resume}")
+    return args, {}
 
 
 def dataset(args: Namespace, device: torch.device) -> data.Dataset:
@@ -34,7 +50,7 @@ def margin_model(args: Namespace, device: torch.device, code: str | None) -> nn.
     if odd := [name for name in ("channels", "classes", "size")
                if config["args"]["network"][name] != args.network[name]]:
         raise UserError(f"--margin-model {path} was trained on other data: its {odd[0]} differ")
-    return models.from_run(path, config, args.trust_code).to(device)
+    return saved.from_run(path, config, args.trust_code).to(device)
 
 
 def scores(args: Namespace, labels: Tensor) -> tuple[Tensor, str] | None:

@@ -9,7 +9,7 @@ import safetensors.torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from advprune import cli, locks, models, ops, plots, processes, pruning, runs
+from advprune import cli, files, locks, models, ops, plots, processes, pruning, runs, saved
 
 
 class Log:
@@ -17,9 +17,12 @@ class Log:
 
     def __init__(self, args: Namespace, training: Any, code: str | None) -> None:
         self.args, self.events = args, None
-        self.folder = Path(args.resume) if args.resume else self._create(training, code)
+        if args.resume:
+            self.folder = Path(args.resume)
+            cli.if_interrupted(self._interrupted)
+        else:
+            self._create(training, code)
         locks.sweep(self.folder)
-        cli.if_interrupted(self._interrupted)
         if args.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -34,15 +37,16 @@ class Log:
         pruned = f"-{args.prune}-p{args.p:g}" if args.prune != "none" else "-adapted"
         pruned = f"{pruned}-e{args.epoch}" if args.epoch is not None else ""
         folder = runs.create(args.out, f"{args.dataset}-{how}{pruned}-s{args.seed}")
+        self.folder = folder
+        cli.if_interrupted(self._interrupted)
         cli.at_end(lambda: runs.discard(folder))
         if code is not None:
-            runs.write(folder / "network.py", code)
+            files.write(folder / "network.py", code)
         used = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
-        runs.write_json(folder / "config.json", {
+        files.write_json(folder / "config.json", {
             "command": args.command, "args": used, "kernels": ops.KERNELS,
             "launch": processes.launch(),
             **runs.environment(training.device)})
-        return folder
 
     def _interrupted(self):
         if not runs.resumable(self.folder):
@@ -62,7 +66,7 @@ class Log:
         figure = plots.pruned(
             dataset, scores, kept, lambda images: models.predict(model, images),
             f"{args.dataset}: {args.prune} by {kind}, p = {args.p:g}, epoch {args.epoch}")
-        runs.write_figure(self.folder / "pruned.png", figure)
+        files.write_figure(self.folder / "pruned.png", figure)
         if training.guard.collapsed and kind not in ("random", "clean-loss"):
             tqdm.write("train.py: these scores say little, because the network has collapsed: it "
                        "withstands no attack", file=sys.stderr)
@@ -88,7 +92,7 @@ class Log:
                        "{robust:6.3f}  {clean:6.3f}  {seconds:7.1f}  {images_per_second:8,.0f}"
                        .format(**row))
             self.printed = row["epoch"]
-        runs.write_csv(self.folder / "log.csv", training.rows)
+        files.write_csv(self.folder / "log.csv", training.rows)
         runs.save_checkpoint(self.folder, training.state())
         if self.events:
             for name in ("lr", "examples", "loss", "accuracy", "robust", "clean",
@@ -102,9 +106,9 @@ class Log:
 
     def finish(self, model: nn.Module, record: dict) -> None:
         """Write the weights and the record."""
-        record["weights"] = models.fingerprint(model)
+        record["weights"] = saved.fingerprint(model)
         weights = {name: v.contiguous().cpu() for name, v in model.state_dict().items()}
-        runs.write(self.folder / "model.safetensors", safetensors.torch.save(weights))
-        runs.write_json(self.folder / "train.json", record)
+        files.write(self.folder / "model.safetensors", safetensors.torch.save(weights))
+        files.write_json(self.folder / "train.json", record)
         print("clean accuracy {clean_accuracy:.4f}; trained in {train_seconds:.1f} s, pruned in "
               "{prune_seconds:.1f} s: {run}".format(**record))

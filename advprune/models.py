@@ -11,7 +11,6 @@
 widening factor of the wide ones (10). Layer names are those of the published weights
 (fast_adversarial, RobustBench, torchvision), which load unchanged: the normalisation adds none.
 """
-import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from advprune import custom, memory, runs
+from advprune import custom, memory
 from advprune.attacks import evaluating
 from advprune.cli import UserError
 
@@ -266,36 +265,6 @@ def load_weights(model: nn.Module, path: str | Path, new_head: bool = False) -> 
         print(f"{path} has another number of classes: {', '.join(other)} keep random values",
               file=sys.stderr)
     return model
-
-
-def from_run(run: str | Path, config: dict, trust_code: bool = False) -> nn.Module:
-    """The finished network of a run directory, given its config.json.
-
-    trust_code allows a network whose code only the run itself still has (custom.py).
-    """
-    network, file = dict(config["args"]["network"]), Path(run) / "model.safetensors"
-    model = load_weights(build(**network, code=code_of(run, network, trust_code)), file)
-    recorded = runs.record(run).get("weights")
-    if recorded and fingerprint(model) != recorded:
-        raise UserError(f"{file} is not what the run wrote: its checksum differs from that in "
-                        "train.json")
-    return model
-
-
-def code_of(run: str | Path | None, network: dict[str, Any], trust_code: bool) -> str | None:
-    """The source of the network FILE.py:NAME of a run, or of a new one; None for other names."""
-    if not custom.is_file(network["name"]):
-        return None
-    return (custom.source_of_run(run, network, trust_code) if run
-            else custom.source(network["name"]))
-
-
-def fingerprint(model: nn.Module) -> str:
-    """The SHA-256 of the model's weights."""
-    digest = hashlib.sha256()
-    for value in model.state_dict().values():
-        digest.update(value.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advprune import attacks, memory, ops, processes, runs
+from advprune import attacks, files, memory, ops, processes
 from advprune.cli import UserError
 
 SCORES = ("loss", "clean-loss", "margin")
@@ -68,7 +68,7 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
     device = next((p.device for p in model.parameters()), labels.device)
     ids = torch.arange(len(labels), device=labels.device)
     scores, done = torch.zeros(len(ids), device=ids.device), 0
-    if state and (found := runs.progress(state, ids.device)):
+    if state and (found := files.progress(state, ids.device)):
         scores, done = found
     shard, saved = ids[processes.rank()::processes.world()], time.monotonic()
     if bar is not None:
@@ -92,11 +92,11 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
                 if bar is not None:
                     bar.update(len(batch) * processes.world())
                 if state and time.monotonic() - saved > SAVE_SECONDS:
-                    runs.write_state(state, (scores, done))
+                    files.write_state(state, (scores, done))
                     saved = time.monotonic()
     finally:
         if state:
-            runs.write_state(state, (scores, done))
+            files.write_state(state, (scores, done))
     scores = processes.total(scores)
     if bad := int((~scores.isfinite()).sum()):
         raise UserError(f"{bad} of the {len(scores)} {kind} scores are not finite: the "
@@ -195,7 +195,7 @@ def save(path: str | Path, scores: Tensor, labels: Tensor, kept: Tensor, kind: s
     """Write scores, their kind (see `kind_name`), labels and kept ids as an npz."""
     arrays = {"scores": scores.cpu().numpy(), "labels": labels.cpu().numpy(),
               "kept": kept.cpu().numpy(), "kind": np.array(kind)}
-    runs.write_saved(path, lambda content, file: np.savez(file, **content), arrays)
+    files.write_saved(path, lambda content, file: np.savez(file, **content), arrays)
 
 
 def load(path: str | Path, labels: Tensor, kind: str | None = None) -> tuple[Tensor, str]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from advprune import locks, runs
+from advprune import files, locks
 from advprune.cli import UserError
 
 PIECE = 2**24  # bytes decompressed at a time
@@ -204,7 +204,7 @@ def _in_place(path, archive, cache_dir):
     if not (cache.exists() and cache.stat().st_size == member.file_size):
         try:
             place.mkdir(parents=True, exist_ok=True)
-            with (archive.open(member) as compressed, runs.writing(cache) as file,
+            with (archive.open(member) as compressed, files.writing(cache) as file,
                   tqdm(total=member.file_size, unit="B", unit_scale=True, desc=f"decoding {path}",
                        disable=None) as bar):
                 while piece := compressed.read(PIECE):

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from statistics import median
 
-from advprune import recipes, runs
+from advprune import files, recipes
 
 PLACE = re.compile(r"(<!-- render: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -37,10 +37,10 @@ def render(root: Path) -> list[str]:
         text = path.read_text()
         filled = PLACE.sub(lambda place: place[1] + block(place[2], root) + place[3], text)
         if filled != text:
-            runs.write(path, filled)
+            files.write(path, filled)
             written.append(str(path.relative_to(root)))
     for name, draw in plots.FIGURES.items():
-        runs.write_figure(root / "figures" / f"{name}.png", draw(records))
+        files.write_figure(root / "figures" / f"{name}.png", draw(records))
         written.append(f"figures/{name}.png")
     return written
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import train
-from advprune import data, runs
+from advprune import data, files
 
 
 @pytest.mark.parametrize(("name", "folder", "shape"), [
@@ -69,10 +69,10 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        runs.write_saved(tmp_path / "scores.npz", broken, b"half")
+        files.write_saved(tmp_path / "scores.npz", broken, b"half")
     assert list(tmp_path.iterdir()) == []
-    runs.write(tmp_path / "a", "one")
-    runs.write(tmp_path / "a", "two")
+    files.write(tmp_path / "a", "one")
+    files.write(tmp_path / "a", "two")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "two")]
 
 

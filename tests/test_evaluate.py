@@ -8,7 +8,7 @@ from PIL import Image
 
 import evaluate
 import train
-from advprune import attacks, data, models
+from advprune import attacks, data, models, saved
 
 KEYS = ["source", "dataset", "attack", "n", "epsilon", "clean_accuracy", "robust_accuracy",
         "robust_count", "per_attack", "seconds", "max_perturbation"]
@@ -111,7 +111,7 @@ def test_an_undefended_network_falls_and_later_attacks_find_nothing_to_do(traine
 def test_weights_of_other_tools_load(trained, tmp_path):
     run = trained()
     config = json.loads((run / "config.json").read_text())
-    model = models.from_run(run, config)
+    model = saved.from_run(run, config)
     expected = evaluate.main([str(run), "--attack", "clean", "--out", "a.json"])
     assert expected["n"] == 500
     plain = model.state_dict()

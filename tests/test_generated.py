@@ -11,7 +11,7 @@ from conftest import make, no_file_over, read_only, refused, weights
 import evaluate
 import prune
 import train
-from advprune import data, runs, stored
+from advprune import data, files, stored
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_config_of_an_older_run_still_serves(trained, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     assert prune.main([str(folder)])["n"] == 600
     assert evaluate.main([str(folder), "--attack", "clean", "--n", "9"])["n"] == 9
-    state = runs.read_state(trained() / "state.pt")
+    state = files.read_state(trained() / "state.pt")
     state["rows"].pop()  # one epoch more to train
     torch.save(state, folder / "state.pt")
     assert train.main(["--resume", str(folder)])["n_train"] == 600

@@ -14,7 +14,7 @@ from PIL import Image
 import prune
 import reproduce
 import train
-from advprune import folder, locks, runs, stored
+from advprune import files, folder, locks, runs, stored
 
 FLAGS = ["--dataset", "digits", "--limit", "400", "--epochs", "4"]
 
@@ -189,7 +189,7 @@ def test_parts_of_dead_processes_go_at_the_next_write_and_no_others(tmp_path, de
     gone = part(path, dead)
     stay = [part(path, os.getppid()), part(path, dead, "another-host"),
             part(tmp_path / "other.json", dead), part(path, "odd")]
-    runs.write(path, "whole")
+    files.write(path, "whole")
     assert not gone.exists() and all(left.exists() for left in stay)
     assert path.read_text() == "whole"
 

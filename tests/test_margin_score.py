@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 import prune
-from advprune import attacks, data, models, pruning, runs
+from advprune import attacks, data, files, models, pruning, runs, saved
 
 
 def script(flags, *torchrun):
@@ -32,7 +32,7 @@ def test_script_writes_margins_and_two_processes_write_the_same(trained, tmp_pat
                  "--master-port", str(port), "--")
     scores, others = (np.load(f"{name}/scores.npz")["scores"] for name in ("one", "two"))
     np.testing.assert_allclose(scores, others, rtol=1e-3, atol=1e-5)
-    model = models.from_run(run, prune.runs.config(run))
+    model = saved.from_run(run, prune.runs.config(run))
     dataset = data.load("synthetic", limit=600)
     wrong = (models.predict(model, dataset.images) != dataset.labels).numpy()
     assert np.array_equal(scores == 0, wrong)
@@ -74,17 +74,17 @@ def test_interrupted_scoring_goes_on_and_writes_the_same(trained, tmp_path, monk
 def test_what_is_kept_belongs_to_network_and_settings(trained, monkeypatch):
     monkeypatch.setattr(pruning, "SAVE_SECONDS", 0.0)
     run = trained()
-    model = models.from_run(run, runs.config(run))
+    model = saved.from_run(run, runs.config(run))
     names = {prune.state_file(run, model, used).name for used in ("a", "a", "b")}
     assert len(names) == 2
     model[0].bias.data[0] += 1
     assert prune.state_file(run, model, "a").name not in names
-    saved = []
-    monkeypatch.setattr(runs, "write_state", lambda path, content: saved.append(content[1]))
+    written = []
+    monkeypatch.setattr(files, "write_state", lambda path, content: written.append(content[1]))
     dataset = data.load("synthetic", limit=250)
     pruning.score(model, dataset.images, dataset.labels, "margin", batch_size=100,
                   state=run / "x.state")
-    assert saved == [100, 200, 250, 250]  # after every batch, were that due, and at the end
+    assert written == [100, 200, 250, 250]  # after every batch, were that due, and at the end
 
 
 def test_margin_flags_need_the_margin(trained, capsys):

@@ -36,7 +36,7 @@ def test_a_run_starts_from_published_weights(published, monkeypatch, capsys, cla
                if not name.startswith("fc."))
     assert ours["fc.weight"].shape == (10, 512)
     assert torch.equal(ours["fc.weight"], state["fc.weight"]) == (classes == 10)
-    assert ("fc.weight, fc.bias start anew" in err) == (classes == 1000)
+    assert ("fc.weight, fc.bias keep random values" in err) == (classes == 1000)
 
 
 def test_a_pretrained_run_trains_on_grey_images_and_is_used(published):

@@ -15,6 +15,7 @@ import advprune
 import evaluate
 import prune
 import train
+from advprune import files
 
 NETWORK = '''"""A stranger's network: batch norm and dropout, and a helper in the same file."""
 import torch
@@ -87,7 +88,7 @@ def test_a_killed_run_resumes_to_the_same_weights_and_is_used(file):
 
 def uses(run):
     """Every way to use a run, each a script and its arguments."""
-    state = torch.load(run / "state.pt", weights_only=True)
+    state = files.read_state(run / "state.pt")
     state["rows"].pop()
     torch.save(state, run / "state.pt")
     (run / "train.json").unlink()
@@ -123,7 +124,7 @@ def test_a_margin_model_from_a_weights_file_is_built_from_the_runs_code(file, ru
              "--score", "margin", "--margin-steps", "2", "--epoch", "1", "--model", "net.py:Net"]
     with cut_off(1):
         train.main([*flags, "--margin-model", str(run / "model.safetensors"), "--out", "cut"])
-    state = torch.load("cut/state.pt", weights_only=True)
+    state = files.read_state("cut/state.pt")
     assert len(state["rows"]) == 1
     (file.parent / "cut/scores.npz").unlink()
     (file.parent / "cut/pruned.png").unlink()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import prune
 import train
-from advprune import attacks, data, inputs, models, ops, pruning, settings
+from advprune import attacks, data, inputs, models, ops, pruning, saved, settings
 
 SYNTHETIC = ["--dataset", "synthetic", "--limit", "300"]
 
@@ -80,7 +80,7 @@ def test_puma_drops_the_highest_margins_and_adapts_to_the_rest(trained, tmp_path
     assert max(scores[list(kept)]) <= min(scores[dropped])
     dataset = data.load("synthetic", limit=600)
     config = json.loads((model / "config.json").read_text())
-    found = attacks.deepfool(models.from_run(model, config),
+    found = attacks.deepfool(saved.from_run(model, config),
                              dataset.images, dataset.labels)
     np.testing.assert_allclose(scores, found.distance, atol=1e-5)
     used = json.loads((run / "config.json").read_text())["args"]

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 import reproduce
-from advprune import runs, tables
+from advprune import files, tables
 
 
 def test_the_study_continues_and_loses_nothing(tmp_path, monkeypatch, capsys):
@@ -68,7 +68,7 @@ def test_a_changed_record_changes_the_page(pages):
     record = pages / "results/puma-mnist.json"
     content = json.loads(record.read_text())
     content["summary"]["puma"]["robust_accuracy"] = 0.123456
-    runs.write_json(record, content)
+    files.write_json(record, content)
     assert "docs/puma.md" in tables.render(pages)
     assert "0.123" in (pages / "docs/puma.md").read_text()
 

@@ -6,7 +6,7 @@ import torch
 from conftest import refused
 
 import train
-from advprune import models, recipes, settings
+from advprune import inputs, models, recipes, settings
 
 FLAGS = ["--dataset", "synthetic", "--limit", "32", "--batch-size", "32", "--epochs", "2",
          "--attack", "none", "--out", "run"]
@@ -27,7 +27,7 @@ SGD, ADAM, ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 ], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_two_steps_are_torchs(flags, kind, how):
     args = settings.parse([*FLAGS, *flags])
-    training = train.Training(args, train.load_data(args, torch.device("cpu")),
+    training = train.Training(args, inputs.dataset(args, torch.device("cpu")),
                               torch.device("cpu"))
     model = models.build(**args.network)
     model.load_state_dict(training.model.state_dict())
