@@ -268,8 +268,8 @@ def main(argv=None):
     if args.figure and args.what != "kernels":
         parser.error("--figure is for kernels")
     device = cli.device(args.device)
-    if args.json:
-        runs.refuse_existing(args.json)
+    for path in filter(None, (args.json, args.figure)):
+        runs.check_output(path)
     header = {"command": cli.command("benchmark.py", argv), "kernels": ops.KERNELS,
               **runs.environment(device),
               "cpu": torch.backends.cpu.get_cpu_capability()}

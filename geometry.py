@@ -104,7 +104,7 @@ def main(argv=None):
     flag("--out", metavar="DIR", help="the new folder (runs/geometry)")
     args = parser.parse_args(argv)
     if args.out:
-        runs.refuse_existing(args.out)
+        runs.check_folder(args.out)
     datasets = [data.load(name, args.data_dir) for name in dict.fromkeys(args.dataset)]
     jobs = [(d.name, d, torch.arange(len(d.labels))) for d in datasets]
     for path in args.pruned:

@@ -131,7 +131,7 @@ def main(argv=None):
     flag("--out", metavar="DIR", help="the new folder (runs/perceptron)")
     args = parser.parse_args(argv)
     if args.out:
-        runs.refuse_existing(args.out)
+        runs.check_folder(args.out)
     with threadpool_limits(1):  # these products are too small to gain from threads
         record = study(args.seed)
     report(record)

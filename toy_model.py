@@ -281,7 +281,7 @@ def main(argv=None):
     except ValueError as error:
         parser.error(str(error))
     if args.out:
-        runs.refuse_existing(args.out)
+        runs.check_folder(args.out)
 
     with threadpool_limits(1):  # the products are too small to gain from threads
         record = study(toy, args.n, args.seed)

@@ -20,6 +20,8 @@ def claim(args: Namespace) -> tuple[Namespace, dict]:
         if run and (record := runs.record(run)):
             return args, record
         args = settings.parse(["--resume", str(run)]) if run else args
+    if args.out and not args.resume and processes.rank() == 0:
+        runs.check_folder(args.out)
     if args.resume and processes.rank() == 0:
         locks.lock(Path(args.resume) / ".lock", f"the run {args.resume}")
     return args, {}

@@ -110,5 +110,8 @@ class Log:
         weights = {name: v.contiguous().cpu() for name, v in model.state_dict().items()}
         files.write(self.folder / "model.safetensors", safetensors.torch.save(weights))
         files.write_json(self.folder / "train.json", record)
+        if record["clean_accuracy"] < 1.5 / len(record["classes"]) < 1:
+            print("train.py: clean accuracy is about that of guessing; try another --lr, or more "
+                  "--epochs or examples", file=sys.stderr)
         print("clean accuracy {clean_accuracy:.4f}; trained in {train_seconds:.1f} s, pruned in "
               "{prune_seconds:.1f} s: {run}".format(**record))

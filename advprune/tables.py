@@ -122,7 +122,7 @@ def collapse(records: Records) -> str:
     for arm, row in record["summary"].items():
         mine = [r for r in record["rows"] if r["arm"] == arm]
         robust = [r["robust_accuracy"] for r in mine]
-        seconds = median(r["train_seconds"] for r in mine)
+        seconds = min(r["train_seconds"] for r in mine)
         first = first or seconds
         share = median(r["guard_seconds"] / r["train_seconds"] for r in mine)
         events = [f"{event['epoch']} ({event['lr']:.4f})"
@@ -134,8 +134,9 @@ def collapse(records: Records) -> str:
     return _table(["MNIST, all data", "seeds", "PGD-50-10", "least", "below 0.5",
                    "collapsed in epoch (learning rate)", "clean", "time", "guard"], rows) + (
         f"\nMean ± standard deviation over seeds; PGD-50-10 on the first {record['n']:,} test "
-        f"images. Time is the median of the training time, as a ratio to the first row's, on one "
-        f"thread of a shared machine; guard is its share of that time.{_source('collapse-mnist')} "
+        f"images. Time is that of the fastest run, as a ratio to the first row's, on one thread "
+        f"of a shared machine. Guard is the median of its share of the training time."
+        f"{_source('collapse-mnist')} "
         f"(`{record['command']}`).\n")
 
 

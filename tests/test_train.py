@@ -232,6 +232,13 @@ def test_scores_of_another_set_are_refused(trained, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_run_that_learnt_nothing_says_so(capsys):
+    train.main(["--dataset", "synthetic", "--limit", "40", "--epochs", "1", "--lr", "1e-9"])
+    assert "about that of guessing" in capsys.readouterr().err
+    train.main(["--dataset", "synthetic", "--limit", "600", "--epochs", "3"])
+    assert "guessing" not in capsys.readouterr().err
+
+
 def test_default_names_never_collide():
     flags = ["--dataset", "synthetic", "--limit", "100", "--epochs", "1"]
     names = [train.main(flags)["run"] for _ in range(2)]
