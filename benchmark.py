@@ -267,9 +267,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.figure and args.what != "kernels":
         parser.error("--figure is for kernels")
+    if args.json and args.json == args.figure:
+        parser.error("--json and --figure name the same file")
+    for path in filter(None, (args.json, args.figure)):
+        runs.check_output(path)
     device = cli.device(args.device)
-    if args.json:
-        runs.refuse_existing(args.json)
     header = {"command": cli.command("benchmark.py", argv), "kernels": ops.KERNELS,
               **runs.environment(device),
               "cpu": torch.backends.cpu.get_cpu_capability()}

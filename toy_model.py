@@ -325,8 +325,7 @@ def main(argv=None):
         toy = Toy(**given).checked()
     except ValueError as error:
         parser.error(str(error))
-    if args.out:
-        runs.refuse_existing(args.out)
+    runs.check_folder(args.out, "toy-model")
 
     record = {}
     with threadpool_limits(1):  # products this small lose by being shared out
@@ -334,15 +333,15 @@ def main(argv=None):
             record["robust-fragile"] = study(toy, args.n or 100_000, args.seed)
         if args.study != "robust-fragile":
             record["perceptron"] = perceptron.study(args.seed)
-    folder = runs.create(args.out, "toy-model")
-    for name, content in record.items():
-        tables, picture = STUDIES[name]
-        tables(content)
-        runs.write_figure(folder / f"{name}.png", picture(content))
-    record["folder"] = str(folder)
-    runs.write_json(folder / "toy_model.json", {
-        "command": cli.command("toy_model.py", argv), **record,
-        **runs.environment(torch.device("cpu"))})
+    with runs.new_folder(args.out, "toy-model") as folder:
+        for name, content in record.items():
+            tables, picture = STUDIES[name]
+            tables(content)
+            runs.write_figure(folder / f"{name}.png", picture(content))
+        record["folder"] = str(folder)
+        runs.write_json(folder / "toy_model.json", {
+            "command": cli.command("toy_model.py", argv), **record,
+            **runs.environment(torch.device("cpu"))})
     print(f"\npictures and figures: {folder}")
     return record
 

@@ -41,18 +41,18 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")  # a value may hold line ends
 
 
 class _Ends(contextlib.ExitStack):
-    say: Callable[[], str] | None = None  # what to add where Ctrl-C ends the script
+    say: Callable[[], str] | None = None  # what to add where Ctrl-C or a full disk ends the script
 
 
 _ENDS: list[_Ends] = []  # of the scripts that are running, one in another
 
 
 def if_interrupted(say: Callable[[], str]) -> None:
-    """Where Ctrl-C ends the script that is running, print what `say()` returns."""
+    """Where Ctrl-C or a full disk ends the script that is running, print what `say()` returns."""
     if _ENDS:
         _ENDS[-1].say = say
 
@@ -63,6 +63,27 @@ def at_end(call: Callable[[], Any]) -> None:
         _ENDS[-1].callback(call)
 
 
+def _open_streams():
+    """A closed stdout or stderr takes anything; a terminal without a letter shows its code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure") and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _failed_to_write(error, say):
+    """The sentence for what a script could not write or read, and why."""
+    if isinstance(error, BrokenPipeError):
+        with contextlib.suppress(OSError, ValueError):  # what is still buffered goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        what = "nobody reads its output any more"
+    else:
+        what = f"{error.filename or 'its output'} cannot be written or read ({error.strerror})"
+    return f"{what}; {say()}" if say else what
+
+
 def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
     """Make main(argv) a script: its dict is the last line on stdout; bad input exits with 2."""
 
@@ -70,6 +91,7 @@ def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
     def run(argv: list[str] | None = None) -> dict:
         name = Path(sys.modules[main.__module__].__file__ or "").name
         ends = _Ends()
+        _open_streams()
         try:
             if main.__module__ == "__main__":
                 signals.raise_interrupts()
@@ -77,12 +99,19 @@ def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
                 _ENDS.append(ends)
                 ends.callback(_ENDS.pop)
                 record = main(argv)
+                if processes.rank() == 0:
+                    print(json.dumps(record), flush=True)
         except UserError as error:
             print(f"{name}: {error}", file=sys.stderr)
             sys.exit(error.code)
-        except ConnectionError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            sys.exit(1)
+        except OSError as error:
+            if isinstance(error, ConnectionError) and not error.errno:  # of torchrun's processes
+                print(f"{name}: {error}", file=sys.stderr)
+                sys.exit(1)
+            if error.errno is None:  # of a library, with words of its own
+                raise
+            print(f"{name}: {_failed_to_write(error, ends.say)}", file=sys.stderr)
+            sys.exit(141 if isinstance(error, BrokenPipeError) else 2)  # as SIGPIPE would
         except KeyboardInterrupt:
             if _ENDS:  # the script that called this one says what to do
                 raise
@@ -93,8 +122,6 @@ def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
         finally:
             if main.__module__ == "__main__":
                 signals.die_of_interrupts()
-        if processes.rank() == 0:
-            print(json.dumps(record), flush=True)
         return record
 
     return run
@@ -132,8 +159,8 @@ def device(name: str | None) -> torch.device:
     """The device of this name (`cpu`, `cuda`, `cuda:1`), or the best one present for None."""
     try:
         chosen = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError):
+        torch.zeros(1, device=chosen).item()  # meta and its like hold no values
+    except Exception:  # each kind of device has its own
         raise UserError(f"device {name!r} is not available here; try --device cpu") from None
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -97,11 +98,17 @@ class Log:
                                    row["epoch"])
             self.events.flush()
 
-    def finish(self, model: nn.Module, record: dict) -> None:
-        """Write the weights and the record."""
+    def finish(self, model: nn.Module, record: dict, labels: Tensor) -> None:
+        """Write the weights and the record. labels [n]: the test set's."""
         record |= {"draw_seconds": self.draw_seconds, "weights": models.fingerprint(model)}
         weights = {name: v.contiguous().cpu() for name, v in model.state_dict().items()}
         runs.write(self.folder / "model.safetensors", safetensors.torch.save(weights))
         runs.write_json(self.folder / "train.json", record)
+        share = torch.bincount(labels).max().item() / len(labels)  # 1 / classes, or more
+        if record["clean_accuracy"] <= max(share + 2 * (share * (1 - share) / len(labels)) ** 0.5,
+                                           1.5 / len(record["classes"])) and share < 1:
+            print(f"train.py: clean accuracy {record['clean_accuracy']:.4f} is about that of "
+                  f"guessing among {len(record['classes'])} classes; try another --lr, or more "
+                  "--epochs or examples", file=sys.stderr)
         print("clean accuracy {clean_accuracy:.4f}; trained in {train_seconds:.1f} s, pruned in "
               "{prune_seconds:.1f} s: {run}".format(**record))

@@ -84,8 +84,8 @@ def _attack_flags(flag: Callable) -> None:
          "run, or return to the epoch before and go on with PGD of 2 steps (warn)")
     flag("--epsilon", type=cli.budget, help="l-inf budget in [0, 1] pixels, such as 8/255 "
          f"({shown('epsilon')})")
-    flag("--alpha", type=cli.number(float, 0), help="attack step in [0, 1] pixels (1.25 epsilon "
-         "for rs-fgsm, epsilon for n-fgsm, epsilon/4 or epsilon/30 for pgd)")
+    flag("--alpha", type=cli.number(float, 0, 2), help="attack step in [0, 1] pixels (1.25 "
+         "epsilon for rs-fgsm, epsilon for n-fgsm, epsilon/4 or epsilon/30 for pgd)")
     flag("--pgd-steps", type=cli.positive_int,
          help=f"steps of --attack pgd and --loss trades ({shown('pgd_steps')})")
 
@@ -96,17 +96,17 @@ def _training_flags(flag: Callable) -> None:
          help=f"images in an update, over all processes ({shown('batch_size')})")
     flag("--optimizer", choices=["sgd", "adam", "adamw"],
          help=f"{shown('optimizer')}; another one needs --lr")
-    flag("--lr", type=cli.number(float, 0, open_low=True),
+    flag("--lr", type=cli.number(float, 0, 1000, open_low=True),
          help=f"peak learning rate ({shown('lr')})")
     flag("--momentum", type=cli.fraction, help=f"of SGD ({shown('momentum')})")
     flag("--nesterov", action="store_true", help="Nesterov's momentum, for SGD")
-    flag("--weight-decay", type=cli.number(float, 0), help=shown("weight_decay"))
+    flag("--weight-decay", type=cli.number(float, 0, 1000), help=shown("weight_decay"))
     flag("--schedule", choices=["cyclic", "cosine"], default="cyclic",
          help="of the learning rate: cyclic goes up to the peak and down in straight lines; "
          "cosine is up after 2.5 %% of the run and comes down in half a cosine (cyclic)")
     flag("--loss", choices=["cross-entropy", "trades"], default="cross-entropy",
          help="trades: cross-entropy of x + beta KL(x || x'), with x' by PGD on the KL")
-    flag("--beta", type=cli.number(float, 0), help=f"of --loss trades ({recipes.BETA:g})")
+    flag("--beta", type=cli.number(float, 0, 1000), help=f"of --loss trades ({recipes.BETA:g})")
     flag("--label-smoothing", type=cli.fraction, default=0.0, help="of the cross-entropy (0)")
     flag("--ema", type=cli.fraction, metavar="DECAY",
          help="average the weights exponentially with this decay, such as 0.995; the average is "
