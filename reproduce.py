@@ -106,9 +106,10 @@ def run_study(args, argv):
     if unknown := [arm for arm in arms if arm not in study.arms]:
         raise cli.UserError(f"--arms: {unknown[0]!r} is none of {', '.join(study.arms)}")
     root, record = Path("runs") / label, Path("results") / f"{label}.json"
-    root.mkdir(parents=True, exist_ok=True)
-    record.parent.mkdir(exist_ok=True)
-    runs.check_writable(record)
+    for path in (root / ".lock", record):
+        runs.check_below(path)
+    for folder in (root, record.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     cli.if_interrupted(lambda: "the same command continues the study")
     locks.lock(root / ".lock", f"the study {root}")
     old = (runs.read_record(record, "n", "rows") if record.exists()

@@ -154,6 +154,11 @@ def check_folder(out: str | Path | None, default: str | None = None) -> None:
         held.close()
     else:
         refuse_existing(path)
+    check_below(path)
+
+
+def check_below(path: str | Path) -> None:
+    """Raise UserError unless `path` can be made or written, its absent parents included."""
     parent = Path(path).absolute().parent
     while not parent.exists() and not parent.is_symlink():
         parent = parent.parent
