@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from math import isfinite
@@ -158,7 +159,9 @@ seed = number(int, 0, 2**63 - 1)
 def device(name: str | None) -> torch.device:
     """The device of this name (`cpu`, `cuda`, `cuda:1`), or the best one present for None."""
     try:
-        chosen = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds that are no longer in use
+            chosen = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=chosen).item()  # meta and its like hold no values
     except Exception:  # each kind of device has its own
         raise UserError(f"device {name!r} is not available here; try --device cpu") from None

@@ -29,7 +29,8 @@ def pruned(dataset: Any, scores: Tensor, kept: Tensor, predict: Callable[[Tensor
     for members, name, color in ((~dropped, "kept", BLUE), (dropped, "dropped", RED)):
         axes.hist(values[members], edges, log=True, histtype="stepfilled", alpha=0.5, color=color,
                   label=f"{name}, {members.sum():,}")
-    axes.set(xlabel="score", ylabel="examples (log scale)", title=title)
+    axes.set(xlabel="score", ylabel="examples (log scale)")
+    axes.set_title(_drawable(title), parse_math=False)
     axes.legend()
     ranked = scores.argsort(descending=True)
     ends = ("highest", ranked[:20]), ("lowest", ranked.flip(0)[:20])
@@ -43,11 +44,17 @@ def pruned(dataset: Any, scores: Tensor, kept: Tensor, predict: Callable[[Tensor
                                          strict=False):
             axes.imshow(image, cmap="gray", vmin=0, vmax=255)
             label, guess = (dataset.classes[k] for k in (dataset.labels[i], guess))
-            axes.set_title(f"label {label}\npred. {guess}\n{scores[i]:.3g}", fontsize=6, pad=2)
+            axes.set_title(_drawable(f"label {label}\npred. {guess}\n{scores[i]:.3g}"),
+                           fontsize=6, pad=2, parse_math=False)
             axes.set(xticks=[], yticks=[])
             for side in axes.spines.values():
                 side.set(color=RED if dropped[i] else BLACK, linewidth=2 if dropped[i] else 0.5)
     return figure
+
+
+def _drawable(text):
+    """The text without what a path may hold and a font cannot: bytes that are no letters."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def kernels(record: dict) -> Figure:
