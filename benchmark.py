@@ -267,6 +267,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.figure and args.what != "kernels":
         parser.error("--figure is for kernels")
+    if args.json and args.json == args.figure:
+        parser.error("--json and --figure name the same file")
+    for path in filter(None, (args.json, args.figure)):
+        runs.check_output(path)
     device = cli.device(args.device)
     for path in filter(None, (args.json, args.figure)):
         runs.check_output(path)

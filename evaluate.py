@@ -239,6 +239,8 @@ def output(out, stem, used):
 def main(argv=None):
     args = parse(argv)
     cli.if_interrupted(lambda: "the same command continues the evaluation")
+    if args.out:
+        runs.check_output(args.out)
     device = cli.device(args.device)
     model, dataset, eps = subject(args, device)
     n = args.n or (len(dataset.test_labels) if args.attack == ["clean"] else 1000)

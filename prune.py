@@ -94,6 +94,8 @@ def state_file(out, model, *used):
 def main(argv=None):
     args = parse(argv)
     cli.if_interrupted(lambda: "the same command continues the scoring")
+    if args.out:
+        runs.check_folder(args.out)
     config, device = runs.config(args.run), cli.device(args.device)
     processes.join(device)
     model = saved.from_run(args.run, config, args.trust_code).to(device)
@@ -104,13 +106,14 @@ def main(argv=None):
     balanced = "-balanced" if args.class_balanced else ""
     out = args.out or f"{args.run}/prune-{kind}-{args.prune}{balanced}-{args.p:g}"
     runs.check_folder(out)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     dataset = data.of_run(used, args.data_dir, device, cache_dir=args.cache_dir)
     how = {"eps": used["epsilon"], "alpha": used["score_alpha"], "seed": used["seed"],
            "epoch": used["epochs"], "clip_start": used["clip_start"]}
     if args.score == "margin":
         how = {"norm": args.norm, "steps": args.steps, "classes": args.classes}
     state = state_file(out, model, args.score, how, dataset.name, len(dataset.labels))
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    runs.check_writable(state)
     locks.lock(state.with_suffix(".lock"), f"the scoring of {args.run}")
 
     start, first = time.perf_counter(), processes.rank() == 0

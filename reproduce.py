@@ -91,8 +91,8 @@ def run_arm(root, study, arm, seed, args):
     if not (folder / "eval.json").exists():
         evaluate.main([str(folder), "--attack", study.attack, "--n", str(args.n), "--out",
                        str(folder / "eval.json")])
-    trained, judged = (json.loads((folder / name).read_text())
-                       for name in ("train.json", "eval.json"))
+    trained = runs.read_record(folder / "train.json", "n_kept", "clean_accuracy")
+    judged = runs.read_record(folder / "eval.json", "n", "robust_accuracy", "robust_interval")
     if judged["n"] != args.n:
         raise cli.UserError(f"{folder} is of another --n; move {root} first")
     config = runs.config(folder)
@@ -113,14 +113,17 @@ def run_study(args, argv):
     if unknown := [arm for arm in arms if arm not in study.arms]:
         raise cli.UserError(f"--arms: {unknown[0]!r} is none of {', '.join(study.arms)}")
     root, record = Path("runs") / label, Path("results") / f"{label}.json"
-    root.mkdir(parents=True, exist_ok=True)
+    for path in (root / ".lock", record):
+        runs.check_below(path)
+    for folder in (root, record.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     cli.if_interrupted(lambda: "the same command continues the study")
     locks.lock(root / ".lock", f"the study {root}")
-    old = json.loads(record.read_text()) if record.exists() else {"n": args.n, "rows": []}
+    old = (runs.read_record(record, "n", "rows") if record.exists()
+           else {"n": args.n, "rows": []})
     if old["n"] != args.n:
         raise cli.UserError(f"{record} and {root} are of another --n; move them first")
     rows = {(row["seed"], list(study.arms).index(row["arm"])): row for row in old["rows"]}
-    record.parent.mkdir(exist_ok=True)
     for seed in range(args.seeds):
         for arm in dict.fromkeys([next(iter(study.arms)), *arms]):  # margins need the first
             rows[seed, list(study.arms).index(arm)] = run_arm(root, study, arm, seed, args)

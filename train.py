@@ -71,6 +71,7 @@ class Training:
         if args.pretrained and not args.resume:
             models.load_weights(self.model, args.pretrained, new_head=True)
         self.model.to(device, memory_format=self.layout)
+        self.smallest = inputs.smallest_batch(args, dataset, self.model)
         # Attacks and scoring call net; the update calls ddp, which averages the gradients.
         self.net = torch.compile(self.model) if args.compile else self.model
         self.ddp = DistributedDataParallel(self.net) if processes.world() > 1 else self.net
@@ -137,7 +138,8 @@ class Training:
         self.model.train()
         self.running.zero_()
         sums = torch.zeros(2, device=self.device)  # loss and correct, on adversarial examples
-        batches = self.dataset.batches(self.kept, a.batch_size, a.seed, epoch, a.extra_fraction)
+        batches = self.dataset.batches(self.kept, a.batch_size, a.seed, epoch, a.extra_fraction,
+                                       self.smallest)
         images = sum(map(len, batches))
         for step, batch in enumerate(batches):
             lr = lr_at((epoch + (step + 1) / len(batches)) / a.epochs, a.lr, a.peak, a.schedule)
@@ -271,7 +273,9 @@ def main(argv=None):
                 kind, scores = training.prune(epoch)
                 if first:
                     written.pruned(training, kind, scores)
-            training.epoch(epoch, bar)
+            with memory.enough("an update does not fit into memory; start the run afresh with a "
+                               f"--batch-size below {args.batch_size}"):
+                training.epoch(epoch, bar)
             collapsed = training.guard.watch(training)  # it may go back to the epoch before
             bar.total = images + training.guard.lost
             if first:
@@ -291,7 +295,7 @@ def main(argv=None):
         "collapses": training.guard.collapses, "collapsed": training.guard.collapsed,
         **training.budget_statistics(), "classes": dataset.classes}
     if first:
-        written.finish(training.result, record)
+        written.finish(training.result, record, dataset.test_labels)
     return record
 
 

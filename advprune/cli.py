@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from math import isfinite
@@ -43,18 +44,18 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")  # a value may hold line ends
 
 
 class _Ends(contextlib.ExitStack):
-    say: Callable[[], str] | None = None  # what to add where Ctrl-C ends the script
+    say: Callable[[], str] | None = None  # what to add where Ctrl-C or a full disk ends the script
 
 
 _ENDS: list[_Ends] = []  # of the scripts that are running, one in another
 
 
 def if_interrupted(say: Callable[[], str]) -> None:
-    """Where Ctrl-C ends the script that is running, print what `say()` returns."""
+    """Where Ctrl-C or a full disk ends the script that is running, print what `say()` returns."""
     if _ENDS:
         _ENDS[-1].say = say
 
@@ -92,6 +93,7 @@ def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
     def run(argv: list[str] | None = None) -> dict:
         name = Path(sys.modules[main.__module__].__file__ or "").name
         ends = _Ends()
+        _open_streams()
         try:
             if main.__module__ == "__main__":
                 signals.raise_interrupts()
@@ -119,8 +121,6 @@ def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
         finally:
             if main.__module__ == "__main__":
                 signals.die_of_interrupts()
-        if processes.rank() == 0:
-            print(json.dumps(record), flush=True)
         return record
 
     return run

@@ -35,7 +35,7 @@ def source(name: str) -> str:
     """The source code of FILE.py:NAME. Raises UserError where the file cannot be read."""
     path = name.rpartition(":")[0]
     try:
-        return Path(path).read_text()
+        return Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--model {path} cannot be read: "
                         f"{getattr(error, 'strerror', None) or error}") from None
@@ -50,8 +50,8 @@ def source_of_run(run: str | Path, network: dict, trust_code: bool) -> str:
     path, copy = Path(network["name"].rpartition(":")[0]), Path(run) / "network.py"
     if path.is_absolute() and Path(run).resolve() not in path.resolve().parents:
         try:
-            if digest(path.read_text()) == network["sha256"]:
-                return path.read_text()
+            if digest(path.read_text("utf-8")) == network["sha256"]:
+                return path.read_text("utf-8")
         except (OSError, UnicodeDecodeError):
             if copy.exists():
                 why = "gone"
@@ -65,7 +65,7 @@ def source_of_run(run: str | Path, network: dict, trust_code: bool) -> str:
     if not trust_code:
         raise UserError(f"{path} is {why}, so the network of {run} is code that the run brings "
                         f"along; read {copy}, then add --trust-code to execute it")
-    code = copy.read_text() if copy.exists() else ""
+    code = copy.read_text("utf-8") if copy.exists() else ""
     if digest(code) != network["sha256"]:
         raise UserError(f"{copy} is not the code that this run was trained with")
     return code

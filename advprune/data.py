@@ -72,10 +72,11 @@ class Dataset:
         return before * self.epoch_size(n) + (epochs - before) * self.epoch_size(n - drop)
 
     def batches(self, kept: Tensor, batch_size: int, seed: int, epoch: int,
-                extra_fraction: float | None = None) -> Sequence[Tensor]:
+                extra_fraction: float | None = None, smallest: int = 1) -> Sequence[Tensor]:
         """The ids of each batch of an epoch on the `kept` ids, shuffled by seed and epoch.
 
         extra_fraction is the share of each batch that comes from --extra-data; None without any.
+        A last batch of fewer than `smallest` images is joined to the batch before.
         """
         if not torch.is_tensor(self.images):
             kept = kept.cpu()  # the host reads the files, and should not wait for the GPU
@@ -128,6 +129,14 @@ def of_run(used: dict, data_dir: str | None = None, device: str | torch.device =
     return load(used["dataset"], data_dir or used["data_dir"], used["limit"] if train else 0,
                 device, used.get("image_size"), used.get("skip_bad", False), extra,
                 cache_dir or used.get("cache_dir"))
+
+
+def batch_sizes(images: int, batch_size: int, smallest: int = 1) -> list[int]:
+    """The sizes of the batches of an epoch; a last one below `smallest` joins the one before."""
+    sizes = [min(batch_size, images - i) for i in range(0, images, batch_size)]
+    if len(sizes) > 1 and sizes[-1] < smallest:
+        sizes[-2:] = [sizes[-2] + sizes[-1]]
+    return sizes
 
 
 def mixed_seed(*key: int) -> int:

@@ -51,7 +51,7 @@ def open_folder(root: str | Path, part: str, size: int, skip_bad: bool = False,
     place = Path(cache_dir or root)
     locks.sweep(place, ".advprune-*")
     cache = place / f".advprune-{part}-{size}-{_digest(folder, found, bool(cache_dir))}"
-    if not cache.with_suffix(".json").exists():
+    if (index := _index(cache, size)) is None:
         try:
             place.mkdir(parents=True, exist_ok=True)
             _decode(found, size, folder, cache)
@@ -60,7 +60,7 @@ def open_folder(root: str | Path, part: str, size: int, skip_bad: bool = False,
                             "give another folder as --cache-dir") from None
         if not cache_dir:  # there, another folder's images may be in use
             stored.clear(place, f".advprune-{part}-{size}-", "", cache.name)
-    index = json.loads(cache.with_suffix(".json").read_text())
+        index = _index(cache, size)
     bad = index["unreadable"]
     if bad and not skip_bad:
         named = ", ".join(bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
@@ -74,6 +74,18 @@ def open_folder(root: str | Path, part: str, size: int, skip_bad: bool = False,
     labels, shape = torch.tensor(index["labels"]), (len(index["labels"]), size, size, 3)
     start = cache.with_suffix(".npy").stat().st_size - prod(shape)
     return stored.Stored(cache.with_suffix(".npy"), start, shape), labels, classes
+
+
+def _index(cache, size):
+    """The content of cache.json; None where it, or the images that it counts, are not whole."""
+    try:
+        index = json.loads(cache.with_suffix(".json").read_text("utf-8"))
+        n = len(index["labels"])
+        torch.tensor(index["labels"]), index["unreadable"][:0]
+        whole = cache.with_suffix(".npy").stat().st_size > n * size * size * 3
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return index if whole else None
 
 
 def _digest(folder, found, shared):

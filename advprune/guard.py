@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from advprune import attacks, data, ops, processes, recipes
+from advprune import attacks, data, memory, ops, processes, recipes
 
 STEPS = 10
 DROP = 0.2  # between two checks, as in fast_adversarial's early stop
@@ -30,21 +30,33 @@ class Guard:
         self.size = min(n, 512, max(64, (n - round(args.p * n)) // 250))
         ids = data.shuffled(torch.arange(n), args.seed)[:self.size].sort().values
         ids = ids.to(dataset.labels.device)[processes.rank()::processes.world()]
-        self.args, self.ids = args, ids
+        self.args, self.ids, self.at_once = args, ids, len(ids)
         self.images, self.labels = dataset.images[ids], dataset.labels[ids]
         self.collapses: list[dict] = []
         self.collapsed, self.good = False, None
 
     def measure(self, model: nn.Module) -> tuple[float, float]:
         """(accuracy under PGD-10, clean accuracy) of the model, in eval mode, on the slice."""
-        eps = self.args.epsilon
+        right, done = torch.zeros(2, device=self.labels.device, dtype=torch.float64), 0
         with attacks.evaluating(model), torch.no_grad():
-            adv = attacks.pgd(model, self.images, self.labels, self.ids, eps=eps, alpha=eps / 4,
-                              steps=STEPS, seed=self.args.seed)
-            right = torch.stack([(model(x).argmax(1) == self.labels).sum().double()
-                                 for x in (adv, ops.pixels(self.images))])
+            while done < len(self.ids):
+                part = slice(done, done + self.at_once)
+                try:
+                    right += self._right(model, part)
+                except (RuntimeError, MemoryError) as error:
+                    self.at_once = memory.halved(len(self.ids[part]), error)
+                    continue
+                done += self.at_once
         robust, clean = (processes.total(right) / self.size).tolist()
         return robust, clean
+
+    def _right(self, model, part):
+        """How many images of this part of the slice are classified right: [attacked, clean]."""
+        images, labels, eps = self.images[part], self.labels[part], self.args.epsilon
+        adv = attacks.pgd(model, images, labels, self.ids[part], eps=eps, alpha=eps / 4,
+                          steps=STEPS, seed=self.args.seed)
+        return torch.stack([(model(x).argmax(1) == labels).sum().double()
+                            for x in (adv, ops.pixels(images))])
 
     @property
     def lost(self) -> int:

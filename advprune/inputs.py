@@ -60,3 +60,20 @@ def scores(args: Namespace, labels: Tensor) -> tuple[Tensor, str] | None:
     if not args.scores:
         return None
     return pruning.load(args.scores, labels, "margin" if args.adapt_eps else None)
+
+
+def smallest_batch(args: Namespace, dataset: data.Dataset, model: nn.Module) -> int:
+    """How many images a batch must have: two in each process for batch normalisation, or 1.
+
+    Raises UserError where the batches of this run cannot have as many.
+    """
+    kinds = torch.nn.modules.batchnorm._BatchNorm
+    if not any(isinstance(layer, kinds) for layer in model.modules()):
+        return 1
+    n, smallest = len(dataset.labels), 2 * processes.world()
+    left = dataset.epoch_size(n - round(args.p * n))
+    if min(args.batch_size, left) < smallest:
+        few = min((args.batch_size, "a batch"), (left, "an epoch"))
+        raise UserError(f"{args.network['name']} has batch normalisation, which needs "
+                        f"{smallest} images at a time or more; {few[1]} has {few[0]}")
+    return smallest

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from advprune import custom, memory
@@ -227,7 +227,7 @@ def load_weights(model: nn.Module, path: str | Path, new_head: bool = False) -> 
     state: Any
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            state = load(path.read_bytes())  # load_file takes no path of other encodings
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -38,29 +38,40 @@ def check_output(path: str | Path) -> None:
     refuse_existing(path)
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
-    _check_writable(path.parent, path)
+    check_writable(path)
 
 
-def check_folder(path: str | Path) -> None:
-    """Raise UserError unless a new folder can be made at `path`, with its parents."""
-    if held := _abandoned(Path(path)):
+def check_folder(out: str | Path | None, default: str | None = None) -> None:
+    """Raise UserError unless `create(out, default)` can make its folder, with its parents."""
+    path = Path(out or f"runs/{default}")
+    if not out:
+        pass  # it finds a free name
+    elif held := _abandoned(Path(path)):
         held.close()
     else:
         refuse_existing(path)
+    check_below(path)
+
+
+def check_below(path: str | Path) -> None:
+    """Raise UserError unless `path` can be made or written, its absent parents included."""
     parent = Path(path).absolute().parent
     while not parent.exists() and not parent.is_symlink():
         parent = parent.parent
     if not parent.is_dir():
         raise UserError(f"{path} cannot be made: {parent} is no folder")
-    _check_writable(parent, path)
+    check_writable(parent / "new", path)
 
 
-def _check_writable(folder, path):
+def check_writable(path: Path, what: str | Path | None = None) -> None:
+    """Raise UserError, which calls it `what`, unless `writing(path)` can begin."""
+    path, what = Path(path), what or path
+    part = locks.part(path)
     try:  # root may write where os.access says no, and not where the file system is read-only
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with open(part, "wb"):
+            part.unlink()
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+        raise UserError(f"{what} cannot be written: {error.strerror}") from None
 
 
 FIRST = {".lock", "config.json", "network.py", "scores.npz", "pruned.png", "log.csv"}
@@ -97,6 +108,17 @@ def create(out: str | Path | None, default: str | None = None) -> Path:
         if out:
             raise UserError(f"{path} exists already; give another --out, nothing is overwritten")
     raise AssertionError("itertools.count has no end")
+
+
+@contextlib.contextmanager
+def new_folder(out: str | Path | None, default: str | None = None) -> Iterator[Path]:
+    """The folder that `create` makes. It is deleted again where the block fails to fill it."""
+    path = create(out, default)
+    try:
+        yield path
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def _abandoned(path):
@@ -153,7 +175,7 @@ def config(run: str | Path) -> dict:
     """The config.json of a run directory. Raises UserError where it is none, or is damaged."""
     path = Path(run) / "config.json"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         content["args"]["network"]["name"], content["args"]["dataset"]
     except (OSError, ValueError, TypeError, KeyError, IndexError):
         raise UserError(f"{run} is no run of train.py: it has no readable config.json") from None
@@ -161,12 +183,22 @@ def config(run: str | Path) -> dict:
 
 
 def record(run: str | Path) -> dict:
-    """The train.json of a run; empty where there is none that can be read."""
+    """The train.json of a run; empty without one. Raises UserError where it is damaged."""
     try:
-        content = json.loads((Path(run) / "train.json").read_text())
-    except (OSError, ValueError):
+        return read_record(Path(run) / "train.json")
+    except FileNotFoundError:
         return {}
-    return content if isinstance(content, dict) else {}
+
+
+def read_record(path: Path, *keys: str) -> dict:
+    """The record in a JSON file. Raises UserError unless it has content, and these keys."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not content or not all(key in content for key in keys):
+        raise UserError(f"{path} is damaged; put back the file that was written, or delete it")
+    return content
 
 
 def save_checkpoint(run: Path, state: dict) -> None:

@@ -8,7 +8,6 @@ A Markdown file has places for them, which `render` fills:
 NAME is a function of this module (with - for _), or `example FILE`, which prints
 examples/FILE.py.
 """
-import json
 import re
 from pathlib import Path
 from statistics import median
@@ -25,7 +24,7 @@ class Records:
         self.folder = folder
 
     def __getitem__(self, name: str) -> dict:
-        return json.loads((self.folder / f"{name}.json").read_text())
+        return runs.read_record(self.folder / f"{name}.json")
 
 
 def render(root: Path) -> list[str]:
