@@ -272,8 +272,6 @@ def main(argv=None):
     for path in filter(None, (args.json, args.figure)):
         runs.check_output(path)
     device = cli.device(args.device)
-    for path in filter(None, (args.json, args.figure)):
-        runs.check_output(path)
     header = {"command": cli.command("benchmark.py", argv), "kernels": ops.KERNELS,
               **runs.environment(device),
               "cpu": torch.backends.cpu.get_cpu_capability()}

@@ -11,8 +11,7 @@ the 30 % with the largest margin under that run's network, and gives each of the
 budget. The last line continues an interrupted run, and ends with the same weights. Each data set
 has a recipe (advprune/recipes.py); flags change it.
 
-A run writes a new directory (runs/... or --out; advprune/runs.py lists its files). It prints a row
-for each epoch, and at the end one line of JSON.
+A run writes a new directory (runs/... or --out; advprune/runs.py lists its files).
 """
 if __name__ == "__main__":  # before the imports that take long
     from advprune import signals
@@ -33,13 +32,13 @@ from tqdm import tqdm
 from advprune import attacks, cli, data, inputs, models, processes, pruning, runs, saved, settings
 from advprune.guard import Guard
 from advprune.log import Log
+from advprune.memory import enough
 
 
 def lr_at(progress, lr, peak, schedule="cyclic"):
     """The learning rate: up in a straight line from 0 to lr at `peak`, then down to 0.
 
-    It goes down in a straight line or along a cosine. progress in [0, 1] is the fraction of all
-    epochs that is done. Epochs after pruning are shorter, and the schedule still completes.
+    progress in [0, 1] is the fraction of all epochs that is done, however short they are.
     """
     if schedule == "cosine" and progress > peak:
         return lr * (1 + math.cos(math.pi * (progress - peak) / (1 - peak))) / 2
@@ -273,8 +272,7 @@ def main(argv=None):
                 kind, scores = training.prune(epoch)
                 if first:
                     written.pruned(training, kind, scores)
-            with memory.enough("an update does not fit into memory; start the run afresh with a "
-                               f"--batch-size below {args.batch_size}"):
+            with enough(f"start the run afresh with a --batch-size below {args.batch_size}"):
                 training.epoch(epoch, bar)
             collapsed = training.guard.watch(training)  # it may go back to the epoch before
             bar.total = images + training.guard.lost

@@ -5,9 +5,7 @@ stdout. Bad input ends a script with exit code 2 and one sentence on stderr.
 """
 import argparse
 import contextlib
-import errno
 import functools
-import io
 import json
 import os
 import shlex
@@ -21,7 +19,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from advprune import memory, processes, signals
+from advprune import processes, signals
 
 
 class UserError(ValueError):
@@ -66,24 +64,25 @@ def at_end(call: Callable[[], Any]) -> None:
         _ENDS[-1].callback(call)
 
 
-# What is wrong with the place to write to or read from, and not with the program.
-SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
-          errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+def _open_streams():
+    """A closed stdout or stderr takes anything; a terminal without a letter shows its code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure") and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
 
 
-def _explained(error):
-    """(exit code, a sentence) for what is not the program's fault; (1, None) for the rest."""
-    if isinstance(error, UserError):
-        return error.code, str(error)
+def _failed_to_write(error, say):
+    """The sentence for what a script could not write or read, and why."""
     if isinstance(error, BrokenPipeError):
-        return 1, "its output was closed"
-    if isinstance(error, ConnectionError):
-        return 1, str(error)
-    if isinstance(error, OSError) and error.errno in SYSTEM:
-        return 2, f"{error.filename or 'a file'}: {(error.strerror or '').lower()}"
-    if memory.exhausted(error):
-        return 2, "memory ran out; try a smaller --batch-size"
-    return 1, None
+        with contextlib.suppress(OSError, ValueError):  # what is still buffered goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        what = "nobody reads its output any more"
+    else:
+        what = f"{error.filename or 'its output'} cannot be written or read ({error.strerror})"
+    return f"{what}; {say()}" if say else what
 
 
 def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
@@ -97,27 +96,32 @@ def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
         try:
             if main.__module__ == "__main__":
                 signals.raise_interrupts()
-                for stream in (sys.stdout, sys.stderr):  # a path may not fit the terminal's code
-                    if isinstance(stream, io.TextIOWrapper):
-                        stream.reconfigure(errors="backslashreplace")
             with ends:
                 _ENDS.append(ends)
                 ends.callback(_ENDS.pop)
                 record = main(argv)
-        except BaseException as error:
-            interrupted = KeyboardInterrupt in (type(error), type(error.__context__))
-            if interrupted and _ENDS:  # the script that called this one says what to do
-                raise KeyboardInterrupt from None
-            code, sentence = (130, "interrupted") if interrupted else _explained(error)
-            if sentence is None:
+                if processes.rank() == 0:
+                    print(json.dumps(record), flush=True)
+        except UserError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            sys.exit(error.code)
+        except OSError as error:
+            if isinstance(error, ConnectionError) and not error.errno:  # of torchrun's processes
+                print(f"{name}: {error}", file=sys.stderr)
+                sys.exit(1)
+            if error.errno is None:  # of a library, with words of its own
                 raise
-            if isinstance(error, BrokenPipeError):  # lest Python flushes into it at its end
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            say = f"; {ends.say()}" if ends.say and not isinstance(error, UserError) else ""
-            if processes.rank() == 0 or not interrupted:
-                print(f"{'' if not interrupted else chr(10)}{name}: {sentence}{say}",
-                      file=sys.stderr)
-            sys.exit(code)
+            print(f"{name}: {_failed_to_write(error, ends.say)}", file=sys.stderr)
+            sys.exit(141 if isinstance(error, BrokenPipeError) else 2)  # as SIGPIPE would
+        except (KeyboardInterrupt, AttributeError) as error:
+            if KeyboardInterrupt not in (type(error), type(error.__context__)):
+                raise  # tqdm turns an interrupt at its first use into an AttributeError
+            if _ENDS:  # the script that called this one says what to do
+                raise
+            if processes.rank() == 0:
+                say = f"; {ends.say()}" if ends.say else ""
+                print(f"\n{name}: interrupted{say}", file=sys.stderr)
+            sys.exit(130)
         finally:
             if main.__module__ == "__main__":
                 signals.die_of_interrupts()
@@ -157,12 +161,12 @@ seed = number(int, 0, 2**63 - 1)
 def device(name: str | None) -> torch.device:
     """The device of this name (`cpu`, `cuda`, `cuda:1`), or the best one present for None."""
     try:
-        chosen = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds that are no longer in use
+            chosen = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=chosen).item()  # meta and its like hold no values
+    except Exception:  # each kind of device has its own
         raise UserError(f"device {name!r} is not available here; try --device cpu") from None
-    if chosen.type == "meta":
-        raise UserError("device 'meta' holds no data; try --device cpu")
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return chosen

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import datasets
 
-from advprune import folder, ops, processes, recipes, stored
+from advprune import folder, ops, recipes, stored
 from advprune.cli import UserError
 
 TORCHVISION = {  # name -> class, where it looks below --data-dir
@@ -81,9 +81,7 @@ class Dataset:
         if not torch.is_tensor(self.images):
             kept = kept.cpu()  # the host reads the files, and should not wait for the GPU
         n = len(kept) if extra_fraction is None else self.epoch_size(len(kept))
-        sizes = [min(batch_size, n - i) for i in range(0, n, batch_size)]
-        if len(sizes) > 1 and sizes[-1] < 2 * processes.world():
-            sizes[-2:] = [sizes[-2] + sizes[-1]]  # batch norm needs two images in each process
+        sizes = batch_sizes(n, batch_size, smallest)
         if extra_fraction is None:
             return shuffled(kept, seed, epoch).split(sizes)
         extra = kept >= self.original

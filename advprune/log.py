@@ -105,14 +105,17 @@ class Log:
                                    row["epoch"])
             self.events.flush()
 
-    def finish(self, model: nn.Module, record: dict) -> None:
-        """Write the weights and the record."""
+    def finish(self, model: nn.Module, record: dict, labels: Tensor) -> None:
+        """Write the weights and the record. labels [n]: the test set's."""
         record["weights"] = saved.fingerprint(model)
         weights = {name: v.contiguous().cpu() for name, v in model.state_dict().items()}
         files.write(self.folder / "model.safetensors", safetensors.torch.save(weights))
         files.write_json(self.folder / "train.json", record)
-        if record["clean_accuracy"] < 1.5 / len(record["classes"]) < 1:
-            print("train.py: clean accuracy is about that of guessing; try another --lr, or more "
+        share = torch.bincount(labels).max().item() / len(labels)  # 1 / classes, or more
+        if record["clean_accuracy"] <= max(share + 2 * (share * (1 - share) / len(labels)) ** 0.5,
+                                           1.5 / len(record["classes"])) and share < 1:
+            print(f"train.py: clean accuracy {record['clean_accuracy']:.4f} is about that of "
+                  f"guessing among {len(record['classes'])} classes; try another --lr, or more "
                   "--epochs or examples", file=sys.stderr)
         print("clean accuracy {clean_accuracy:.4f}; trained in {train_seconds:.1f} s, pruned in "
               "{prune_seconds:.1f} s: {run}".format(**record))

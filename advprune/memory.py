@@ -33,10 +33,10 @@ def halved(size: int, error: RuntimeError | MemoryError) -> int:
 
 @contextlib.contextmanager
 def enough(otherwise: str) -> Iterator[None]:
-    """Raise UserError with this sentence where the block runs out of memory."""
+    """Raise UserError where the block runs out of memory, and say what to do otherwise."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not exhausted(error):
             raise
-        raise UserError(otherwise) from None
+        raise UserError(f"an update does not fit into memory; {otherwise}") from None

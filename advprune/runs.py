@@ -11,6 +11,7 @@ A run is a directory that describes itself and is never overwritten:
                         the one before, in case the newest is damaged
     .lock               held by the process that writes here, and released when that ends
 """
+import contextlib
 import errno
 import glob
 import itertools
@@ -20,7 +21,7 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 

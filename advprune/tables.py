@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from statistics import median
 
-from advprune import files, recipes
+from advprune import files, recipes, runs
 
 PLACE = re.compile(r"(<!-- render: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -16,7 +16,7 @@ import evaluate
 import prune
 import reproduce
 import train
-from advprune import cli, data, pruning, runs, tables
+from advprune import cli, data, files, pruning, runs, tables
 
 RECORDS = ["null", "[]", "{}", '"x"', '{"n": 1', ""]  # JSON of the wrong kind, or cut short
 
@@ -85,7 +85,7 @@ def test_no_flipped_byte_is_trusted(cut, tmp_path):
         damaged[place] ^= 0xFF
         (tmp_path / "damaged.pt").write_bytes(damaged)
         with pytest.raises(ValueError):  # noqa: PT011  each reader has its own words
-            runs.read_state(tmp_path / "damaged.pt")
+            files.read_state(tmp_path / "damaged.pt")
 
 
 @pytest.mark.parametrize("how", DAMAGE)

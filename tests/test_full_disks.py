@@ -14,7 +14,7 @@ import evaluate
 import prune
 import toy_model
 import train
-from advprune import data, runs
+from advprune import data, files, runs
 
 FLAGS = ["--dataset", "synthetic", "--limit", "80", "--width", "2", "--epochs", "3", "--prune",
          "high", "--p", "0.4", "--epoch", "1"]
@@ -37,14 +37,14 @@ class Disk:
 
     def fill_before(self, monkeypatch, name):
         """Fill it as the first file called so is about to be written."""
-        writing = runs.writing
+        writing = files.writing
 
         def full(path):
             if str(path).endswith(name):
                 self.fill()
             return writing(path)
 
-        monkeypatch.setattr(runs, "writing", full)
+        monkeypatch.setattr(files, "writing", full)
 
     def read_only(self):
         subprocess.run(["mount", "-o", "remount,ro", str(self.place)], check=True)

@@ -6,7 +6,7 @@ import torch
 
 import evaluate
 import train
-from advprune import data, guard, memory, models, pruning, settings
+from advprune import data, guard, memory, models, pruning, saved, settings
 
 ERRORS = (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
           RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 12345 bytes"),
@@ -62,8 +62,8 @@ def test_predictions_are_those_of_smaller_batches(error, images, capsys):
 def test_evaluation_goes_on_with_smaller_batches(error, trained, monkeypatch, capsys):
     flags = [str(trained()), "--attack", "fgsm,pgd", "--n", "40", "--out"]
     wanted = evaluate.main([*flags, "wanted.json", "--batch-size", "10"])
-    load = models.from_run
-    monkeypatch.setattr(models, "from_run", lambda *args: Small(10, error, load(*args)))
+    load = saved.from_run
+    monkeypatch.setattr(saved, "from_run", lambda *args: Small(10, error, load(*args)))
     found = evaluate.main([*flags, "found.json", "--batch-size", "40"])
     assert "40 images at a time do not fit into memory; trying 20" in capsys.readouterr().err
     assert found["per_attack"] == wanted["per_attack"]
@@ -95,7 +95,7 @@ def test_one_image_that_does_not_fit_is_one_sentence(images, trained, monkeypatc
         with pytest.raises(memory.UserError, match="a single image does not fit"):
             call()
     run = str(trained())
-    monkeypatch.setattr(models, "from_run", lambda *args: Small(0, ERRORS[1]))
+    monkeypatch.setattr(saved, "from_run", lambda *args: Small(0, ERRORS[1]))
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         evaluate.main([run, "--attack", "clean"])

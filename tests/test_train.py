@@ -234,7 +234,7 @@ def test_scores_of_another_set_are_refused(trained, tmp_path, capsys):
 
 def test_a_run_that_learnt_nothing_says_so(capsys):
     train.main(["--dataset", "synthetic", "--limit", "40", "--epochs", "1", "--lr", "1e-9"])
-    assert "about that of guessing" in capsys.readouterr().err
+    assert "is about that of guessing" in capsys.readouterr().err
     train.main(["--dataset", "synthetic", "--limit", "600", "--epochs", "3"])
     assert "guessing" not in capsys.readouterr().err
 
