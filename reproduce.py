@@ -112,6 +112,8 @@ def run_study(args, argv):
     arms = args.arms.split(",") if args.arms else list(study.arms)
     if unknown := [arm for arm in arms if arm not in study.arms]:
         raise cli.UserError(f"--arms: {unknown[0]!r} is none of {', '.join(study.arms)}")
+    if any("{margins}" in study.arms[arm] for arm in arms):  # of the run on all data
+        arms = list(dict.fromkeys([next(iter(study.arms)), *arms]))
     root, record = Path("runs") / label, Path("results") / f"{label}.json"
     for path in (root / ".lock", record):
         runs.check_below(path)
@@ -125,7 +127,7 @@ def run_study(args, argv):
         raise cli.UserError(f"{record} and {root} are of another --n; move them first")
     rows = {(row["seed"], list(study.arms).index(row["arm"])): row for row in old["rows"]}
     for seed in range(args.seeds):
-        for arm in dict.fromkeys([next(iter(study.arms)), *arms]):  # margins need the first
+        for arm in arms:
             rows[seed, list(study.arms).index(arm)] = run_arm(root, study, arm, seed, args)
             ordered = [rows[key] for key in sorted(rows)]
             result = {"study": label, "n": args.n, "summary": summary(ordered), "rows": ordered}
@@ -205,7 +207,7 @@ def main(argv=None):
          help="of a study: which data and network")
     flag("--seeds", type=cli.positive_int, default=3, help="how many, from seed 0 on (3)")
     flag("--n", type=cli.positive_int, help="the first N test images are attacked (200 or 500)")
-    flag("--arms", metavar="A,B", help="only these arms of the study, and its first (all)")
+    flag("--arms", metavar="A,B", help="only these arms of the study (all)")
     flag("--budget", type=cli.number(float, 1), default=600, help="seconds for gpu (600)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
     args = parser.parse_args(argv)

@@ -55,8 +55,9 @@ def go_on(command, started):
 
 # --- locks
 
-def test_a_second_resume_of_a_living_run_is_refused(begun, tmp_path, capsys):
-    train.main([*FLAGS, "--out", "whole"])
+def test_a_second_resume_of_a_living_run_is_refused(begun, forks, tmp_path, capsys):
+    whole = killing.Command(forks, "train", tmp_path / "output-whole")  # with as many threads
+    whole.wait(whole.start(*FLAGS, "--out", str(tmp_path / "whole")))
     run = tmp_path / "run"
     command, started = begun("train", [*FLAGS, "--out", str(run)], (run / "state.pt").exists)
     before = {path.name: path.read_bytes() for path in run.iterdir()}
