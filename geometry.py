@@ -103,8 +103,7 @@ def main(argv=None):
          help="of the subset and of t-SNE (0)")
     flag("--out", metavar="DIR", help="the new folder (runs/geometry)")
     args = parser.parse_args(argv)
-    if args.out:
-        runs.check_folder(args.out)
+    runs.check_folder(args.out, "geometry")
     datasets = [data.load(name, args.data_dir) for name in dict.fromkeys(args.dataset)]
     jobs = [(d.name, d, torch.arange(len(d.labels))) for d in datasets]
     for path in args.pruned:
@@ -127,12 +126,12 @@ def main(argv=None):
         maps.append((rows[-1], labels[shown].numpy(), points, dataset.classes))
         paper = "{:<8.2f} {:.4f}".format(*TABLE_2[name]) if name in TABLE_2 else "-        -"
         print(f"{name:20} {len(ids):8,}    {rho:<8.2f} {delta:<8.4f} {paper}", flush=True)
-    folder = runs.create(args.out, "geometry")
-    files.write_figure(folder / "tsne.png", plots.maps(maps))
-    record = {"rows": rows, "seed": args.seed, "folder": str(folder)}
-    files.write_json(folder / "geometry.json", {
-        "command": cli.command("geometry.py", argv), **record,
-        **runs.environment(torch.device("cpu"))})
+    with runs.new_folder(args.out, "geometry") as folder:
+        files.write_figure(folder / "tsne.png", plots.maps(maps))
+        record = {"rows": rows, "seed": args.seed, "folder": str(folder)}
+        files.write_json(folder / "geometry.json", {
+            "command": cli.command("geometry.py", argv), **record,
+            **runs.environment(torch.device("cpu"))})
     return record
 
 

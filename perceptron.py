@@ -130,17 +130,16 @@ def main(argv=None):
     flag("--seed", type=cli.seed, default=0, help="of the draws (0)")
     flag("--out", metavar="DIR", help="the new folder (runs/perceptron)")
     args = parser.parse_args(argv)
-    if args.out:
-        runs.check_folder(args.out)
+    runs.check_folder(args.out, "perceptron")
     with threadpool_limits(1):  # these products are too small to gain from threads
         record = study(args.seed)
     report(record)
-    folder = runs.create(args.out, "perceptron")
-    record["folder"] = str(folder)
-    files.write_figure(folder / "perceptron.png", plots.perceptron(record))
-    files.write_json(folder / "perceptron.json", {
-        "command": cli.command("perceptron.py", argv), **record,
-        **runs.environment(torch.device("cpu"))})
+    with runs.new_folder(args.out, "perceptron") as folder:
+        record["folder"] = str(folder)
+        files.write_figure(folder / "perceptron.png", plots.perceptron(record))
+        files.write_json(folder / "perceptron.json", {
+            "command": cli.command("perceptron.py", argv), **record,
+            **runs.environment(torch.device("cpu"))})
     print(f"\nrecord and picture: {folder}")
     return record
 

@@ -131,10 +131,11 @@ def main(argv=None):
         record |= {**how, "misclassified": int((scores == 0).sum()),
                    "not_crossed": int((scores == far).sum())}
     if first:
-        pruning.save(runs.create(out) / "scores.npz", scores, dataset.labels, kept, kind)
-        files.write_figure(Path(out) / "pruned.png", plots.pruned(
-            dataset, scores, kept, lambda images: models.predict(model, images),
-            f"{args.run}: {kind}, {args.prune}, p = {args.p:g}"))
+        with runs.new_folder(out) as folder:
+            pruning.save(folder / "scores.npz", scores, dataset.labels, kept, kind)
+            files.write_figure(folder / "pruned.png", plots.pruned(
+                dataset, scores, kept, lambda images: models.predict(model, images),
+                f"{args.run}: {kind}, {args.prune}, p = {args.p:g}"))
         report(record)
     state.unlink(missing_ok=True)
     return record

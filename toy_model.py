@@ -280,18 +280,17 @@ def main(argv=None):
         toy = Toy(**given).checked()
     except ValueError as error:
         parser.error(str(error))
-    if args.out:
-        runs.check_folder(args.out)
+    runs.check_folder(args.out, "toy-model")
 
     with threadpool_limits(1):  # the products are too small to gain from threads
         record = study(toy, args.n, args.seed)
     report(record)
-    folder = runs.create(args.out, "toy-model")
-    record["folder"] = str(folder)
-    files.write_figure(folder / "toy_model.png", plots.toy(record))
-    files.write_json(folder / "toy_model.json", {
-        "command": cli.command("toy_model.py", argv), **record,
-        **runs.environment(torch.device("cpu"))})
+    with runs.new_folder(args.out, "toy-model") as folder:
+        record["folder"] = str(folder)
+        files.write_figure(folder / "toy_model.png", plots.toy(record))
+        files.write_json(folder / "toy_model.json", {
+            "command": cli.command("toy_model.py", argv), **record,
+            **runs.environment(torch.device("cpu"))})
     print(f"\nrecord and picture: {folder}")
     return record
 

@@ -32,7 +32,6 @@ from tqdm import tqdm
 from advprune import attacks, cli, data, inputs, models, processes, pruning, runs, saved, settings
 from advprune.guard import Guard
 from advprune.log import Log
-from advprune.memory import enough
 
 
 def lr_at(progress, lr, peak, schedule="cyclic"):
@@ -272,8 +271,7 @@ def main(argv=None):
                 kind, scores = training.prune(epoch)
                 if first:
                     written.pruned(training, kind, scores)
-            with enough(f"start the run afresh with a --batch-size below {args.batch_size}"):
-                training.epoch(epoch, bar)
+            training.epoch(epoch, bar)
             collapsed = training.guard.watch(training)  # it may go back to the epoch before
             bar.total = images + training.guard.lost
             if first:

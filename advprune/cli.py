@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from advprune import processes, signals
+from advprune import memory, processes, signals
 
 
 class UserError(ValueError):
@@ -74,15 +74,19 @@ def _open_streams():
             stream.reconfigure(errors="backslashreplace")
 
 
-def _failed_to_write(error, say):
-    """The sentence for what a script could not write or read, and why."""
+def _explained(error):
+    """(exit code, a sentence) for what is not the program's fault; None for the rest."""
+    if isinstance(error, UserError):
+        return error.code, str(error)
     if isinstance(error, BrokenPipeError):
-        with contextlib.suppress(OSError, ValueError):  # what is still buffered goes nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        what = "nobody reads its output any more"
-    else:
-        what = f"{error.filename or 'its output'} cannot be written or read ({error.strerror})"
-    return f"{what}; {say()}" if say else what
+        return 141, "nobody reads its output any more"  # the exit code of SIGPIPE
+    if isinstance(error, ConnectionError) and not error.errno:  # of torchrun's processes
+        return 1, str(error)
+    if isinstance(error, OSError) and error.errno:  # others are of a library, with its own words
+        return 2, f"{error.filename or 'its output'} cannot be written or read ({error.strerror})"
+    if memory.exhausted(error):
+        return 2, "memory ran out; take a smaller --batch-size or network"
+    return None
 
 
 def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
@@ -102,26 +106,23 @@ def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
                 record = main(argv)
                 if processes.rank() == 0:
                     print(json.dumps(record), flush=True)
-        except UserError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            sys.exit(error.code)
-        except OSError as error:
-            if isinstance(error, ConnectionError) and not error.errno:  # of torchrun's processes
-                print(f"{name}: {error}", file=sys.stderr)
-                sys.exit(1)
-            if error.errno is None:  # of a library, with words of its own
+        except BaseException as error:
+            # tqdm turns an interrupt at its first use into an error of its own.
+            interrupted = KeyboardInterrupt in (type(error), type(error.__context__))
+            if interrupted and _ENDS:  # the script that called this one says what to do
+                raise KeyboardInterrupt from None
+            explained = (130, "interrupted") if interrupted else _explained(error)
+            if explained is None:
                 raise
-            print(f"{name}: {_failed_to_write(error, ends.say)}", file=sys.stderr)
-            sys.exit(141 if isinstance(error, BrokenPipeError) else 2)  # as SIGPIPE would
-        except (KeyboardInterrupt, AttributeError) as error:
-            if KeyboardInterrupt not in (type(error), type(error.__context__)):
-                raise  # tqdm turns an interrupt at its first use into an AttributeError
-            if _ENDS:  # the script that called this one says what to do
-                raise
-            if processes.rank() == 0:
-                say = f"; {ends.say()}" if ends.say else ""
-                print(f"\n{name}: interrupted{say}", file=sys.stderr)
-            sys.exit(130)
+            if isinstance(error, BrokenPipeError):  # what is still buffered goes nowhere
+                with contextlib.suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code, sentence = explained
+            if ends.say and (interrupted or isinstance(error, OSError)):
+                sentence += f"; {ends.say()}"
+            if processes.rank() == 0 or not interrupted:
+                print(f"{chr(10) * interrupted}{name}: {sentence}", file=sys.stderr)
+            sys.exit(code)
         finally:
             if main.__module__ == "__main__":
                 signals.die_of_interrupts()

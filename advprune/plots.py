@@ -3,6 +3,7 @@
 The colours are those of Okabe and Ito, which colour-blind readers can tell apart. A figure is 8
 inches wide, so that its text stays legible in a column of 800 pixels.
 """
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,8 @@ def pruned(dataset: Any, scores: Tensor, kept: Tensor, predict: Callable[[Tensor
     for members, name, color in ((~dropped, "kept", BLUE), (dropped, "dropped", RED)):
         axes.hist(values[members], edges, log=True, histtype="stepfilled", alpha=0.6, color=color,
                   label=f"{name}, {members.sum():,}")
-    axes.set(xlabel="score", ylabel="training examples\n(log scale)", title=title)
+    axes.set(xlabel="score", ylabel="training examples\n(log scale)",
+             title=os.fsencode(title).decode("utf-8", "replace"))  # a path may be of any bytes
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     ranked = scores.argsort(descending=True)

@@ -1,7 +1,7 @@
 """Command lines drawn at random over all scripts: accepted and run, or refused in one sentence.
 
-An example has 0 to 4 flags of one script, with values that fit, that do not, and odd ones. Tiny
-runs on `synthetic` are what is accepted. 600 examples by default; `-m slow` draws all 2,000.
+An example has 0 to 3 flags of one script, with values that fit, that do not, and odd ones. Tiny
+runs on `synthetic` are what is accepted. 400 examples by default; `-m slow` draws all 2,000.
 """
 import json
 import os
@@ -17,14 +17,17 @@ import torch
 import torchvision.datasets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 import benchmark
 import evaluate
 import geometry
+import perceptron
 import prune
 import reproduce
 import toy_model
 import train
+from advprune import plots
 
 SECONDS = 60  # an example that takes longer hangs
 
@@ -54,7 +57,8 @@ TRAIN = {
     "--beta": REAL, "--label-smoothing": SHARE, "--ema": SHARE,
     "--model": ["mnist-net", "preactresnet18", "wideresnet28-10", "vgg11", "x", "net.py:net",
                 "net.py:gone", "gone.py:net", "googlenet"],
-    "--pretrained": ["run/model.safetensors", *ODD], "--precision": ["fp32", "bf16", "tf32", "x"], "--seed": SEED,
+    "--pretrained": ["run/model.safetensors", *ODD], "--seed": SEED,
+    "--precision": ["fp32", "bf16", "tf32", "x"],
     "--out": FOLDER, "--device": DEVICE, "--resume": ["run", "cut", *ODD], "--trust-code": None,
     "--image-size": WHOLE, "--skip-bad": None, "--extra-data": ["extra.npz", *ODD],
     "--extra-fraction": SHARE, "--data-dir": ["empty", "afile", "nothing"],
@@ -82,14 +86,14 @@ REPRODUCE = {"--seeds": WHOLE, "--n": WHOLE, "--arms": ["full", "x", "", "full,x
 
 
 def lines(script, first, flags):
-    """Command lines (script, words) of these first words, and 0 to 4 flags."""
+    """Command lines (script, words) of these first words, and 0 to 3 flags."""
     def words(name):
         values = flags[name]
         if values is None:
             return st.just([name])
-        one = st.sampled_from(range(len(values)))  # the first values are the good ones: prefer them
+        one = st.sampled_from(range(len(values)))  # the first are the good ones: prefer them
         return st.tuples(one, one).map(lambda pair: [name, values[min(pair)]])
-    drawn = st.lists(st.sampled_from(list(flags)), max_size=4, unique=True).flatmap(
+    drawn = st.lists(st.sampled_from(list(flags)), max_size=3, unique=True).flatmap(
         lambda names: st.tuples(*map(words, names)))
     return st.tuples(st.sampled_from(first), drawn).map(
         lambda pair: (script, [*pair[0], *(word for flag in pair[1] for word in flag)]))
@@ -98,12 +102,15 @@ def lines(script, first, flags):
 TINY = ["--dataset", "synthetic", "--limit", "40", "--epochs", "4", "--width", "1"]
 COMMANDS = st.one_of(
     lines(train, [TINY], {k: v for k, v in TRAIN.items() if k != "--limit"}),
+    lines(train, [TINY], {k: TRAIN[k] for k in ("--prune", "--p", "--epoch", "--score", "--lr",
+                                                "--attack", "--optimizer", "--seed")}),
     lines(train, [TINY, TINY[:2] + TINY[4:], ["--width", "1", "--limit", "20", "--epochs", "1"],
                   ["--resume", "cut"], ["--dataset", "mnist"], ["--dataset", "folder"]], TRAIN),
     lines(evaluate, [["run", "--n", "5", "--attack", "fgsm"], ["run"], [],
                      ["nothing", "--n", "5"], ["empty"], ["cut"]], EVALUATE),
     lines(prune, [["run"], ["run"], ["cut"], ["nothing"], []], PRUNE),
-    lines(toy_model, [["robust-fragile", "--n", "100"], ["perceptron"], [], ["x"]], TOY),
+    lines(toy_model, [["--n", "100"], [], ["x"]], TOY),
+    lines(perceptron, [[], ["x"]], {"--seed": SEED, "--out": FOLDER}),
     lines(geometry, [["synthetic"], ["synthetic", "digits"], ["mnist"], [], ["x"]], GEOMETRY),
     lines(benchmark, [["kernels"], ["ablation"], [], ["x"]], BENCHMARK),
     lines(reproduce, [["pruning", "digits"], ["pruning"], ["puma", "mnist"], ["gpu"], ["x"], []],
@@ -124,10 +131,10 @@ def small(monkeypatch):
     monkeypatch.setattr(benchmark, "median_us", lambda call, *_: (call(), 1.0)[1])
     monkeypatch.setattr(torch, "compile", lambda call, **_: call)
     monkeypatch.setattr(toy_model, "study", lambda toy, n, seed: {"n": n})
-    monkeypatch.setattr(toy_model.perceptron, "study", lambda seed: {"seed": seed})
-    for name in toy_model.STUDIES:
-        from matplotlib.figure import Figure
-        monkeypatch.setitem(toy_model.STUDIES, name, (print, lambda record: Figure()))
+    monkeypatch.setattr(perceptron, "study", lambda seed: {"seed": seed})
+    for script, draw in (toy_model, "toy"), (perceptron, "perceptron"):
+        monkeypatch.setattr(script, "report", print)
+        monkeypatch.setattr(plots, draw, lambda record: Figure())
     load, TSNE = geometry.data.load, geometry.TSNE
     monkeypatch.setattr(geometry.data, "load", lambda name, *args, **how: few(load, name, args,
                                                                              how))
@@ -232,12 +239,13 @@ def explore(examples, at_least, template, tmp_path, capsys):
               f"{dict(counts)}, {({name: round(t) for name, t in times.items()})} s")
     assert not failures, f"{len(failures)} failed:\n" + "\n\n".join(failures[:20])
     assert counts[0] >= at_least
-    assert all(counts[script, 2] for script in ("train", "evaluate", "prune", "toy_model",
-                                                "geometry", "benchmark", "reproduce"))
+    assert all(counts[script, 2] for script in (
+        "train", "evaluate", "prune", "toy_model", "perceptron", "geometry", "benchmark",
+        "reproduce"))
 
 
 def test_command_lines(template, small, tmp_path, capsys):
-    explore(600, 90, template, tmp_path, capsys)
+    explore(400, 60, template, tmp_path, capsys)
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def test_training_goes_on_once_there_is_room(name, disk, whole, monkeypatch, cap
     assert not parts(disk.place)
     disk.filler.unlink()
     if name in ("config.json", "log.csv", "state.pt"):  # in the first epoch: nothing is kept
-        assert ("nothing is kept" in said) == (name != "config.json")
+        assert "nothing is kept" in said
         train.main([*FLAGS, "--out", str(run)])
     else:
         assert f"train.py --resume {run}" in said
@@ -165,10 +165,7 @@ def test_scoring_goes_on_once_there_is_room(name, disk, whole, monkeypatch, caps
 
 
 def test_toy_model_leaves_no_half_folder_on_a_full_disk(disk, monkeypatch, capsys):
-    monkeypatch.setattr(toy_model, "study", lambda *_: {})
-    monkeypatch.setitem(toy_model.STUDIES, "robust-fragile", (
-        lambda record: None, lambda record: __import__("matplotlib.figure").figure.Figure()))
-    flags = ["robust-fragile", "--out", str(disk.place / "toy")]
+    flags = ["--n", "100", "--d", "2", "--out", str(disk.place / "toy")]
     with monkeypatch.context() as patch:
         disk.fill_before(patch, ".json")
         assert "No space left on device" in refused(toy_model.main, flags, capsys)

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import evaluate
+import prune
 import train
-from advprune import data, guard, memory, models, pruning, saved, settings
+from advprune import data, guard, models, pruning, saved, settings
 
 ERRORS = (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
           RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 12345 bytes"),
@@ -60,12 +61,12 @@ def test_predictions_are_those_of_smaller_batches(error, images, capsys):
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_evaluation_goes_on_with_smaller_batches(error, trained, monkeypatch, capsys):
-    flags = [str(trained()), "--attack", "fgsm,pgd", "--n", "40", "--out"]
-    wanted = evaluate.main([*flags, "wanted.json", "--batch-size", "10"])
+    flags = [str(trained()), "--attack", "fgsm,pgd", "--n", "8", "--out"]
+    wanted = evaluate.main([*flags, "wanted.json", "--batch-size", "4"])
     load = saved.from_run
-    monkeypatch.setattr(saved, "from_run", lambda *args: Small(10, error, load(*args)))
-    found = evaluate.main([*flags, "found.json", "--batch-size", "40"])
-    assert "40 images at a time do not fit into memory; trying 20" in capsys.readouterr().err
+    monkeypatch.setattr(saved, "from_run", lambda *args: Small(4, error, load(*args)))
+    found = evaluate.main([*flags, "found.json", "--batch-size", "8"])
+    assert "8 images at a time do not fit into memory; trying 4" in capsys.readouterr().err
     assert found["per_attack"] == wanted["per_attack"]
 
 
@@ -88,19 +89,15 @@ def test_other_errors_are_raised_as_they_are(error, images):
         assert raised.value is error
 
 
-def test_one_image_that_does_not_fit_is_one_sentence(images, trained, monkeypatch, capsys):
-    for call in (lambda: models.predict(Small(0, ERRORS[1]), images.test_images),
-                 lambda: pruning.score(Small(0, ERRORS[1]), images.images, images.labels,
-                                       "clean-loss")):
-        with pytest.raises(memory.UserError, match="a single image does not fit"):
-            call()
+def test_one_image_that_does_not_fit_is_one_sentence(trained, monkeypatch, capsys):
     run = str(trained())
     monkeypatch.setattr(saved, "from_run", lambda *args: Small(0, ERRORS[1]))
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        evaluate.main([run, "--attack", "clean"])
-    assert stopped.value.code == 2
-    assert "a single image does not fit" in capsys.readouterr().err.splitlines()[-1]
+    for script, flags in (evaluate, ["--attack", "clean"]), (prune, []):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            script.main([run, *flags])
+        assert stopped.value.code == 2
+        assert "memory ran out" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -112,3 +112,10 @@ def test_an_installed_package_brings_its_kernels_and_runs_the_examples(crowded, 
     assert file == str(place / "advprune/ops.py")
     assert len(list(place.glob("advprune/_C_*.so"))) == 1
     check_examples(crowded, PYTHONPATH=str(place))
+
+
+def test_every_promise_names_tests_that_exist():
+    promises = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", (ROOT / "docs/promises.md").read_text())
+    assert len(promises) > 30
+    for file, name in promises:
+        assert f"def {name or 'test_'}" in (ROOT / "tests" / file).read_text(), (file, name)
