@@ -48,9 +48,9 @@ def optimizer(args, weights):
     """The optimiser that the settings name, over these parameters."""
     if args.optimizer == "sgd":
         return torch.optim.SGD(weights, args.lr, momentum=args.momentum, nesterov=args.nesterov,
-                               weight_decay=args.weight_decay)
+                               weight_decay=args.weight_decay, fused=True)
     adam = torch.optim.Adam if args.optimizer == "adam" else torch.optim.AdamW
-    return adam(weights, args.lr, weight_decay=args.weight_decay)
+    return adam(weights, args.lr, weight_decay=args.weight_decay, fused=True)
 
 
 class Training:
@@ -64,11 +64,11 @@ class Training:
         torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
         torch.backends.cudnn.benchmark = True
         self.autocast = torch.autocast(device.type, torch.bfloat16, args.precision == "bf16")
-        self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.model = models.build(**args.network, code=code)
         if args.pretrained and not args.resume:
             models.load_weights(self.model, args.pretrained, new_head=True)
-        self.model.to(device, memory_format=self.layout)
+        self.model.to(device)
+        self.channels_last = models.channels_last(self.model)
         self.smallest = inputs.smallest_batch(args, dataset, self.model)
         # Attacks and scoring call net; the update calls ddp, which averages the gradients.
         self.net = torch.compile(self.model) if args.compile else self.model
@@ -145,7 +145,7 @@ class Training:
                 group["lr"] = lr
             ids = batch[processes.rank()::processes.world()]
             x = self.dataset.batch(ids, a.seed, epoch, a.pad, a.flip,
-                                   channels_last=self.layout == torch.channels_last)
+                                   channels_last=self.channels_last)
             ids = ids.to(self.device, non_blocking=True)
             y = self.dataset.labels[ids]
             with self.autocast:

@@ -46,6 +46,7 @@ class Log:
         used = {k: v for k, v in vars(args).items() if k not in ("command", "resume")}
         files.write_json(folder / "config.json", {
             "command": args.command, "args": used, "kernels": ops.KERNELS,
+            "layout": "channels-last" if training.channels_last else "contiguous",
             "launch": processes.launch(),
             **runs.environment(training.device)})
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from advprune import custom, memory
+from advprune import custom, layers, memory
 from advprune.attacks import evaluating
 from advprune.cli import UserError
 
@@ -203,16 +203,25 @@ def build(name: str, channels: int, classes: int = 10, width: int | None = None,
         model = constructor(channels, classes, width or default, size)
     else:
         model = _from_torchvision(check_name(name), channels, classes, width)
+    images = torch.zeros(2, channels, size, size)
     try:
         with evaluating(model), torch.no_grad():
-            logits = model(torch.zeros(2, channels, size, size))
+            logits = model(images)
     except Exception as error:  # a layer's own words, such as a kernel larger than its input
         raise UserError(f"{name} does not take images of {channels}x{size}x{size}: "
                         + str(error).partition("\n")[0]) from error
     if not torch.is_tensor(logits) or logits.shape != (2, classes):
         given = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
         raise UserError(f"{name} gives {given} for 2 images, not logits [2, {classes}]")
-    return model
+    with evaluating(model), torch.no_grad():
+        return layers.speed_up(model, images)
+
+
+def channels_last(model: nn.Module) -> bool:
+    """Whether the network's convolutions are in the channels-last layout."""
+    return any(weight.dim() == 4 and not weight.is_contiguous()
+               and weight.is_contiguous(memory_format=torch.channels_last)
+               for weight in model.parameters())
 
 
 def load_weights(model: nn.Module, path: str | Path, new_head: bool = False) -> nn.Module:

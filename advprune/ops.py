@@ -34,6 +34,8 @@ SCHEMAS = {
                "bool channels_last, Tensor? rows=None) -> Tensor",
     "cross_entropy_scores": "(Tensor logits, Tensor labels) -> (Tensor, Tensor)",
     "select_kept": "(Tensor scores, int low, int high, float? centre) -> (Tensor, Tensor)",
+    "conv_input_grad": "(Tensor grad, Tensor weight, int height, int width, int stride, "
+                       "int padding) -> Tensor",
 }
 
 
@@ -222,8 +224,15 @@ def _select_kept(scores, low, high, centre):
     return rest[descending[high:]].sort().values, bad
 
 
+def _conv_input_grad(grad, weight, height, width, stride, padding):
+    rows = height + 2 * padding - weight.shape[2], width + 2 * padding - weight.shape[3]
+    return torch.nn.functional.conv_transpose2d(
+        grad.permute(0, 3, 1, 2), weight, None, stride, padding, [n % stride for n in rows])
+
+
 REFERENCES = {"rs_start": _rs_start, "fgsm_step": _fgsm_step, "augment": _augment,
-              "cross_entropy_scores": _cross_entropy_scores, "select_kept": _select_kept}
+              "cross_entropy_scores": _cross_entropy_scores, "select_kept": _select_kept,
+              "conv_input_grad": _conv_input_grad}
 FAKES: dict[str, Callable] = {
     "rs_start": lambda x, *_: _like_pixels(x),
     "fgsm_step": lambda x, *_: _like_pixels(x),
@@ -235,6 +244,7 @@ FAKES: dict[str, Callable] = {
     "select_kept": lambda scores, low, high, centre: (
         scores.new_empty(len(scores) - low - high, dtype=torch.int64),
         scores.new_empty((), dtype=torch.int64)),
+    "conv_input_grad": lambda grad, weight, h, w, *_: grad.new_empty((len(grad), 1, h, w)),
 }
 
 

@@ -232,13 +232,19 @@ def checkpoint(run: str | Path, device: torch.device) -> dict:
     raise UserError(f"{run} ended within its first epoch; start it afresh")
 
 
+def _git(*words):
+    """What git prints, without the last line end; None where it fails."""
+    done = subprocess.run(["git", *words], cwd=CHECKOUT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
 def environment(device: torch.device) -> dict:
     """What a record needs so that its numbers can be judged later."""
     commit = None
     if (CHECKOUT / ".git").exists():  # an installed package may lie inside another repository
-        git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"],
-                             cwd=CHECKOUT, capture_output=True, text=True)
-        commit = git.stdout.strip() or None
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        if commit and _git("status", "--porcelain", "-uno", "--", ".", ":!results", ":!figures"):
+            commit += "-dirty"  # other records do not change what is measured
     name = (torch.cuda.get_device_name(device) if device.type == "cuda"
             else platform.processor() or platform.machine())
     return {

@@ -144,13 +144,13 @@ def small(monkeypatch):
 
 
 def few(load, name, args, how):
-    """The data set with 60 test images, and 200 to train on where there is no other limit."""
+    """The data set with 16 test images, and 200 to train on where there is no other limit."""
     loaded = load(name, *args, **how)
     if len(loaded.labels) > 200 and not how.get("limit"):
         loaded.images, loaded.labels = loaded.images[:200], loaded.labels[:200]
         loaded.original = 200
-    loaded.test_images = loaded.test_images[:60]
-    loaded.test_labels = loaded.test_labels[:60]
+    loaded.test_images = loaded.test_images[:16]
+    loaded.test_labels = loaded.test_labels[:16]
     return loaded
 
 

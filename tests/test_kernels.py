@@ -176,7 +176,9 @@ def test_opcheck(device, name):
         "fgsm_step": (x, x, ids, 0.1, None, 0.1, eps, 1, 2, False, 2.0, False),
         "augment": (images, ids % 3, 1, 2, 1, True, True, ids.flip(0) % 3),
         "cross_entropy_scores": (torch.randn(3, 5, device=device), ids % 5),
-        "select_kept": (torch.rand(50, device=device), 3, 4, None)}[name]
+        "select_kept": (torch.rand(50, device=device), 3, 4, None),
+        "conv_input_grad": (torch.rand(2, 5, 5, 3, device=device),
+                            torch.rand(3, 1, 4, 4, device=device), 11, 10, 2, 1)}[name]
     results = torch.library.opcheck(getattr(torch.ops.advprune, name).default, args,
                                     test_utils=("test_schema", "test_faketensor",
                                                 "test_aot_dispatch_dynamic"))

@@ -63,7 +63,7 @@ def test_one_step_of_training_against_a_plain_loop(tmp_path):
 def test_learning_happens_and_defends(trained, tmp_path):
     robust = {}
     for attack in ("none", "rs-fgsm"):
-        run = trained("--attack", attack, "--epochs", "12", "--epsilon", "0.2")
+        run = trained("--attack", attack, "--epochs", "20", "--epsilon", "0.2")
         rows = log(run)
         assert float(rows[-1]["loss"]) < 0.5 * float(rows[0]["loss"])
         record = evaluate.main([str(run), "--attack", "pgd", "--n", "200"])

@@ -1,0 +1,76 @@
+"""Networks as they are fastest: channels-last, and a faster gradient of grey images on a CPU.
+
+Channels-last is the faster layout for convolutions wherever it was measured (docs/speed.md).
+
+An attack needs the gradient with respect to the image. With one input channel PyTorch's takes many
+times the forward pass on a CPU; `ops.conv_input_grad` takes a few times the forward pass.
+"""
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advprune import ops  # noqa: F401  it registers conv_input_grad
+
+
+def conv_input_grad(grad: Tensor, weight: Tensor, height: int, width: int, stride: int,
+                    padding: int) -> Tensor:
+    """The gradient [B, 1, height, width] of a convolution's grey input, for that of its output.
+
+    grad [B, K, OH, OW] and weight [K, 1, R, R], float32 on a CPU; R up to 7.
+    """
+    grad = grad.permute(0, 2, 3, 1).contiguous()  # [B, OH, OW, K]: free if it is channels-last
+    return torch.ops.advprune.conv_input_grad(grad, weight.contiguous(), height, width, stride,
+                                              padding)
+
+
+class GreyConv2d(nn.Conv2d):
+    """nn.Conv2d for one input channel: the same function, with another way to its gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and x.requires_grad and x.dtype == torch.float32:
+            return _GreyConv.apply(x, self.weight, self.bias, self.stride[0], self.padding[0])
+        return super().forward(x)
+
+
+class _GreyConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int,
+                padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.how, ctx.biases = (stride, padding), None if bias is None else list(bias.shape)
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        stride, padding = ctx.how
+        image = conv_input_grad(grad.float(), weight, x.shape[2], x.shape[3], stride, padding)
+        others = [None, None]
+        if any(ctx.needs_input_grad[1:3]):
+            x, weight = x.to(grad.dtype), weight.to(grad.dtype)  # bfloat16 under autocast
+            _, *others = torch.ops.aten.convolution_backward(
+                grad, x, weight, ctx.biases, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0],
+                1, [False, *ctx.needs_input_grad[1:3]])
+        return image, *others, None, None
+
+
+def speed_up(model: nn.Module, x: Tensor) -> nn.Module:
+    """The same network, with its layers and layout as they are fastest. x: images that it takes.
+
+    A network that reshapes its features by `view` may take one layout only; it stays contiguous.
+    """
+    for layer in model.modules():
+        if (type(layer) is nn.Conv2d and layer.in_channels == 1 and layer.kernel_size[0] <= 7
+                and layer.padding_mode == "zeros" and layer.dilation == (1, 1)
+                and isinstance(layer.padding, tuple)
+                and all(a == b for a, b in (layer.kernel_size, layer.stride, layer.padding))):
+            layer.__class__ = GreyConv2d
+    model.to(memory_format=torch.channels_last)
+    try:
+        model(x)
+    except RuntimeError:
+        model.to(memory_format=torch.contiguous_format)
+    return model

@@ -1,0 +1,101 @@
+"""The fast layers: the same function and gradients as PyTorch's own."""
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from advprune import attacks, layers, models, ops
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize(("side", "stride", "padding"),
+                         [(4, 2, 1), (3, 1, 1), (5, 1, 0), (5, 2, 2), (7, 2, 3), (1, 1, 0),
+                          (2, 3, 0), (6, 4, 1)])
+@pytest.mark.parametrize("size", [(28, 28), (9, 13)])
+def test_the_gradient_of_a_grey_image_is_autograds(kernels, side, stride, padding, size):
+    torch.manual_seed(0)
+    x = torch.rand(5, 1, *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(7, 1, side, side)
+    out = F.conv2d(x, weight.double(), None, stride, padding)
+    grad = torch.randn(out.shape)
+    (wanted,) = torch.autograd.grad(out, x, grad.double())
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    found = (layers.conv_input_grad(grad, weight, *size, stride, padding) if kernels else
+             ops.REFERENCES["conv_input_grad"](grad.permute(0, 2, 3, 1), weight, *size, stride,
+                                               padding))
+    assert found.shape == x.shape
+    assert torch.allclose(found.double(), wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("kwargs", [
+    {"kernel_size": 3}, {"kernel_size": 4, "stride": 2, "padding": 1, "bias": False},
+    {"kernel_size": 5, "padding": "same"}, {"kernel_size": (3, 5)}, {"kernel_size": 9},
+    {"kernel_size": 3, "dilation": 2},
+    {"kernel_size": 3, "padding": 1, "padding_mode": "circular"}])
+def test_any_grey_convolution_keeps_its_function_and_gradients(kwargs):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(1, 6, **kwargs), nn.ReLU())
+    x = torch.rand(3, 1, 12, 12, requires_grad=True)
+    fast = layers.speed_up(copy.deepcopy(plain), x.detach())
+    found, wanted = ([out := model(x), *torch.autograd.grad(out.square().sum(),
+                                                            [x, *model.parameters()])]
+                     for model in (fast, plain))
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(found, wanted, strict=True))
+    assert not torch.equal(found[1], torch.zeros_like(x))
+
+
+def test_the_mnist_network_takes_the_fast_way(monkeypatch):
+    calls, fast = [], layers.conv_input_grad
+    monkeypatch.setattr(layers, "conv_input_grad", lambda *args: (calls.append(1), fast(*args))[1])
+    model, x, y = models.build("mnist-net", 1), torch.rand(4, 1, 28, 28), torch.arange(4)
+    grad = attacks.input_grad(model, x, y)
+    assert len(calls) == 1
+    for layer in model:
+        if isinstance(layer, layers.GreyConv2d):
+            layer.__class__ = nn.Conv2d
+    assert torch.allclose(grad, attacks.input_grad(model, x, y), atol=1e-6)
+    assert len(calls) == 1
+
+
+def test_under_autocast_all_gradients_are_those_of_bfloat16():
+    torch.manual_seed(0)
+    fast, x = models.build("mnist-net", 1), torch.rand(8, 1, 28, 28, requires_grad=True)
+    plain = copy.deepcopy(fast)
+    plain[0].__class__ = nn.Conv2d
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = (torch.autograd.grad(model(x).float().square().sum(),
+                                             [x, *model.parameters()]) for model in (fast, plain))
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == b.dtype == torch.float32
+        assert (a - b).norm() < 0.01 * b.norm()
+
+
+@pytest.mark.parametrize(("name", "channels", "size"), [
+    ("mnist-net", 1, 28), ("preactresnet18", 3, 32), ("wideresnet28-10", 3, 32)])
+def test_either_layout_gives_the_same_logits_and_gradients(name, channels, size):
+    torch.manual_seed(0)
+    fast = models.build(name, channels, width=1 if channels == 3 else 16, size=size).eval()
+    assert models.channels_last(fast)
+    plain = copy.deepcopy(fast).to(memory_format=torch.contiguous_format)
+    assert not models.channels_last(plain)
+    x, y = torch.rand(4, channels, size, size), torch.arange(4)
+    assert torch.allclose(fast(x), plain(x), atol=1e-5)
+    assert torch.allclose(attacks.input_grad(fast, x, y), attacks.input_grad(plain, x, y),
+                          atol=1e-5)
+
+
+def test_a_network_that_views_its_features_stays_contiguous():
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 10)
+
+        def forward(self, x):
+            return self.linear(self.conv(x).view(len(x), -1))
+
+    x = torch.rand(2, 3, 8, 8)
+    model = layers.speed_up(Views(), x)
+    assert not models.channels_last(model)
+    assert model(x).shape == (2, 10)
