@@ -72,7 +72,7 @@ class Guard:
         """What to tell the user where the newest epoch collapsed; None otherwise.
 
         With --on-collapse rollback the training goes back to its last good state, and on from
-        there with the attack of --recipe robust.
+        there with the attack of recipes.remedy.
         """
         a, now = self.args, training.rows[-1]
         how = None if a.attack == "none" or a.epsilon == 0 else collapse(training.rows)

@@ -52,10 +52,15 @@ def of(dataset: str, recipe: str) -> dict:
 
 
 def remedy(dataset: str, epsilon: float) -> dict:
-    """The attack that a run continues with after a rollback (guard.py): --recipe robust's."""
-    robust = of(dataset, "robust")
-    return {"kind": robust["attack"], "alpha": robust["alphas"][robust["attack"]] * epsilon,
-            "steps": robust["pgd_steps"]}
+    """The attack that a run continues with after a rollback (guard.py).
+
+    Where --recipe robust has PGD, it has one step more here: a network that was about to collapse
+    overfits to two steps too.
+    """
+    attack = of(dataset, "robust")["attack"]
+    if attack == "pgd":
+        return {"kind": attack, "alpha": epsilon / 2, "steps": 3}
+    return {"kind": attack, "alpha": RECIPES[dataset]["alphas"][attack] * epsilon, "steps": 0}
 
 
 # The same for all data sets; Wang et al. 2023's values for what comes from there.
