@@ -26,7 +26,7 @@ demo: $(VENV)/.ready
 	@echo "what was dropped, and the scores: $(DEMO)/pruned.png"
 
 test: $(VENV)/.ready lint
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.ready
 	$(RUN) -m ruff check .
