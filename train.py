@@ -70,8 +70,9 @@ class Training:
         self.model.to(device)
         self.channels_last = models.channels_last(self.model)
         self.smallest = inputs.smallest_batch(args, dataset, self.model)
-        # Attacks and scoring call net; the update calls ddp, which averages the gradients.
-        self.net = torch.compile(self.model) if args.compile else self.model
+        # Attacks call net; the update calls ddp, which averages the gradients.
+        share = len(range(processes.rank(), args.batch_size, processes.world()))
+        self.net = models.Compiled(self.model, share) if args.compile else self.model
         self.ddp = DistributedDataParallel(self.net) if processes.world() > 1 else self.net
         self.opt = optimizer(args, self.model.parameters())
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema),
@@ -185,7 +186,7 @@ class Training:
         elif a.score == "running-loss":
             scores = processes.total(self.running.clone())
         else:
-            model, precision = self.average or self.net, self.autocast
+            model, precision = self.result, self.autocast
             how = dict(eps=a.epsilon, alpha=a.score_alpha, seed=a.seed, epoch=epoch,
                        clip_start=a.clip_start)
             if a.score == "margin":  # in float32; not compiled: DeepFool's batches shrink

@@ -57,6 +57,22 @@ class _GreyConv(torch.autograd.Function):
         return image, *others, None, None
 
 
+class Compiled(nn.Module):
+    """torch.compile of a network for batches of one size; others go through the network itself.
+
+    So there are two graphs, one for the attack and one for the update, and a last batch of another
+    size compiles no third.
+    """
+
+    def __init__(self, model: nn.Module, size: int) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+        self.fast = torch.compile(model, dynamic=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fast(x) if len(x) == self.size else self.model(x)
+
+
 def speed_up(model: nn.Module, x: Tensor) -> nn.Module:
     """The same network, with its layers and layout as they are fastest. x: images that it takes.
 

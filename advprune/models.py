@@ -22,9 +22,11 @@ import torch.nn.functional as F
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from advprune import custom, layers, memory
+from advprune import custom, memory
 from advprune.attacks import evaluating
 from advprune.cli import UserError
+from advprune.layers import Compiled as Compiled
+from advprune.layers import speed_up
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -214,7 +216,7 @@ def build(name: str, channels: int, classes: int = 10, width: int | None = None,
         given = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
         raise UserError(f"{name} gives {given} for 2 images, not logits [2, {classes}]")
     with evaluating(model), torch.no_grad():
-        return layers.speed_up(model, images)
+        return speed_up(model, images)
 
 
 def channels_last(model: nn.Module) -> bool:

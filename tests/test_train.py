@@ -5,11 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, weights
+from torch._dynamo.testing import CompileCounter
 
 import evaluate
 import train
@@ -149,6 +151,15 @@ def test_the_time_to_draw_survives_an_interruption(tmp_path, cut_off):
     assert train.main(["--resume", "cut"])["draw_seconds"] > 0
 
 
+def test_two_graphs_are_compiled_and_no_third(monkeypatch):
+    """One of the attack and one of the update; not for the last batch, scoring or the guard."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    train.main(["--dataset", "synthetic", "--limit", "70", "--epochs", "3", "--prune", "high",
+                "--epoch", "1", "--compile"])
+    assert counter.frame_count == 2
+
+
 def test_compiled_training_gives_the_same_losses(trained):
     for one, other in zip(log(trained()), log(trained("--compile")), strict=True):
         assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=0.05)
@@ -250,3 +261,22 @@ def test_help_is_the_files_docstring(capsys):
         train.main(["--help"])
     assert stopped.value.code == 0
     assert train.__doc__.splitlines()[0] in capsys.readouterr().out
+
+
+def test_a_cpu_without_bfloat16_is_told_so(trained, monkeypatch, capsys):
+    monkeypatch.setattr(inputs, "has_bf16", lambda: False)
+    trained("--precision", "bf16", "--epochs", "1")
+    assert "no bfloat16 instructions" in capsys.readouterr().err
+    monkeypatch.setattr(inputs, "has_bf16", lambda: True)
+    trained("--precision", "bf16", "--epochs", "1", "--seed", "1")
+    assert "no bfloat16 instructions" not in capsys.readouterr().err
+
+
+def test_training_in_bfloat16_resumes_to_the_same_weights(trained, tmp_path, cut_off):
+    flags = ["--precision", "bf16", "--prune", "high", "--epoch", "1"]
+    with cut_off(2):
+        train.main(["--dataset", "synthetic", "--limit", "600", "--epochs", "3", *flags, "--out",
+                    str(tmp_path / "run")])
+    train.main(["--resume", str(tmp_path / "run")])
+    mine, theirs = weights(tmp_path / "run"), weights(trained(*flags))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
