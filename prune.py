@@ -65,7 +65,7 @@ def parse(argv):
     flag("--p", type=cli.fraction, default=recipes.P,
          help=f"fraction to drop, 0 <= p < 1 ({recipes.P})")
     flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
-    flag("--batch-size", type=cli.positive_int, default=500, help="images at a time (500)")
+    flag("--batch-size", type=cli.positive_int, help="images at a time (500; 128 on a CPU)")
     flag("--data-dir", help="where the data sets are (as for the run)")
     flag("--cache-dir", metavar="DIR", help="where decoded images are kept (as for the run)")
     flag("--out", metavar="DIR", help="a new folder for scores.npz and pruned.png")

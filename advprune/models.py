@@ -278,7 +278,7 @@ def load_weights(model: nn.Module, path: str | Path, new_head: bool = False) -> 
     return model
 
 
-def predict(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:
+def predict(model: nn.Module, images: Tensor, batch_size: int = 200) -> Tensor:
     """The classes [N] that the model, in eval mode, predicts for images [N, C, H, W] uint8."""
     classes, done = [], 0
     with evaluating(model), torch.no_grad():

@@ -32,13 +32,14 @@ SAVE_SECONDS = 10.0  # between saves: an interruption loses at most this much wo
 def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
           eps: float | None = None, alpha: float | None = None, seed: int = 0, epoch: int = 0,
           clip_start: bool = False, norm: str = "linf", steps: int = 50,
-          classes: int | None = None, batch_size: int = 500, bar: Any = None,
+          classes: int | None = None, batch_size: int | None = None, bar: Any = None,
           state: Path | None = None) -> Tensor:
     """Scores [N] float32 of all examples, on the device of the labels; the model in eval mode.
 
     images: a tensor or array [N, C, H, W], uint8 or in [0, 1], or any object whose images[ids] is
     such a batch, for a tensor of ids. labels: N whole numbers. An example's id is its place in
-    both. Batches go to the model's device. The work is shared by torchrun's processes.
+    both. Batches go to the model's device: 128 images to a CPU, whose caches hold no more, else
+    500. The work is shared by torchrun's processes.
 
     kind `loss` needs eps, the l-infinity budget in [0, 1] pixels; its step is alpha (default
     1.25 eps, as fast_adversarial); seed and epoch choose the noise; clip_start keeps the random
@@ -66,6 +67,7 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
         raise ValueError(f"there are {len(images)} images but {len(labels)} labels; give one "
                          "label for each image")
     device = next((p.device for p in model.parameters()), labels.device)
+    batch_size = batch_size or (128 if device.type == "cpu" else 500)
     ids = torch.arange(len(labels), device=labels.device)
     scores, done = torch.zeros(len(ids), device=ids.device), 0
     if state and (found := files.progress(state, ids.device)):

@@ -55,8 +55,8 @@ def test_scores_are_those_of_smaller_batches(kind, error, images, capsys):
 @pytest.mark.parametrize("error", ERRORS)
 def test_predictions_are_those_of_smaller_batches(error, images, capsys):
     wanted = models.predict(Small(999, None), images.test_images, 100)
-    assert torch.equal(models.predict(Small(130, error), images.test_images), wanted)
-    assert len(capsys.readouterr().err.splitlines()) == 2  # 500 images, 250, 125
+    assert torch.equal(models.predict(Small(60, error), images.test_images), wanted)
+    assert len(capsys.readouterr().err.splitlines()) == 2  # 200 images, 100, 50
 
 
 @pytest.mark.parametrize("error", ERRORS)
