@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 def load(run: str | Path, device: str = "cpu", trust_code: bool = False) -> torch.nn.Module:
     """The finished network of a run directory, in eval mode, for images [B, C, H, W] in [0, 1].
 
-    trust_code allows a network whose code only the run itself still has. Raises ValueError where
-    the directory is no finished run.
+    Its weights are contiguous, as other libraries expect. trust_code allows a network whose code
+    only the run itself still has. Raises ValueError where the directory is no finished run.
     """
-    from advprune import runs, saved
+    import torch
 
-    return saved.from_run(run, runs.config(run), trust_code).to(device).eval()
+    from advprune import layers, runs, saved
+
+    model = saved.from_run(run, runs.config(run), trust_code)
+    return layers.lay_out(model, torch.contiguous_format).to(device).eval()

@@ -84,19 +84,20 @@ def speed_up(model: nn.Module, x: Tensor) -> nn.Module:
                 and isinstance(layer.padding, tuple)
                 and all(a == b for a, b in (layer.kernel_size, layer.stride, layer.padding))):
             layer.__class__ = GreyConv2d
-    _lay_out(model, torch.channels_last)
+    lay_out(model, torch.channels_last)
     try:
         model(x)
     except RuntimeError:
-        _lay_out(model, torch.contiguous_format)
+        lay_out(model, torch.contiguous_format)
     return model
 
 
-def _lay_out(model, layout):
-    """Weights in this layout. One input channel fits either, and PyTorch tells them by strides."""
+def lay_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """Put the weights into this layout; the strides too, where one input channel fits both."""
     model.to(memory_format=layout)
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d) and layer.weight.shape[1] == 1:
             weight = layer.weight.data
             strides = torch.empty(weight.shape, memory_format=layout).stride()
             layer.weight.data = weight.as_strided(weight.shape, strides)
+    return model

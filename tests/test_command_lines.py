@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 import time
 import traceback
 from collections import Counter
@@ -124,6 +125,7 @@ def no_download(*_, **__):
 @pytest.fixture
 def small(monkeypatch):
     """No downloads, and less work than the studies and benchmarks do."""
+    monkeypatch.setattr(sys, "argv", ["script.py"])  # argparse's name of every script here
     for kind in ("MNIST", "FashionMNIST", "CIFAR10"):
         monkeypatch.setattr(getattr(torchvision.datasets, kind), "download", no_download)
     monkeypatch.setattr(benchmark, "BATCHES", [(4, 1, 8, 8)])

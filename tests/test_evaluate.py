@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+import advprune
 import evaluate
 import train
 from advprune import attacks, data, models, saved
@@ -121,6 +122,7 @@ def test_weights_of_other_tools_load(trained, tmp_path):
         torch.save(content, name)
     import safetensors.torch
 
+    plain = advprune.load(run).state_dict()
     safetensors.torch.save_file(plain, "plain.safetensors")
     for name in [*forms, "plain.safetensors"]:
         record = evaluate.main(["--weights", name, "--dataset", "synthetic", "--attack", "clean"])
