@@ -18,7 +18,8 @@ import train
 from advprune import cli, inputs, settings
 from benchmarks import recipe
 
-SHARES, EPOCHS = (0.0, 0.2, 0.4, 0.6, 0.8), 10
+SHARES, EPOCHS = (0.0, 0.2, 0.4, 0.6, 0.8), 10  # dropped
+SIZES = (0.25, 0.5, 1.0)  # of the data set, for the memory
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -65,7 +66,7 @@ def memory(args, device, training):
     """Rows of peak memory in MiB: a process trains on n examples, scores, and trains on 60 %."""
     n, rows = len(training.dataset.labels), []
     flags = recipe.words(args, device) + flags_of(0.4, 2)
-    for part in sorted({max(3, round(n * share)) for share in (0.25, 0.5, 1)}):
+    for part in sorted({max(3, round(n * share)) for share in SIZES}):
         ids = torch.arange(part)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "data.pt"
