@@ -5,7 +5,7 @@ A Markdown file has places for them, which `render` fills:
     <!-- render: NAME -->
     <!-- end -->
 
-NAME is a function of this module (with - for _), or `example FILE`, which prints
+NAME is a function of this module or of speed.py (with - for _), or `example FILE`, which prints
 examples/FILE.py.
 """
 import re
@@ -29,7 +29,7 @@ class Records:
 
 def render(root: Path) -> list[str]:
     """Write all tables and pictures below root; returns the files written."""
-    from advprune import plots
+    from advprune import plots, speed
 
     records, written = Records(root / "results"), []
     for path in [*root.glob("*.md"), *(root / "docs").glob("*.md")]:
@@ -41,6 +41,10 @@ def render(root: Path) -> list[str]:
     for name, draw in plots.FIGURES.items():
         files.write_figure(root / "figures" / f"{name}.png", draw(records))
         written.append(f"figures/{name}.png")
+    for name, draw in speed.FIGURES.items():
+        if (root / "results" / f"cpu-{name}.json").exists():
+            files.write_figure(root / "figures" / f"{name}.png", draw(records))
+            written.append(f"figures/{name}.png")
     return written
 
 
@@ -49,7 +53,9 @@ def block(name: str, root: Path) -> str:
     kind, _, file = name.partition(" ")
     if kind == "example":
         return f"```python\n{(root / 'examples' / f'{file}.py').read_text()}```\n"
-    return BLOCKS[name](Records(root / "results"))
+    from advprune import speed  # which uses this module
+
+    return {**BLOCKS, **speed.BLOCKS}[name](Records(root / "results"))
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -1,19 +1,25 @@
 """The benchmark measures what it says, at sizes that take no time."""
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT, refused
 
 import benchmark
-from advprune import ops
+from advprune import data, ops
+from benchmarks import ablation, kernels, layouts, scale, timing
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(benchmark, "BATCHES", [(4, 1, 6, 6)])
-    monkeypatch.setattr(benchmark, "SELECTIONS", [1000])
-    whole = benchmark.median_us
-    monkeypatch.setattr(benchmark, "median_us", lambda call, device: whole(call, device, 0.01))
+    monkeypatch.setattr(kernels, "BATCHES", [(4, 1, 6, 6)])
+    monkeypatch.setattr(kernels, "SELECTIONS", [1000])
+    whole = kernels.median_us
+    monkeypatch.setattr(kernels, "median_us", lambda call, device: whole(call, device, 0.01))
 
 
 def test_kernels_record(small, tmp_path, capsys):
@@ -33,16 +39,158 @@ def test_kernels_record(small, tmp_path, capsys):
 def test_alternatives_compute_the_same():
     x, ids = torch.rand(50, 3, 8, 8), torch.arange(50)
     grad = torch.randn_like(x)
-    start = ops.rs_start(x, ids, benchmark.EPS, 0, 0)
-    ours = ops.fgsm_step(x, grad, ids, benchmark.EPS, benchmark.ALPHA, 0, 0)
-    torch.testing.assert_close(benchmark.eager_step(x, start, grad), ours, rtol=0, atol=1e-6)
+    start = ops.rs_start(x, ids, kernels.EPS, 0, 0)
+    ours = ops.fgsm_step(x, grad, ids, kernels.EPS, kernels.ALPHA, 0, 0)
+    torch.testing.assert_close(kernels.eager_step(x, start, grad), ours, rtol=0, atol=1e-6)
+
+
+def test_ablation_record(tmp_path):
+    record = benchmark.main(["ablation", "--dataset", "digits", "--limit", "300", "--rounds", "1",
+                             "--device", "cpu", "--json", "a.json"])
+    assert json.loads((tmp_path / "a.json").read_text()) == record
+    assert [row["variant"] for row in record["rows"]] == [*ablation.VARIANTS, "network alone"]
+    assert (record["dataset"], record["examples"], record["rounds"]) == ("digits", 300, 1)
+    first = record["rows"][0]
+    for row in record["rows"]:
+        for what in ("training", "scoring"):
+            assert row[f"{what}_ratio"] == pytest.approx(row[what] / first[what])
 
 
 def test_bad_use(small, tmp_path, capsys):
     (tmp_path / "there.json").write_text("kept")
-    for flags in (["--json", "there.json"], ["ablation", "--figure", "f.png"], ["nosuch"]):
-        with pytest.raises(SystemExit) as stopped:
-            benchmark.main(flags)
-        assert stopped.value.code == 2
-        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    for flags in (["--json", "there.json"], ["ablation", "--figure", "f.png"], ["nosuch"],
+                  ["kernels", "--dataset", "digits"], ["layouts", "--limit", "3"],
+                  ["training", "--epochs", "3"], ["scale", "--rounds", "2"],
+                  ["scale", "--epochs", "1"], ["ablation", "--precision", "bf16"],
+                  ["scale", "--json", "same", "--figure", "same"]):
+        refused(benchmark.main, flags, capsys)
     assert (tmp_path / "there.json").read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["there.json"]
+
+
+def test_a_part_within_a_part_counts_once(monkeypatch):
+    now = iter([0, 10, 11, 100, 107, 109])  # guard, step, step
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(now))
+    clock = timing.Clock(CPU)
+    step = clock.timed("step", lambda value: value + 1)
+    with clock.part("guard"):
+        assert step(1) == 2
+    assert step(2) == 3
+    assert step(3) == 4
+    assert clock.seconds == {"guard": 10, "step": 89 + 2}
+    assert clock.calls == {"guard": 1, "step": 2}
+
+
+# --- scale
+
+def test_line_is_the_least_squares_line():
+    assert scale.line([10, 20, 40], [7, 12, 22]) == pytest.approx((2, 0.5))
+    intercept, slope = scale.line([0, 1, 2, 3], [1, 0, 3, 2])  # by hand
+    assert (intercept, slope) == pytest.approx((0.6, 0.6))
+
+
+def test_deviation_is_from_proportional_to_the_examples():
+    rows = [{"examples": 100, "train_seconds": 10.0}, {"examples": 50, "train_seconds": 5.0},
+            {"examples": 20, "train_seconds": 2.2}]
+    scale.deviations(rows)
+    assert [row["deviation"] for row in rows] == pytest.approx([0, 0, 0.1])
+
+
+def test_scale_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "SIZES", (0.5, 1.0))
+    record = benchmark.main(["scale", "--dataset", "digits", "--limit", "200", "--epochs", "4",
+                             "--width", "4", "--json", "s.json", "--figure", "s.png"])
+    assert json.loads((tmp_path / "s.json").read_text()) == record
+    assert (tmp_path / "s.png").stat().st_size > 5000
+    assert [row["p"] for row in record["rows"]] == list(scale.SHARES)
+    assert (record["epochs"], record["prune_epoch"], record["width"]) == (4, 1, 4)
+    for row in record["rows"]:
+        assert row["examples"] == 200 + 3 * (200 - round(row["p"] * 200))
+        assert row["train_seconds"] == pytest.approx(sum(row["epoch_seconds"]), rel=1e-6)
+        assert len(row["epoch_seconds"]) == 4 and row["guard_seconds"] > 0
+        assert (row["prune_seconds"] > 0) == (row["p"] > 0)
+    assert record["slope"] > 0
+    assert [row["examples"] for row in record["memory"]] == [100, 200]
+    for row in record["memory"]:
+        assert row["data"] == row["examples"] * (28 * 28 + 8) / 2**20
+        assert row["peak"] > row["before"] > 20
+
+
+def test_the_runs_of_scale_take_turns(monkeypatch):
+    order, epoch = [], scale.train.Training.epoch
+
+    def noted(training, number, bar):
+        order.append((number, training.args.p, len(training.kept)))
+        epoch(training, number, bar)
+
+    monkeypatch.setattr(scale.train.Training, "epoch", noted)
+    monkeypatch.setattr(scale, "memory", lambda *_: [])
+    benchmark.main(["scale", "--dataset", "synthetic", "--limit", "50", "--epochs", "2"])
+    order = order[1:]  # the first warms up
+    assert [number for number, _, _ in order] == [0] * 5 + [1] * 5
+    assert [p for _, p, _ in order[:5]] == [0, 0.2, 0.4, 0.6, 0.8]
+    assert [(p, kept) for _, p, kept in order[5:]] == [
+        (0.2, 40), (0.4, 30), (0.6, 20), (0.8, 10), (0, 50)]
+
+
+def test_scale_needs_an_example_that_is_kept(capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["scale", "--dataset", "digits", "--limit", "2", "--epochs", "2"])
+    assert "--limit" in capsys.readouterr().err
+
+
+def test_peak_memory_is_that_of_this_process():
+    code = ("import torch; from benchmarks.memory import peak; cpu = torch.device('cpu'); "
+            "print(peak(cpu)); torch.ones(300, 2**18); print(peak(cpu))")  # 300 MiB, freed again
+    block = torch.ones(1000, 2**18)  # of the process that starts it
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, check=True,
+                          stdout=subprocess.PIPE)
+    before, after = map(float, done.stdout.split())
+    assert before + 290 < after < before + 320 and before < block.nbytes / 2**20
+
+
+# --- layouts
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_layouts_record(bf16, monkeypatch, tmp_path):
+    monkeypatch.setattr(layouts, "NETWORKS", [("mnist-net", 2, 1, 28, 4),
+                                              ("preactresnet18", 1, 3, 32, 4)])
+    monkeypatch.setattr(layouts, "SECONDS", 0)
+    for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, check, lambda: bf16, raising=False)
+    seen, whole = set(), layouts.step
+
+    def step(model, opt, x, y, autocast):
+        seen.add((x.is_contiguous(), x.is_contiguous(memory_format=torch.channels_last),
+                  model.conv1.weight.is_contiguous(), autocast._enabled)
+                 if x.shape[1] == 3 else None)
+        before = [p.detach().clone() for p in model.parameters()]
+        whole(model, opt, x, y, autocast)
+        assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+    monkeypatch.setattr(layouts, "step", step)
+    record = benchmark.main(["layouts", "--rounds", "1", "--device", "cpu", "--json", "l.json"])
+    assert json.loads((tmp_path / "l.json").read_text()) == record
+    ways = [(layout, p) for layout in ("contiguous", "channels-last")
+            for p in (["fp32", "bf16"] if bf16 else ["fp32"])]
+    assert [(row["layout"], row["precision"]) for row in record["rows"]] == ways * 2
+    assert seen - {None} == {(layout == "contiguous", layout != "contiguous",
+                              layout == "contiguous", p == "bf16") for layout, p in ways}
+    for row in record["rows"]:
+        first = record["rows"][0 if row["model"] == "mnist-net" else len(ways)]
+        assert row["ratio"] == pytest.approx(row["images_per_second"]
+                                             / first["images_per_second"])
+
+
+def test_a_torch_without_the_checks_has_no_bf16(monkeypatch):
+    for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, check, raising=False)
+    assert not layouts.has_bf16(CPU)
+
+
+def test_digits_are_the_default(monkeypatch):
+    names = []
+    monkeypatch.setattr(data, "load", lambda name, *_, **__: names.append(name) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        benchmark.main(["training"])
+    assert names == ["digits"]

@@ -82,6 +82,9 @@ TOY = {"--n": ["100", "200", *WHOLE], "--d": ["2", "5", *WHOLE], "--p-R": SHARE,
 GEOMETRY = {"--pruned": ["run/scores.npz", *ODD], "--n": ["100", *WHOLE],
             "--data-dir": ["empty", "afile"], "--seed": SEED, "--out": FOLDER}
 BENCHMARK = {"--json": FILE, "--figure": FILE, "--data-dir": ["empty"], "--device": DEVICE}
+TIMED = {**BENCHMARK, "--dataset": DATA, "--limit": ["20", "33", *WHOLE], "--width": ["1", "x"],
+         "--precision": ["fp32", "bf16", "tf32", "x"], "--epochs": ["2", "3", *WHOLE],
+         "--rounds": ["1", "0", "x"], "--model": ["mnist-net", "vgg11", "x", "gone.py:net"]}
 REPRODUCE = {"--seeds": WHOLE, "--n": WHOLE, "--arms": ["full", "x", "", "full,x"],
              "--budget": REAL, "--data-dir": ["empty", "afile"]}
 
@@ -114,6 +117,7 @@ COMMANDS = st.one_of(
     lines(perceptron, [[], ["x"]], {"--seed": SEED, "--out": FOLDER}),
     lines(geometry, [["synthetic"], ["synthetic", "digits"], ["mnist"], [], ["x"]], GEOMETRY),
     lines(benchmark, [["kernels"], ["ablation"], [], ["x"]], BENCHMARK),
+    lines(benchmark, [["training"], ["scale"], ["layouts"]], TIMED),
     lines(reproduce, [["pruning", "digits"], ["pruning"], ["puma", "mnist"], ["gpu"], ["x"], []],
           REPRODUCE))
 
@@ -128,9 +132,12 @@ def small(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script.py"])  # argparse's name of every script here
     for kind in ("MNIST", "FashionMNIST", "CIFAR10"):
         monkeypatch.setattr(getattr(torchvision.datasets, kind), "download", no_download)
-    monkeypatch.setattr(benchmark, "BATCHES", [(4, 1, 8, 8)])
-    monkeypatch.setattr(benchmark, "SELECTIONS", [100])
-    monkeypatch.setattr(benchmark, "median_us", lambda call, *_: (call(), 1.0)[1])
+    monkeypatch.setattr(benchmark.kernels, "BATCHES", [(4, 1, 8, 8)])
+    monkeypatch.setattr(benchmark.kernels, "SELECTIONS", [100])
+    monkeypatch.setattr(benchmark.kernels, "median_us", lambda call, *_: (call(), 1.0)[1])
+    monkeypatch.setattr(benchmark.layouts, "NETWORKS", [("mnist-net", 1, 1, 28, 4)])
+    monkeypatch.setattr(benchmark.layouts, "SECONDS", 0)
+    monkeypatch.setattr(benchmark.scale, "memory", lambda *_: [])
     monkeypatch.setattr(torch, "compile", lambda call, **_: call)
     monkeypatch.setattr(toy_model, "study", lambda toy, n, seed: {"n": n})
     monkeypatch.setattr(perceptron, "study", lambda seed: {"seed": seed})

@@ -1,0 +1,129 @@
+"""The tables of docs/speed.md and their picture, from the records of benchmark.py.
+
+A record that is not there yet gives a sentence with the command that measures it.
+"""
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from advprune.plots import BLUE, GREY, ORANGE, _figure, style
+from advprune.tables import Records, _machine, _source, _table
+
+
+def _absent(what: str, name: str) -> str:
+    return f"Not yet measured: `python benchmark.py {what} --json results/{name}.json`.\n"
+
+
+def _from(record: dict, name: str) -> str:
+    return f"{_machine(record)}.{_source(name)} (`{record['command']}`).\n"
+
+
+def _network(record: dict) -> str:
+    width = f" of width {record['width']}" if record["width"] else ""
+    return (f"{record['dataset']}, {record['model']}{width}, {record['precision']}, batches of "
+            f"{record['batch_size']}, {record['examples']:,} examples")
+
+
+def training(records: Records) -> str:
+    """Where an epoch's time goes: a table for each cpu-training-*.json."""
+    names = sorted(path.stem for path in records.folder.glob("cpu-training-*.json"))
+    if not names:
+        return _absent("training --dataset mnist", "cpu-training-mnist")
+    return "\n".join(_profile(records[name], name) for name in names)
+
+
+def _profile(record: dict, name: str) -> str:
+    whole = record["epoch_seconds"]
+    parts = [*record["rows"], {"part": "epoch", "seconds": whole,
+                               "floor": record["floor_seconds"]}]
+    rows = [[row["part"], f"{row['seconds']:.3f}", f"{row['seconds'] / whole:.1%}",
+             f"{row['floor']:.3f}",
+             f"{row['floor'] / row['seconds']:.2f}" if row["floor"] else ""] for row in parts]
+    low, high = record["share_of_floor_range"]
+    text = (
+        "\n{0}: {images_per_second:,.0f} images/s, which is {times_reference:.2f} times the "
+        "{reference_images_per_second:,.0f} of fast_adversarial's loop. The floor is "
+        "{share_of_floor:.2f} of the epoch ({low:.2f} to {high:.2f} in single rounds); its "
+        "network is {network}, its optimiser {optimiser}. Medians of {rounds} rounds in turn; ")
+    return (_table(["part of an epoch", "seconds", "of the epoch", "floor", "floor / part"], rows)
+            + text.format(_network(record), low=low, high=high, **record, **record["fastest"])
+            + _from(record, name))
+
+
+def scale(records: Records) -> str:
+    """Seconds against examples seen, and memory against the number of examples."""
+    if not (records.folder / "cpu-scale.json").exists():
+        return _absent("scale --dataset mnist", "cpu-scale")
+    record = records["cpu-scale"]
+    rows = [[f"{row['p']:.0%}", f"{row['examples']:,}", f"{row['train_seconds']:.2f}",
+             f"{row['deviation']:+.1%}", f"{row['prune_seconds']:.2f}",
+             f"{row['guard_seconds']:.2f}"] for row in record["rows"]]
+    sizes = [[f"{row['examples']:,}", f"{row['data']:.1f}", f"{row['before']:.0f}",
+              f"{row['peak']:.0f}"] for row in record["memory"]]
+    return (
+        "![Seconds of training against examples seen](../figures/scale.png)\n\n"
+        + _table(["dropped", "examples seen", "training, s", "off proportional", "scoring, s",
+                  "guard, s"], rows)
+        + f"\nLeast squares: {record['intercept']:.2f} s + {1000 * record['slope']:.3f} s for "
+        "each 1,000 examples.\n\n"
+        + _table(["examples", "data, MiB", "before the data, MiB", "peak, MiB"], sizes)
+        + f"\n{_network(record)}, {record['epochs']} epochs, pruned by high loss after epoch "
+        f"{record['prune_epoch']}; {_from(record, 'cpu-scale')}")
+
+
+def layouts(records: Records) -> str:
+    """Images/s of each network in contiguous fp32, and the other ways as ratios to it."""
+    if not (records.folder / "cpu-layouts.json").exists():
+        return _absent("layouts", "cpu-layouts")
+    networks: dict[tuple, dict] = {}
+    record = records["cpu-layouts"]
+    for row in record["rows"]:
+        width = f" {row['width']}" if row["width"] else ""
+        of = networks.setdefault((f"{row['model']}{width}", row["image"]), {})
+        of[f"{row['layout']}, {row['precision']}"] = row
+    first, *others = list(dict.fromkeys(way for found in networks.values() for way in found))
+    rows = [[name, image, f"{found[first]['images_per_second']:,.0f}",
+             *(f"{found[way]['ratio']:.2f}" for way in others)]
+            for (name, image), found in networks.items()]
+    return _table(["network and width", "image", f"images/s: {first}", *others], rows) + (
+        f"\nThe other columns are ratios to the first. Medians of {record['rounds']} rounds in "
+        f"turn; {_from(record, 'cpu-layouts')}")
+
+
+@style
+def draw_scale(record: dict) -> Figure:
+    """Kaufmann et al. 2022, Figure 5: seconds against examples seen; and peak memory.
+
+    record is that of `benchmark.py scale`.
+    """
+    figure, runs, memory = _figure(3.6), record["rows"], record["memory"]
+    left, right = figure.subplots(1, 2)
+    x = np.array([row["examples"] for row in runs])
+    ends = np.array([0, x.max()])
+    left.plot(ends, record["intercept"] + record["slope"] * ends, color=GREY, lw=1.5,
+              label=f"{record['intercept']:.2f} s + {1000 * record['slope']:.3f} s per 1,000")
+    left.plot(x, [row["train_seconds"] for row in runs], "o", color=BLUE, label="training")
+    left.plot(x, [row["prune_seconds"] + row["guard_seconds"] for row in runs], "s", ms=4,
+              color=ORANGE, label="scoring and guard")
+    for row in runs:
+        left.annotate(f"p = {row['p']:g}", (row["examples"], row["train_seconds"]), fontsize=8,
+                      xytext=(-6, 4), textcoords="offset points", ha="right")
+    left.set(xlabel="training examples seen", ylabel="seconds", xlim=(0, None), ylim=(0, None),
+             title=f"{record['dataset']}, {record['epochs']} epochs")
+    left.legend(loc="upper left")
+    n = [row["examples"] for row in memory]
+    right.plot(n, [row["peak"] for row in memory], "o-", color=BLUE, label="peak of the process")
+    right.plot(n, [row["before"] for row in memory], "s--", ms=4, color=GREY,
+               label="before it reads data")
+    right.plot(n, [row["data"] for row in memory], "^-", ms=4, color=ORANGE, label="the data set")
+    right.set(xlabel="training examples", ylabel="MiB", xlim=(0, None), ylim=(0, None),
+              title="memory")
+    right.legend()
+    return figure
+
+
+BLOCKS: dict[str, Callable[[Records], str]] = {
+    "training": training, "scale": scale, "layouts": layouts}
+FIGURES: dict[str, Callable[[Records], Figure]] = {  # of figures/, from results/cpu-NAME.json
+    "scale": lambda records: draw_scale(records["cpu-scale"])}

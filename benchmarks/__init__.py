@@ -1,0 +1,1 @@
+"""The measurements of benchmark.py. Each module has measure(args, device) -> dict."""

@@ -1,0 +1,98 @@
+"""benchmark.py layouts: which memory layout and precision is the fastest for which network.
+
+A step of training is RS+FGSM and an update, on random images. The layouts and precisions of a
+network take turns. bfloat16 is there where the machine has instructions for it.
+"""
+import time
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+
+from advprune import attacks, models
+from benchmarks.floor import LAYOUTS
+from benchmarks.timing import sync
+
+NETWORKS = [  # name, width, channels, size, images in a step: fewer where a step takes seconds
+    ("mnist-net", 16, 1, 28, 100), ("preactresnet18", 16, 3, 32, 128),
+    ("preactresnet18", 64, 3, 32, 32), ("wideresnet28-10", 2, 3, 32, 32),
+    ("resnet18", None, 3, 32, 128), ("vgg11", None, 3, 32, 64)]
+ROUNDS, SECONDS = 5, 0.5  # SECONDS: about how long a layout's turn takes
+EPS, ALPHA = 8 / 255, 10 / 255
+
+
+def has_bf16(device):
+    """Whether this machine computes in bfloat16, as far as torch tells."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+def step(model, opt, x, y, autocast):
+    """One step of training: RS+FGSM, then an update."""
+    with autocast:
+        with attacks.frozen(model):
+            adv = attacks.rs_fgsm(model, x, y, torch.arange(len(y), device=y.device), eps=EPS,
+                                  alpha=ALPHA)
+        loss = F.cross_entropy(model(adv), y)
+    opt.zero_grad()
+    loss.backward()
+    opt.step()
+
+
+def variants(network, device):
+    """(layout, precision) -> a call that makes one step of this network."""
+    name, width, channels, size, batch = network
+    x, y = torch.rand(batch, channels, size, size), torch.randint(10, (batch,))
+    x, y, calls = x.to(device), y.to(device), {}
+    for layout, form in LAYOUTS.items():
+        model = models.build(name, channels, 10, width, size).to(device, memory_format=form)
+        opt = torch.optim.SGD(model.train().parameters(), 0.001)
+        for precision in ("fp32", "bf16") if has_bf16(device) else ("fp32",):
+            images = x.contiguous(memory_format=form)
+            autocast = torch.autocast(device.type, torch.bfloat16, precision == "bf16")
+            calls[layout, precision] = (
+                lambda m=model, o=opt, i=images, a=autocast: step(m, o, i, y, a))
+    return calls
+
+
+def rates(network, device, rounds):
+    """(layout, precision) -> images/s, the median over rounds."""
+    calls, steps = variants(network, device), 1
+
+    def seconds_of(call):
+        sync(device)
+        start = time.perf_counter()
+        for _ in range(steps):
+            call()
+        sync(device)
+        return (time.perf_counter() - start) / steps
+
+    for call in calls.values():
+        seconds_of(call)  # warms up
+    steps = max(1, round(SECONDS / seconds_of(calls["contiguous", "fp32"])))
+    seconds = {which: [] for which in calls}
+    for _ in range(rounds):
+        for which, call in calls.items():
+            seconds[which].append(seconds_of(call))
+    return {which: network[-1] / median(times) for which, times in seconds.items()}
+
+
+def measure(args, device):
+    """A row for each network, layout and precision."""
+    rows = []
+    print(f"medians of {args.rounds} rounds in turn; ratios to contiguous fp32\n"
+          f"{'network':16} {'width':>5} {'image':>8} {'batch':>5}  {'layout':14} {'precision':9} "
+          f"{'images/s':>9} ratio")
+    for network in NETWORKS:
+        name, width, channels, size, batch = network
+        found = rates(network, device, args.rounds)
+        for (layout, precision), rate in found.items():
+            rows.append({"model": name, "width": width, "image": f"{channels}x{size}x{size}",
+                         "batch_size": batch, "layout": layout, "precision": precision,
+                         "images_per_second": rate,
+                         "ratio": rate / found["contiguous", "fp32"]})
+            print("{model:16} {0:>5} {image:>8} {batch_size:5}  {layout:14} {precision:9} "
+                  "{images_per_second:9,.0f} {ratio:5.2f}".format(width or "", **rows[-1]))
+    return {"rounds": args.rounds, "rows": rows}

@@ -1,0 +1,64 @@
+"""The clock of the benchmarks."""
+import contextlib
+import time
+from collections import Counter
+
+import numpy as np
+import torch
+
+
+def sync(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def median_us(call, device, seconds=0.5):
+    """The median time of a call in microseconds; at least 5 calls, after 2 to warm up."""
+    times, end = [], None
+    while len(times) < 7 or time.perf_counter() < end:
+        sync(device)
+        start = time.perf_counter()
+        call()
+        sync(device)
+        times.append((time.perf_counter() - start) * 1e6)
+        end = end or time.perf_counter() + seconds
+    return float(np.median(times[2:]))
+
+
+class Clock:
+    """Adds up the seconds and the calls of each part of an epoch, and waits for the GPU.
+
+    Within `with clock.part("guard")` no other part counts.
+    """
+
+    def __init__(self, device):
+        self.device, self.seconds, self.calls, self.inside = device, Counter(), Counter(), None
+
+    def start(self, name):
+        """Begin a part; False where another one runs already."""
+        if self.inside:
+            return False
+        sync(self.device)
+        self.inside, self.began = name, time.perf_counter()
+        return True
+
+    def stop(self):
+        sync(self.device)
+        self.seconds[self.inside] += time.perf_counter() - self.began
+        self.calls[self.inside] += 1
+        self.inside = None
+
+    @contextlib.contextmanager
+    def part(self, name):
+        """The block is this part, or belongs to the one that it lies in."""
+        mine = self.start(name)
+        yield
+        if mine:
+            self.stop()
+
+    def timed(self, name, call):
+        """The same function, whose calls are this part."""
+        def wrapper(*args, **kwargs):
+            with self.part(name):
+                return call(*args, **kwargs)
+        return wrapper
