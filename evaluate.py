@@ -7,12 +7,13 @@ Attacks, in the l-infinity ball of --epsilon and the box [0, 1]:
     clean       no attack; if it is the only one, all test images are used
     fgsm        one step of size eps from the image itself
     pgd         PGD-50-10: 50 steps, 10 restarts, as fast_adversarial evaluates
-    apgd        APGD on the cross-entropy, the first attack of AutoAttack
     autoattack  AutoAttack standard (Croce & Hein 2020): apgd-ce, apgd-t, fab-t, square. With 2 or
                 3 classes apgd-t is not defined; then the record and the table say "not standard"
+    apgd-ce, apgd-t, fab-t, square    its members singly; apgd is apgd-ce
 
 An image counts as robust only if no chosen attack breaks it. Every adversarial image is checked
-against ball and box, and the network classifies it again. An interrupted
+against ball and box, and the network classifies it again. With --until WIDTH the evaluation stops
+as soon as the 95 % interval of the robust accuracy is narrower than that. An interrupted
 evaluation continues when the same command is given again. It writes RUN/eval-ATTACK-N.json, or
 --out FILE, and overwrites nothing.
 """
@@ -23,114 +24,11 @@ if __name__ == "__main__":  # before the imports that take long
 
 import argparse
 import itertools
-import time
 from pathlib import Path
 
-import torch
-from pyautoattack import AutoAttack
-from scipy.stats import binomtest
-from tqdm import tqdm
-
-from advprune import (
-    attacks,
-    cli,
-    data,
-    files,
-    locks,
-    memory,
-    models,
-    recipes,
-    runs,
-    saved,
-    settings,
-)
-
-ATTACKS = {"clean": [], "fgsm": ["fgsm"], "pgd": ["pgd-50-10"], "apgd": ["apgd-ce"],
-           "autoattack": ["apgd-ce", "apgd-t", "fab-t", "square"]}
-FEW_CLASSES = {2: ["apgd-ce", "fab-t", "square"],  # the targeted DLR loss needs four logits,
-               3: ["apgd-ce", "apgd-dlr", "fab-t", "square"]}  # the untargeted one three
-ROUNDING = 1e-6  # how far float32 arithmetic may carry an attack past eps
-
-
-def perturb(attack, model, x, y, ids, eps, step, seed):
-    """One attack's adversarial examples of x [B, C, H, W] in [0, 1], all classified as y [B]."""
-    if attack == "fgsm":
-        return attacks.rs_fgsm(model, x, y, ids, eps=eps, alpha=eps, seed=seed, epoch=0,
-                               noise_scale=0.0)
-    if attack == "pgd-50-10":
-        return attacks.pgd(model, x, y, ids, eps=eps, alpha=step, steps=50, restarts=10, seed=seed)
-    standard = AutoAttack(model, eps=eps, seed=seed, device=x.device)
-    standard.attacks_to_run = [attack]
-    others = model(x[:1]).shape[1] - 1  # its default is nine target classes, whatever there are
-    standard.apgd_targeted.n_target_classes = standard.fab.n_target_classes = min(9, others)
-    return standard.run_standard_evaluation(x, y, batch_size=len(x))[0]
-
-
-def members(names, classes):
-    """The attacks that these names stand for, given the number of classes, each once."""
-    known = {**ATTACKS, "autoattack": FEW_CLASSES.get(classes, ATTACKS["autoattack"])}
-    return list(dict.fromkeys(attack for name in names for attack in known[name]))
-
-
-class Evaluation:
-    """Which images are still classified right after each attack; a state file has it all."""
-
-    def __init__(self, model, images, labels, settings, path, state):
-        """state: what an interrupted evaluation left in the file `path`, or None."""
-        self.model, self.images, self.labels = model, images, labels
-        self.settings, self.path = settings, path
-        self.robust = models.predict(model, images) == labels  # [n]
-        self.clean, self.largest, self.seconds = int(self.robust.sum()), 0.0, 0.0
-        self.per_attack, self.todo, self.done = {}, None, 0  # todo: ids the attack is for
-        for name, value in (state or {}).items():
-            setattr(self, name, value.to(labels.device) if torch.is_tensor(value) else value)
-        self.save()
-
-    def run(self, names):
-        for name in [name for name in names if name not in self.per_attack]:
-            if self.todo is None:
-                self.todo, self.done = self.robust.nonzero().flatten(), 0
-            n, batch_size = len(self.todo), self.settings["batch_size"]
-            with tqdm(total=n, initial=self.done, desc=name, unit="img", disable=None) as bar:
-                while self.done < n:
-                    ids = self.todo[self.done:][:batch_size]
-                    try:
-                        self.batch(name, ids)
-                    except (RuntimeError, MemoryError) as error:
-                        batch_size = memory.halved(len(ids), error)
-                        continue
-                    bar.update(len(ids))
-                    bar.set_postfix(robust=int(self.robust.sum()))
-            left = int(self.robust.sum())
-            self.per_attack[name] = {"attacked": n, "broken": n - left, "robust_count": left}
-            self.todo = None
-            self.save()
-
-    def batch(self, name, ids):
-        start, eps = time.perf_counter(), self.settings["epsilon"]
-        x, y = self.images[ids].float() / 255, self.labels[ids]
-        adv = perturb(name, self.model, x, y, ids, eps, self.settings["step"],
-                      self.settings["seed"])
-        distance = (adv - x).abs().max().item()
-        if not (distance <= eps + ROUNDING and adv.min() >= 0 and adv.max() <= 1):
-            raise RuntimeError(f"the result is void: {name} left the ball or the box (distance "
-                               f"{distance})")
-        self.largest = max(self.largest, distance)
-        with torch.no_grad():
-            self.robust[ids] = self.model(adv).argmax(1) == y
-        self.done += len(ids)
-        self.seconds += time.perf_counter() - start
-        self.save()
-
-    def save(self):
-        kept = ("settings", "robust", "per_attack", "todo", "done", "largest", "seconds")
-        state = {name: getattr(self, name) for name in kept}
-        files.write_state(self.path, state)
-
-
-def interval(count, n):
-    """Wilson's 95 % score interval for a proportion, as [low, high]."""
-    return list(binomtest(count, n).proportion_ci(method="wilson"))
+from advprune import cli, data, evaluation, files, locks, models, recipes, runs, saved, settings
+from advprune.evaluation import ATTACKS, Evaluation
+from advprune.members import FEW_CLASSES
 
 
 def attack_names(text):
@@ -156,7 +54,10 @@ def parse(argv):
     flag("--attack", type=attack_names, default=["pgd", "autoattack"], metavar="A,B",
          help=f"of {', '.join(ATTACKS)} (pgd,autoattack)")
     flag("--n", type=cli.positive_int, help="the first N test images (1000; with "
-         "--attack clean alone, all)")
+         "--attack clean alone or --until, all)")
+    flag("--until", type=cli.number(float, 0, 1, open_low=True, open_high=True), metavar="WIDTH",
+         help="judge batch after batch, at most N images, until the 95 %% interval of the robust "
+              "accuracy is narrower")
     flag("--epsilon", type=cli.budget, help="l-inf budget, such as 8/255 (as trained)")
     flag("--batch-size", type=cli.positive_int, default=500, help="images at a time (500)")
     flag("--seed", type=cli.seed, default=0, help="of the attacks (0)")
@@ -243,31 +144,40 @@ def main(argv=None):
         runs.check_output(args.out)
     device = cli.device(args.device)
     model, dataset, eps = subject(args, device)
-    n = args.n or (len(dataset.test_labels) if args.attack == ["clean"] else 1000)
-    n = min(n, len(dataset.test_labels))
-    classes, recipe = len(dataset.classes), recipes.RECIPES[dataset.name]
+    every, classes = len(dataset.test_labels), len(dataset.classes)
+    n = min(every, args.n or (every if args.attack == ["clean"] or args.until else 1000))
+    recipe = recipes.RECIPES[dataset.name]
+    if "apgd-t" in args.attack and classes in FEW_CLASSES:
+        raise cli.UserError(f"apgd-t is not defined for {classes} classes; leave it out of "
+                            "--attack, or take autoattack")
     used = {
         "weights": saved.fingerprint(model), "dataset": dataset.name, "n": n,
-        "attacks": members(args.attack, classes), "epsilon": eps,
+        "attacks": evaluation.of_names(args.attack, classes), "epsilon": eps,
         "step": recipe["eval_alpha"] * eps, "seed": args.seed, "batch_size": args.batch_size}
+    if args.until:
+        used["until"] = args.until
     stem = f"{args.run}/eval" if args.run else f"runs/{Path(args.weights).stem}"
     stem += f"-{'+'.join(args.attack)}-{n}"
     stem += f"-eps{args.epsilon:.4g}" if args.epsilon is not None else ""
     stem += f"-s{args.seed}" if args.seed else ""
+    stem += f"-until{args.until:.4g}" if args.until else ""
     out, state, found = output(args.out, stem, used)
 
-    evaluation = Evaluation(model, dataset.test_images.narrow(0, 0, n), dataset.test_labels[:n],
-                            used, state, found)
-    evaluation.run(used["attacks"])
-    count = int(evaluation.robust.sum())
+    work = Evaluation(model, dataset.test_images.narrow(0, 0, n), dataset.test_labels[:n],
+                      used, state, found)
+    work.run()
+    n = work.judged
+    clean, count = int(work.right[:n].sum()), int(work.robust[:n].sum())
     record = {
         "source": args.run or args.weights, "dataset": dataset.name,
         "attack": ",".join(args.attack), "n": n, "epsilon": eps,
-        "clean_accuracy": evaluation.clean / n, "robust_accuracy": count / n,
-        "robust_count": count, "per_attack": evaluation.per_attack,
-        "seconds": evaluation.seconds, "max_perturbation": evaluation.largest,
-        "clean_interval": interval(evaluation.clean, n), "robust_interval": interval(count, n),
-        "seed": args.seed}
+        "clean_accuracy": clean / n, "robust_accuracy": count / n,
+        "robust_count": count, "per_attack": work.per_attack,
+        "seconds": work.seconds, "max_perturbation": work.largest,
+        "clean_interval": evaluation.interval(clean, n),
+        "robust_interval": evaluation.interval(count, n), "seed": args.seed}
+    if args.until:
+        record |= {"until": args.until, "stopped_early": n < len(work.labels)}
     if "autoattack" in args.attack:
         record["standard"] = classes not in FEW_CLASSES
     report(record)
@@ -288,6 +198,9 @@ def report(record):
     print(f"robust accuracy {record['robust_accuracy']:.4f} (95 % interval {low:.4f} to "
           f"{high:.4f}); largest perturbation {record['max_perturbation']:.6f}; "
           f"{record['seconds']:.1f} s")
+    if until := record.get("until"):
+        print(f"the interval is {'' if high - low < until else 'not '}narrower than {until:g}; "
+              + ("stopped early" if record["stopped_early"] else "all images were judged"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from PIL import Image
 import advprune
 import evaluate
 import train
-from advprune import attacks, data, models, saved
+from advprune import attacks, data, evaluation, models, saved
 
 KEYS = ["source", "dataset", "attack", "n", "epsilon", "clean_accuracy", "robust_accuracy",
         "robust_count", "per_attack", "seconds", "max_perturbation"]
@@ -42,14 +42,14 @@ def test_pgd_stays_in_ball_and_box_and_reaches_the_corner(eps):
 def test_fgsm_is_one_full_step():
     model, gap = linear_model()
     x, y = torch.rand(8, 1, 4, 4), torch.zeros(8, dtype=torch.long)
-    adv = evaluate.perturb("fgsm", model, x, y, torch.arange(8), 0.07, None, 0)
+    adv = evaluation.perturb("fgsm", model, x, y, torch.arange(8), 0.07, None, 0)
     torch.testing.assert_close(adv, (x - 0.07 * gap.sign().view(4, 4)).clamp(0, 1))
 
 
 def test_wilson_interval_against_published_values():
-    assert evaluate.interval(81, 263) == pytest.approx([0.2553, 0.3662], abs=5e-5)  # Newcombe 1998
-    assert evaluate.interval(0, 20) == pytest.approx([0, 0.1611], abs=5e-5)
-    assert evaluate.interval(29, 29) == pytest.approx([0.8830, 1], abs=5e-5)
+    for counts, published in {(81, 263): [0.2553, 0.3662], (0, 20): [0, 0.1611],
+                              (29, 29): [0.8830, 1]}.items():  # Newcombe 1998
+        assert evaluation.interval(*counts) == pytest.approx(published, abs=5e-5)
 
 
 def test_record_and_pointwise_worst_case(trained, capsys):
@@ -97,7 +97,7 @@ def test_interrupted_evaluation_goes_on_and_agrees(trained, monkeypatch, tmp_pat
 
 
 def test_an_attack_that_leaves_the_ball_voids_the_result(trained, monkeypatch):
-    monkeypatch.setattr(evaluate, "perturb", lambda attack, model, x, *rest: (x + 0.5).clamp(0, 1))
+    monkeypatch.setattr(evaluation, "perturb", lambda attack, model, x, *_: (x + 0.5).clamp(0, 1))
     with pytest.raises(RuntimeError, match="left the ball"):
         evaluate.main([str(trained()), "--attack", "fgsm", "--n", "20", "--out", "void.json"])
 
@@ -150,8 +150,68 @@ def test_networks_normalise_cifar_as_published():
     assert model.normalize(mean + torch.tensor(models.CIFAR10_STD).view(3, 1, 1)).mean() == 1
 
 
+UNTIL = ["--attack", "fgsm,pgd", "--batch-size", "20", "--until"]
+
+
+@pytest.mark.parametrize(("width", "n"), [("0.25", 60), ("0.1", 200)])
+def test_until_judges_batches_until_the_interval_is_narrow(trained, width, n, capsys):
+    run = trained()
+    record = evaluate.main([str(run), *UNTIL, width, "--n", "200"])
+    low, high = record["robust_interval"]
+    assert record["until"] == float(width) and record["n"] == n
+    assert (high - low < float(width)) == record["stopped_early"] == (n < 200)
+    assert ("stopped early" in capsys.readouterr().out) == record["stopped_early"]
+    whole = evaluate.main([str(run), *UNTIL[:-1], "--n", str(n), "--out", f"{width}.json"])
+    same = ("n", "clean_accuracy", "robust_count", "robust_interval", "clean_interval")
+    assert {name: record[name] for name in same} == {name: whole[name] for name in same}
+    assert record["per_attack"] == whole["per_attack"] and "until" not in whole
+    assert (run / f"eval-fgsm+pgd-200-until{width}.json").exists()
+    if n > 20:  # a batch less was not enough
+        less = evaluate.main([str(run), *UNTIL[:-1], "--n", str(n - 20), "--out", f"l{n}.json"])
+        low, high = less["robust_interval"]
+        assert high - low >= float(width)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_an_interrupted_until_goes_on_and_agrees(trained, monkeypatch, tmp_path, stop):
+    flags = [str(trained()), *UNTIL, "0.25", "--out"]
+    whole, batches = evaluate.main([*flags, "whole.json"]), []
+    batch = evaluation.Evaluation.batch
+
+    def cut_off(self, name, ids):
+        if len(batches) == stop:
+            raise KeyboardInterrupt
+        batches.append(name)
+        batch(self, name, ids)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(evaluation.Evaluation, "batch", cut_off)
+        evaluate.main([*flags, "cut.json"])
+    assert batches == ["fgsm", "pgd-50-10", "fgsm", "pgd-50-10", "fgsm"][:stop]
+    later = []
+    monkeypatch.setattr(evaluation.Evaluation, "batch",
+                        lambda self, name, ids: later.append(name) or batch(self, name, ids))
+    resumed = evaluate.main([*flags, "cut.json"])
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+    assert len(batches) + len(later) == 2 * whole["n"] / 20  # nothing is attacked twice
+
+
+def test_other_widths_are_other_evaluations(trained, capsys):
+    run, flags = trained(), ["--attack", "fgsm", "--batch-size", "20", "--n", "80"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(evaluation.Evaluation, "attack", lambda *_: (_ for _ in ()).throw(
+            KeyboardInterrupt))
+        evaluate.main([str(run), *flags, "--until", "0.25", "--out", "x.json"])
+    capsys.readouterr()
+    for other in ([], ["--until", "0.3"]):
+        with pytest.raises(SystemExit) as stopped:
+            evaluate.main([str(run), *flags, *other, "--out", "x.json"])
+        assert stopped.value.code == 2 and "belongs to other settings" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags", [
     ["--n", "0"], ["--attack", "nosuch"], ["--epsilon", "-1"], ["--batch-size", "0"],
+    *(["--until", width] for width in ("0", "1", "-0.1", "nan", "inf", "x")),
     ["--weights", "x.pth", "--dataset", "mnist"], ["--dataset", "mnist"],
 ])
 def test_bad_flags(trained, capsys, flags):
@@ -190,7 +250,7 @@ def test_autoattack_of_few_classes():
     for name in ("apgd-t", "fab-t"):
         wide = torch.nn.Sequential(model, torch.nn.Linear(2, 4)).eval().requires_grad_(False)
         y = wide(x).argmax(1)
-        adv = evaluate.perturb(name, wide, x, y, torch.arange(6), 0.3, None, 0)
+        adv = evaluation.perturb(name, wide, x, y, torch.arange(6), 0.3, None, 0)
         assert (adv - x).abs().max() <= 0.3 + 1e-6
 
 
@@ -229,6 +289,13 @@ def test_autoattack_says_whether_it_is_standard(tmp_path, capsys, classes):
     assert record["standard"] == (classes == 4)
     written, = (tmp_path / "run").glob("eval-autoattack-*.json")
     assert json.loads(written.read_text())["standard"] == (classes == 4)
+    if classes < 4:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            evaluate.main(["run", "--attack", "fgsm,apgd-t", "--n", "18"])
+        assert stopped.value.code == 2
+        said = capsys.readouterr().err
+        assert f"apgd-t is not defined for {classes} classes" in said and said.count("\n") == 1
     few = {2: ["apgd-ce"], 3: ["apgd-ce", "apgd-dlr"], 4: ["apgd-ce", "apgd-t"]}[classes]
     assert list(record["per_attack"]) == [*few, "fab-t", "square"]
     assert record["per_attack"]["apgd-ce"]["attacked"] > 0
