@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 def load(run: str | Path, device: str = "cpu", trust_code: bool = False) -> torch.nn.Module:
     """The finished network of a run directory, in eval mode, for images [B, C, H, W] in [0, 1].
 
-    Its weights are contiguous, as other libraries expect. trust_code allows a network whose code
-    only the run itself still has. Raises ValueError where the directory is no finished run.
+    Its layers are PyTorch's own. trust_code allows a network whose code only the run itself still
+    has. Raises ValueError where the directory is no finished run.
     """
-    import torch
-
     from advprune import layers, runs, saved
 
-    model = saved.from_run(run, runs.config(run), trust_code)
-    return layers.lay_out(model, torch.contiguous_format).to(device).eval()
+    model = layers.plain(saved.from_run(run, runs.config(run), trust_code))
+    return model.to(device).eval()

@@ -1,10 +1,12 @@
 """Networks as they are fastest: channels-last, and a faster gradient of grey images on a CPU.
 
-Channels-last is the faster layout for convolutions wherever it was measured (docs/speed.md).
+Channels-last is the faster layout for convolutions wherever it was measured (docs/speed.md). Large
+matrix products are oneDNN's: MKL's took twice as long on a CPU of AMD.
 
 An attack needs the gradient with respect to the image. With one input channel PyTorch's takes many
 times the forward pass on a CPU; `ops.conv_input_grad` takes a few times the forward pass.
 """
+import platform
 from typing import Any
 
 import torch
@@ -12,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advprune import ops  # noqa: F401  it registers conv_input_grad
+
+ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+LARGE = 2**16  # weights of a layer from which on oneDNN's products are faster
 
 
 def conv_input_grad(grad: Tensor, weight: Tensor, height: int, width: int, stride: int,
@@ -57,6 +62,36 @@ class _GreyConv(torch.autograd.Function):
         return image, *others, None, None
 
 
+class DnnLinear(nn.Linear):
+    """nn.Linear by oneDNN, which serves AVX-512 on every CPU that has it; MKL does on Intel's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 2
+                and not torch.is_autocast_enabled("cpu")):
+            return _DnnLinear.apply(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+def _product(x, weight, bias=None):
+    """x weight^T + bias."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _DnnLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), wanted = ctx.saved_tensors, ctx.needs_input_grad
+        return (_product(grad, weight.t()) if wanted[0] else None,
+                _product(grad.t(), x.t()) if wanted[1] else None,
+                grad.sum(0) if wanted[2] else None)
+
+
 class Compiled(nn.Module):
     """torch.compile of a network for batches of one size; others go through the network itself.
 
@@ -77,6 +112,7 @@ def speed_up(model: nn.Module, x: Tensor) -> nn.Module:
     """The same network, with its layers and layout as they are fastest. x: images that it takes.
 
     A network that reshapes its features by `view` may take one layout only; it stays contiguous.
+    Attacks differentiate once, and so do the fast layers; `plain` undoes it all.
     """
     for layer in model.modules():
         if (type(layer) is nn.Conv2d and layer.in_channels == 1 and layer.kernel_size[0] <= 7
@@ -84,12 +120,22 @@ def speed_up(model: nn.Module, x: Tensor) -> nn.Module:
                 and isinstance(layer.padding, tuple)
                 and all(a == b for a, b in (layer.kernel_size, layer.stride, layer.padding))):
             layer.__class__ = GreyConv2d
+        if type(layer) is nn.Linear and layer.weight.numel() >= LARGE and ONEDNN:
+            layer.__class__ = DnnLinear
     lay_out(model, torch.channels_last)
     try:
         model(x)
     except RuntimeError:
         lay_out(model, torch.contiguous_format)
     return model
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The same network of PyTorch's own layers, contiguous, as other libraries expect it."""
+    for layer in model.modules():
+        if type(layer) in (GreyConv2d, DnnLinear):
+            layer.__class__ = type(layer).__base__
+    return lay_out(model, torch.contiguous_format)
 
 
 def lay_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:

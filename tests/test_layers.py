@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import advprune
 from advprune import attacks, layers, models, ops
 
 
@@ -57,6 +58,35 @@ def test_the_mnist_network_takes_the_fast_way(monkeypatch):
             layer.__class__ = nn.Conv2d
     assert torch.allclose(grad, attacks.input_grad(model, x, y), atol=1e-6)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+def test_a_large_linear_layer_gives_the_products_of_float64(bias, wanted):
+    torch.manual_seed(0)
+    plain, x = nn.Linear(700, 100, bias), torch.randn(33, 700, requires_grad=wanted[0])
+    fast = layers.speed_up(copy.deepcopy(plain), x.detach())
+    assert isinstance(fast, layers.DnnLinear) == layers.ONEDNN
+    grad, double = torch.randn(33, 100), copy.deepcopy(plain).double()
+    found, exact = fast(x), double(x.double())
+    assert torch.allclose(found.double(), exact, atol=1e-4)
+    inputs = [[x] * wanted[0], [x] * wanted[0]]
+    if wanted[1]:
+        inputs = [inputs[0] + list(fast.parameters()), inputs[1] + list(double.parameters())]
+    found = torch.autograd.grad(found, inputs[0], grad)
+    exact = torch.autograd.grad(exact, inputs[1], grad.double())
+    for a, b in zip(found, exact, strict=True):
+        assert torch.allclose(a.double(), b.double(), atol=1e-4)
+
+
+def test_a_loaded_network_is_plain_and_differentiates_twice(trained):
+    model = advprune.load(trained())
+    assert {type(layer) for layer in model} <= {nn.Conv2d, nn.ReLU, nn.Flatten, nn.Linear}
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+    x = torch.rand(2, 1, 28, 28, requires_grad=True)
+    (grad,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    grad.square().sum().backward()
+    assert x.grad.abs().sum() > 0
 
 
 def test_under_autocast_all_gradients_are_those_of_bfloat16():
