@@ -34,7 +34,8 @@ class GreyConv2d(nn.Conv2d):
     """nn.Conv2d for one input channel: the same function, with another way to its gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.requires_grad and x.dtype == torch.float32:
+        if (x.device.type == "cpu" and x.requires_grad and x.dtype == torch.float32
+                and not torch.compiler.is_compiling()):
             return _GreyConv.apply(x, self.weight, self.bias, self.stride[0], self.padding[0])
         return super().forward(x)
 
@@ -67,7 +68,7 @@ class DnnLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if (x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 2
-                and not torch.is_autocast_enabled("cpu")):
+                and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()):
             return _DnnLinear.apply(x, self.weight, self.bias)
         return super().forward(x)
 
@@ -132,9 +133,9 @@ def speed_up(model: nn.Module, x: Tensor) -> nn.Module:
 
 def plain(model: nn.Module) -> nn.Module:
     """The same network of PyTorch's own layers, contiguous, as other libraries expect it."""
+    own: dict[type, Any] = {GreyConv2d: nn.Conv2d, DnnLinear: nn.Linear}
     for layer in model.modules():
-        if type(layer) in (GreyConv2d, DnnLinear):
-            layer.__class__ = type(layer).__base__
+        layer.__class__ = own.get(type(layer), type(layer))
     return lay_out(model, torch.contiguous_format)
 
 

@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -120,8 +121,6 @@ def test_weights_of_other_tools_load(trained, tmp_path):
              "wrapped.pt": {"state_dict": {f"module.{k}": v for k, v in plain.items()}}}
     for name, content in forms.items():
         torch.save(content, name)
-    import safetensors.torch
-
     plain = advprune.load(run).state_dict()
     safetensors.torch.save_file(plain, "plain.safetensors")
     for name in [*forms, "plain.safetensors"]:
