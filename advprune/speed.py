@@ -56,7 +56,7 @@ def scale(records: Records) -> str:
     if not (records.folder / "cpu-scale.json").exists():
         return _absent("scale --dataset mnist", "cpu-scale")
     record = records["cpu-scale"]
-    rows = [[f"{row['p']:.0%}", f"{row['examples']:,}", f"{row['train_seconds']:.2f}",
+    rows = [[f"{row['p']:.0%}", f"{row['examples']:,}", f"{row['seconds']:.2f}",
              f"{row['deviation']:+.1%}", f"{row['prune_seconds']:.2f}",
              f"{row['guard_seconds']:.2f}"] for row in record["rows"]]
     sizes = [[f"{row['examples']:,}", f"{row['data']:.1f}", f"{row['before']:.0f}",
@@ -65,8 +65,9 @@ def scale(records: Records) -> str:
         "![Seconds of training against examples seen](../figures/scale.png)\n\n"
         + _table(["dropped", "examples seen", "training, s", "off proportional", "scoring, s",
                   "guard, s"], rows)
-        + f"\nLeast squares: {record['intercept']:.2f} s + {1000 * record['slope']:.3f} s for "
-        "each 1,000 examples.\n\n"
+        + "\nSeconds are medians over epochs. Least squares: "
+        f"{record['intercept']:.2f} s + {1000 * record['slope']:.3f} s for each 1,000 examples."
+        "\n\n"
         + _table(["examples", "data, MiB", "before the data, MiB", "peak, MiB"], sizes)
         + f"\n{_network(record)}, {record['epochs']} epochs, pruned by high loss after epoch "
         f"{record['prune_epoch']}; {_from(record, 'cpu-scale')}")
@@ -103,11 +104,11 @@ def draw_scale(record: dict) -> Figure:
     ends = np.array([0, x.max()])
     left.plot(ends, record["intercept"] + record["slope"] * ends, color=GREY, lw=1.5,
               label=f"{record['intercept']:.2f} s + {1000 * record['slope']:.3f} s per 1,000")
-    left.plot(x, [row["train_seconds"] for row in runs], "o", color=BLUE, label="training")
+    left.plot(x, [row["seconds"] for row in runs], "o", color=BLUE, label="training")
     left.plot(x, [row["prune_seconds"] + row["guard_seconds"] for row in runs], "s", ms=4,
               color=ORANGE, label="scoring and guard")
     for row in runs:
-        left.annotate(f"p = {row['p']:g}", (row["examples"], row["train_seconds"]), fontsize=8,
+        left.annotate(f"p = {row['p']:g}", (row["examples"], row["seconds"]), fontsize=8,
                       xytext=(-6, 4), textcoords="offset points", ha="right")
     left.set(xlabel="training examples seen", ylabel="seconds", xlim=(0, None), ylim=(0, None),
              title=f"{record['dataset']}, {record['epochs']} epochs")

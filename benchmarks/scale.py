@@ -1,14 +1,17 @@
 """benchmark.py scale: does training time follow the examples seen? (Kaufmann et al., Figure 5)
 
 Runs with p = 0 to 0.8 train epoch by epoch in turns, and each epoch begins with another of them.
-So a machine that slows down slows all of them. Scoring and the guard are counted apart. Then
-processes of their own train on a quarter, a half and all of the examples, for their peak memory.
+An epoch after pruning is compared with the one on all data of the same turn, and the median of
+these ratios counts. So a machine that slows down slows both. Scoring and the guard are counted
+apart. Then processes of their own train on a quarter, a half and all of the examples, for their
+peak memory.
 """
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -91,9 +94,8 @@ def measure(args, device):
                      "train_seconds": seconds["train"], "prune_seconds": seconds["prune"],
                      "guard_seconds": seconds["guard"],
                      "epoch_seconds": [row["seconds"] for row in training.rows]})
-    deviations(rows)
-    intercept, slope = line([row["examples"] for row in rows],
-                            [row["train_seconds"] for row in rows])
+    from_ratios(rows, trainings[-1].args.epoch)
+    intercept, slope = line([row["examples"] for row in rows], [row["seconds"] for row in rows])
     used, n = trainings[0].args, len(trainings[0].dataset.labels)
     record = {**recipe.fields(used, n), "epochs": args.epochs,
               "prune_epoch": trainings[-1].args.epoch, "rows": rows, "intercept": intercept,
@@ -102,18 +104,25 @@ def measure(args, device):
     return record
 
 
-def deviations(rows):
-    """Add to each row how far its time is from that of all data, times its share of examples."""
+def from_ratios(rows, before):
+    """Add seconds to each row, and how far they are from those of all data times its examples.
+
+    rows[0] is of all data. The others have `before` epochs on all data, then those on the rest.
+    """
+    all_data = rows[0]["epoch_seconds"][before:]
     for row in rows:
+        after = row["epoch_seconds"][before:]
+        ratio = median(a / b for a, b in zip(after, all_data, strict=True))
+        row["seconds"] = median(all_data) * (before + len(after) * ratio)
         share = row["examples"] / rows[0]["examples"]
-        row["deviation"] = row["train_seconds"] / (share * rows[0]["train_seconds"]) - 1
+        row["deviation"] = row["seconds"] / (share * rows[0]["seconds"]) - 1
 
 
 def report(record, title):
     print(f"{title}, {record['epochs']} epochs, pruned after {record['prune_epoch']}, in turns\n"
           "  p   examples seen  seconds  off proportional  scoring  guard")
     for row in record["rows"]:
-        print("{p:.1f} {examples:15,} {train_seconds:8.2f} {deviation:17.1%} {prune_seconds:8.2f} "
+        print("{p:.1f} {examples:15,} {seconds:8.2f} {deviation:17.1%} {prune_seconds:8.2f} "
               "{guard_seconds:6.2f}".format(**row))
     print(f"\n{'examples':>10} {'data, MiB':>11} {'peak, MiB':>11} {'before, MiB':>12}")
     for row in record["memory"]:

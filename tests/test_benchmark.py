@@ -90,10 +90,12 @@ def test_line_is_the_least_squares_line():
 
 
 def test_deviation_is_from_proportional_to_the_examples():
-    rows = [{"examples": 100, "train_seconds": 10.0}, {"examples": 50, "train_seconds": 5.0},
-            {"examples": 20, "train_seconds": 2.2}]
-    scale.deviations(rows)
-    assert [row["deviation"] for row in rows] == pytest.approx([0, 0, 0.1])
+    rows = [{"examples": 400, "epoch_seconds": [90, 2, 4, 2]},  # a machine of changing speed
+            {"examples": 250, "epoch_seconds": [1, 1, 2, 30]},
+            {"examples": 128, "epoch_seconds": [80, 0.5, 0.8, 0.4]}]
+    scale.from_ratios(rows, 1)
+    assert [row["seconds"] for row in rows] == pytest.approx([8, 2 * (1 + 1.5), 2 * (1 + 0.6)])
+    assert [row["deviation"] for row in rows] == pytest.approx([0, 0, 0.25])
 
 
 def test_scale_record(tmp_path, monkeypatch):
@@ -107,6 +109,7 @@ def test_scale_record(tmp_path, monkeypatch):
     for row in record["rows"]:
         assert row["examples"] == 200 + 3 * (200 - round(row["p"] * 200))
         assert row["train_seconds"] == pytest.approx(sum(row["epoch_seconds"]), rel=1e-6)
+        assert row["seconds"] > 0
         assert len(row["epoch_seconds"]) == 4 and row["guard_seconds"] > 0
         assert (row["prune_seconds"] > 0) == (row["p"] > 0)
     assert record["slope"] > 0

@@ -94,6 +94,7 @@ def test_a_profile_leaves_nothing_behind_and_changes_no_result():
     places = torch.autograd.grad, torch.Tensor.backward
     _, clock = training.parts_of(profiled, bar)
     assert places == (torch.autograd.grad, torch.Tensor.backward)
+    assert not profiled.model._forward_hooks and not profiled.model._forward_pre_hooks
     assert "step" not in vars(profiled.opt) and "batch" not in vars(profiled.dataset)
     assert clock.calls == {**dict.fromkeys(floor.PARTS, 3), "guard": 1}
     for ours, theirs in zip(plain.model.parameters(), profiled.model.parameters(), strict=True):
@@ -120,10 +121,10 @@ class Reshaping(nn.LayerNorm):
 
 
 @pytest.mark.parametrize(("layer", "kind"), [
-    (Same(1, 3, 3), nn.Conv2d), (Other(1, 3, 3), Other), (Reshaping(1), Reshaping),
-    (nn.Conv2d(1, 3, 3), nn.Conv2d)])
+    (Same(2, 3, 3), nn.Conv2d), (Other(2, 3, 3), Other), (Reshaping(2), Reshaping),
+    (nn.Conv2d(2, 3, 3), nn.Conv2d)])
 def test_the_floor_also_tries_pytorchs_layers_where_they_are_the_same_function(layer, kind):
-    model, x = nn.Sequential(layer, nn.Flatten()), torch.rand(2, 1, 8, 8)
+    model, x = nn.Sequential(layer, nn.Flatten()), torch.rand(2, 2, 8, 8)
     assert type(floor.plain(model, x)[0]) is kind
     ways = floor.networks(model, x)
     assert len(ways) == (4 if isinstance(layer, Same) else 2)

@@ -58,7 +58,7 @@ def test_the_page_has_the_numbers_of_the_records(pages, no_pictures_of_others, m
     assert f"{profile['times_reference']:.2f} times the" in text
     assert f"The floor is {profile['share_of_floor']:.2f} of the epoch" in text
     for row in scaled["rows"]:
-        assert (f"| {row['p']:.0%} | {row['examples']} | {row['train_seconds']:.2f} | "
+        assert (f"| {row['p']:.0%} | {row['examples']} | {row['seconds']:.2f} | "
                 f"{row['deviation']:+.1%} |") in text
     assert f"+ {1000 * scaled['slope']:.3f} s for each 1,000 examples" in text
     assert "| 50 | 1.2 | 300 | 432 |" in text
@@ -81,7 +81,7 @@ def test_a_second_profile_is_a_second_table(pages, no_pictures_of_others):
 
 def test_the_picture_shows_the_runs_the_line_and_the_memory():
     record = {"dataset": "mnist", "epochs": 10, "intercept": 1.0, "slope": 0.5, "rows": [
-        {"p": p, "examples": x, "train_seconds": 1 + 0.5 * x, "prune_seconds": 0.25,
+        {"p": p, "examples": x, "seconds": 1 + 0.5 * x, "prune_seconds": 0.25,
          "guard_seconds": 0.5} for p, x in ((0, 8), (0.4, 4))],
         "memory": [{"examples": n, "data": n / 2, "before": 9, "peak": 9 + n} for n in (1, 2)]}
     left, right = speed.draw_scale(json.loads(json.dumps(record))).axes
