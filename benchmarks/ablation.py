@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import train
-from advprune import attacks, ops, pruning
+from advprune import attacks, layers, ops, pruning
 from benchmarks import kernels, recipe
 from benchmarks.timing import sync
 
@@ -39,8 +39,13 @@ class Eager:
     cross_entropy_scores = staticmethod(kernels.eager_scores)
     select_kept = staticmethod(kernels.eager_select)
 
+    def conv_input_grad(self, grad, weight, height, width, stride, padding):
+        shape = [len(grad), 1, height, width]
+        return torch.nn.grad.conv2d_input(shape, weight, grad, stride, padding)
+
 
 VARIANTS = {"all kernels": (), "without rs_start, fgsm_step": ("rs_start", "fgsm_step"),
+            "without conv_input_grad": ("conv_input_grad",),
             "without augment": ("augment",),
             "without cross_entropy_scores": ("cross_entropy_scores",),
             "without select_kept": ("select_kept",), "no kernel": tuple(ops.SCHEMAS)}
@@ -52,7 +57,8 @@ def without(names):
     eager = Eager()
     with contextlib.ExitStack() as stack:
         for name in names:
-            stack.enter_context(mock.patch.object(ops, name, getattr(eager, name)))
+            place = ops if hasattr(ops, name) else layers
+            stack.enter_context(mock.patch.object(place, name, getattr(eager, name)))
         yield
 
 
@@ -60,7 +66,7 @@ def network_alone(training, images, labels, update):
     """An epoch's passes through the network, on one batch that is there already."""
     size = training.args.batch_size if update else 500
     x = images[:size].float() / 255
-    if training.layout == torch.channels_last:
+    if training.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     for y in labels.split(size):
         with attacks.frozen(training.model):

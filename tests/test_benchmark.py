@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT, refused
 
 import benchmark
-from advprune import data, ops
+from advprune import data, layers, ops
 from benchmarks import ablation, kernels, layouts, scale, timing
 
 CPU = torch.device("cpu")
@@ -42,6 +42,15 @@ def test_alternatives_compute_the_same():
     start = ops.rs_start(x, ids, kernels.EPS, 0, 0)
     ours = ops.fgsm_step(x, grad, ids, kernels.EPS, kernels.ALPHA, 0, 0)
     torch.testing.assert_close(kernels.eager_step(x, start, grad), ours, rtol=0, atol=1e-6)
+
+
+def test_the_alternative_gradient_is_the_same():
+    weight, grad = torch.randn(6, 1, 4, 4), torch.randn(5, 6, 14, 13)
+    ours = layers.conv_input_grad(grad, weight, 28, 27, 2, 1)
+    with ablation.without(["conv_input_grad"]):
+        assert layers.conv_input_grad.__self__.__class__ is ablation.Eager
+        theirs = layers.conv_input_grad(grad, weight, 28, 27, 2, 1)
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 
 
 def test_ablation_record(tmp_path):
