@@ -2,6 +2,7 @@
 
     python reproduce.py pruning digits          two CPU cores, half an hour
     python reproduce.py collapse mnist --seeds 10   two CPU cores, an hour
+    python reproduce.py precision cifar10-narrow    two CPU cores, half an hour
     python reproduce.py puma mnist              two CPU cores, an hour
     python reproduce.py puma cifar10-narrow     two CPU cores, an hour
     python reproduce.py puma cifar10            a GPU
@@ -12,6 +13,7 @@ pruning  AutoAttack accuracy against the fraction dropped: random and high-loss 
          et al. 2022, Figure 2), beside all data and an undefended network.
 collapse How often single-step training collapses, and what the remedies do: the recipes paper and
          robust, --on-collapse rollback, a smaller step. PGD-50-10 on 1,000 test images.
+precision Training in float32 and in bfloat16, on a narrow network. PGD-50-10.
 puma     PUMA (Maroto & Frossard 2024) as pruning.py reads it: at equal p, random pruning, the
          highest margins dropped (keep-hard), the lowest (keep-easy), and PUMA, beside all data;
          puma-floor leaves no budget below half of the full one. The margin model is the run on
@@ -63,6 +65,9 @@ COLLAPSE = {"paper": "", "robust": "--recipe robust", "rollback": "--on-collapse
             "small step": "--alpha 0.2"}
 STUDIES = {
     ("collapse", "mnist"): Study("--dataset mnist", COLLAPSE, 1000, "pgd"),
+    ("precision", "cifar10-narrow"): Study(
+        "--dataset cifar10 --limit 10000 --width 8 --epochs 8 --attack n-fgsm",
+        {"fp32": "", "bf16": "--precision bf16"}, 500, "pgd"),
     ("pruning", "digits"): Study("--dataset digits", PRUNING, 200),
     # Not RS+FGSM: at eps 0.3 it collapses on some seeds, which would hide the rest.
     ("puma", "mnist"): Study("--dataset mnist --attack pgd --pgd-steps 5 --alpha 0.1 --epochs 5",
