@@ -66,8 +66,8 @@ COLLAPSE = {"paper": "", "robust": "--recipe robust", "rollback": "--on-collapse
 STUDIES = {
     ("collapse", "mnist"): Study("--dataset mnist", COLLAPSE, 1000, "pgd"),
     ("precision", "cifar10-narrow"): Study(
-        "--dataset cifar10 --limit 10000 --width 8 --epochs 8 --attack n-fgsm",
-        {"fp32": "", "bf16": "--precision bf16"}, 500, "pgd"),
+        "--dataset cifar10 --limit 10000 --width 8 --epochs 5 --attack n-fgsm",
+        {"fp32": "", "bf16": "--precision bf16"}, 200, "pgd"),
     ("pruning", "digits"): Study("--dataset digits", PRUNING, 200),
     # Not RS+FGSM: at eps 0.3 it collapses on some seeds, which would hide the rest.
     ("puma", "mnist"): Study("--dataset mnist --attack pgd --pgd-steps 5 --alpha 0.1 --epochs 5",

@@ -100,8 +100,9 @@ def precision(records: Records) -> str:
     rows = [[f"`--precision {arm}`", str(row["seeds"]), _spread(row, "clean_accuracy"),
              _spread(row, "robust_accuracy")] for arm, row in record["summary"].items()]
     return _table(["", "seeds", "clean", "PGD-50-10"], rows) + (
-        f"\nPreActResNet18 of width 8, the first 10,000 images of CIFAR-10, 8 epochs of N-FGSM; the "
-        f"attack is on the first {record['n']} test images. Mean ± standard deviation over seeds."
+        "\nPreActResNet18 of width 8, the first 10,000 images of CIFAR-10, 5 epochs of N-FGSM; "
+        f"the attack is on the first {record['n']} test images. Mean ± standard deviation over "
+        "seeds."
         f"{_source('precision-cifar10-narrow')} (`{record['command']}`).\n")
 
 
