@@ -2,6 +2,7 @@
 
     python reproduce.py pruning digits          two CPU cores, half an hour
     python reproduce.py collapse mnist --seeds 10   two CPU cores, an hour
+    python reproduce.py precision cifar10-narrow    two CPU cores, half an hour
     python reproduce.py puma mnist              two CPU cores, an hour
     python reproduce.py puma cifar10-narrow     two CPU cores, an hour
     python reproduce.py puma cifar10            a GPU
@@ -12,6 +13,7 @@ pruning  AutoAttack accuracy against the fraction dropped: random and high-loss 
          et al. 2022, Figure 2), beside all data and an undefended network.
 collapse How often single-step training collapses, and what the remedies do: the recipes paper and
          robust, --on-collapse rollback, a smaller step. PGD-50-10 on 1,000 test images.
+precision Training in float32 and in bfloat16, on a narrow network. PGD-50-10.
 puma     PUMA (Maroto & Frossard 2024) as pruning.py reads it: at equal p, random pruning, the
          highest margins dropped (keep-hard), the lowest (keep-easy), and PUMA, beside all data;
          puma-floor leaves no budget below half of the full one. The margin model is the run on
@@ -21,7 +23,8 @@ gpu      the GPU's tests and benchmarks, and CIFAR-10 trained and attacked; each
 render   makes what the records in results/ say; it trains nothing.
 
 Runs go to runs/STUDY-NAME. A finished run is not repeated and an interrupted one is continued, so
-the same command continues an interrupted study. A study writes results/STUDY-NAME.json.
+the same command continues an interrupted study. A study writes results/STUDY-NAME.json. --jobs N
+does N runs at a time, each with its share of the cores; what they print is in RUN.log.
 """
 if __name__ == "__main__":  # before the imports that take long
     from advprune import signals
@@ -40,7 +43,7 @@ import numpy as np
 import evaluate
 import prune
 import train
-from advprune import cli, files, locks, recipes, runs, tables
+from advprune import cli, files, jobs, locks, recipes, runs, tables
 
 
 class Study(NamedTuple):
@@ -62,6 +65,9 @@ COLLAPSE = {"paper": "", "robust": "--recipe robust", "rollback": "--on-collapse
             "small step": "--alpha 0.2"}
 STUDIES = {
     ("collapse", "mnist"): Study("--dataset mnist", COLLAPSE, 1000, "pgd"),
+    ("precision", "cifar10-narrow"): Study(
+        "--dataset cifar10 --limit 10000 --width 8 --epochs 5 --attack n-fgsm",
+        {"fp32": "", "bf16": "--precision bf16"}, 200, "pgd"),
     ("pruning", "digits"): Study("--dataset digits", PRUNING, 200),
     # Not RS+FGSM: at eps 0.3 it collapses on some seeds, which would hide the rest.
     ("puma", "mnist"): Study("--dataset mnist --attack pgd --pgd-steps 5 --alpha 0.1 --epochs 5",
@@ -74,9 +80,17 @@ STUDIES = {
 
 # --- a study: its runs and its record
 
+def run_folder(root, arm, seed):
+    return root / f"{arm.replace(' ', '-')}-{seed}"
+
+
+def is_done(root, seed, arm):
+    return (run_folder(root, arm, seed) / "eval.json").exists()
+
+
 def run_arm(root, study, arm, seed, args):
     """Train and evaluate one arm of one seed under root, unless that is done; its row."""
-    folder, flags = root / f"{arm.replace(' ', '-')}-{seed}", f"{study.flags} {study.arms[arm]}"
+    folder, flags = run_folder(root, arm, seed), f"{study.flags} {study.arms[arm]}"
     scores = root / f"margins-{seed}" / "scores.npz"
     if "{margins}" in flags and not scores.exists():
         prune.main([str(root / f"full-{seed}"), "--score", "margin", "--out", str(scores.parent)])
@@ -102,7 +116,7 @@ def run_arm(root, study, arm, seed, args):
             "robust_accuracy": judged["robust_accuracy"],
             "robust_interval": judged["robust_interval"],
             **{name: trained[name] for name in ("train_seconds", "guard_seconds", "collapses")},
-            **{name: config[name] for name in ("command", "commit", "device")}}
+            **{name: config.get(name) for name in ("command", "commit", "device", "threads")}}
 
 
 def run_study(args, argv):
@@ -125,16 +139,58 @@ def run_study(args, argv):
            else {"n": args.n, "rows": []})
     if old["n"] != args.n:
         raise cli.UserError(f"{record} and {root} are of another --n; move them first")
-    rows = {(row["seed"], list(study.arms).index(row["arm"])): row for row in old["rows"]}
-    for seed in range(args.seeds):
-        for arm in arms:
-            rows[seed, list(study.arms).index(arm)] = run_arm(root, study, arm, seed, args)
-            ordered = [rows[key] for key in sorted(rows)]
-            result = {"study": label, "n": args.n, "summary": summary(ordered), "rows": ordered}
-            files.write_json(record, {"command": cli.command("reproduce.py", argv), **result,
-                                     **runs.environment(cli.device(None))})
+    rows = {(row["seed"], row["arm"]): row for row in old["rows"]}
+    order, result = list(study.arms), {}
+    keys = [(seed, arm) for seed in range(args.seeds) for arm in arms]
+    before = {key: rows[key].get("jobs") for key in keys if key in rows and is_done(root, *key)}
+    for key, row in done_runs(root, study, keys, args):
+        rows[key] = {**row, "jobs": before.get(key, args.jobs)}  # times depend on it
+        ordered = sorted(rows.values(), key=lambda row: (row["seed"], order.index(row["arm"])))
+        result = {"study": label, "n": args.n, "summary": summary(ordered), "rows": ordered}
+        files.write_json(record, {"command": cli.command("reproduce.py", argv), **result,
+                                 **runs.environment(cli.device(None))})
     report(result["summary"])
     return result
+
+
+def done_runs(root, study, keys, args):
+    """((seed, arm), row) of each of these runs, as they are done."""
+    if args.jobs == 1:
+        for seed, arm in keys:
+            yield (seed, arm), run_arm(root, study, arm, seed, args)
+        return
+    finished = [key for key in keys if is_done(root, *key)]
+    for seed, arm in finished:
+        yield (seed, arm), run_arm(root, study, arm, seed, args)
+    todo = [key for key in keys if key not in finished]
+    if not todo:
+        return
+    start, running, total, left = time.monotonic(), set(), len(todo), len(todo)
+    with jobs.Workers(min(args.jobs, total), run_arm) as workers:
+        while left:
+            for seed, arm in list(todo):
+                if workers.idle and may_begin(root, study, seed, arm, running):
+                    todo.remove((seed, arm))
+                    running.add((seed, arm))
+                    log = root / f"{run_folder(root, arm, seed).name}.log"
+                    workers.start((seed, arm), log, root, study, arm, seed, args)
+            for key, row in workers.finished():
+                running.remove(key)
+                left -= 1
+                minutes = (time.monotonic() - start) / (total - left) * left / 60
+                print(f"{key[1]}, seed {key[0]}: robust accuracy {row['robust_accuracy']:.4f}; "
+                      f"{total - left} runs done, {left} left, about {minutes:.0f} minutes",
+                      file=sys.stderr)
+                yield key, row
+
+
+def may_begin(root, study, seed, arm, running):
+    """Whether the margins that an arm needs are there, or it may measure them itself."""
+    if "{margins}" not in study.arms[arm] or (root / f"margins-{seed}" / "scores.npz").exists():
+        return True
+    first = next(iter(study.arms))
+    return is_done(root, seed, first) and not any(
+        other == seed and "{margins}" in study.arms[name] for other, name in running)
 
 
 def summary(rows):
@@ -208,6 +264,8 @@ def main(argv=None):
     flag("--seeds", type=cli.positive_int, default=3, help="how many, from seed 0 on (3)")
     flag("--n", type=cli.positive_int, help="the first N test images are attacked (200 or 500)")
     flag("--arms", metavar="A,B", help="only these arms of the study (all)")
+    flag("--jobs", type=cli.positive_int, default=1, help="of a study: how many runs at a time, "
+         "each with its share of the cores (1)")
     flag("--budget", type=cli.number(float, 1), default=600, help="seconds for gpu (600)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
     args = parser.parse_args(argv)

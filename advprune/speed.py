@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from advprune.plots import BLUE, GREY, ORANGE, _figure, style
-from advprune.tables import Records, _machine, _source, _table
+from advprune.tables import Records, _machine, _source, _spread, _table
 
 
 def _absent(what: str, name: str) -> str:
@@ -92,6 +92,20 @@ def layouts(records: Records) -> str:
         f"turn; {_from(record, 'cpu-layouts')}")
 
 
+def precision(records: Records) -> str:
+    """Accuracy in float32 and in bfloat16."""
+    if not (records.folder / "precision-cifar10-narrow.json").exists():
+        return "Not yet measured: `python reproduce.py precision cifar10-narrow`.\n"
+    record = records["precision-cifar10-narrow"]
+    rows = [[f"`--precision {arm}`", str(row["seeds"]), _spread(row, "clean_accuracy"),
+             _spread(row, "robust_accuracy")] for arm, row in record["summary"].items()]
+    return _table(["", "seeds", "clean", "PGD-50-10"], rows) + (
+        "\nPreActResNet18 of width 8, the first 10,000 images of CIFAR-10, 5 epochs of N-FGSM; "
+        f"the attack is on the first {record['n']} test images. Mean ± standard deviation over "
+        "seeds."
+        f"{_source('precision-cifar10-narrow')} (`{record['command']}`).\n")
+
+
 @style
 def draw_scale(record: dict) -> Figure:
     """Kaufmann et al. 2022, Figure 5: seconds against examples seen; and peak memory.
@@ -125,6 +139,6 @@ def draw_scale(record: dict) -> Figure:
 
 
 BLOCKS: dict[str, Callable[[Records], str]] = {
-    "training": training, "scale": scale, "layouts": layouts}
+    "training": training, "scale": scale, "layouts": layouts, "precision": precision}
 FIGURES: dict[str, Callable[[Records], Figure]] = {  # of figures/, from results/cpu-NAME.json
     "scale": lambda records: draw_scale(records["cpu-scale"])}

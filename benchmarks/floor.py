@@ -10,7 +10,7 @@ import inspect
 import torch
 from torch import nn
 
-from advprune import attacks
+from advprune import attacks, layers
 from benchmarks.timing import Clock
 
 NETWORK = ("attack forward", "attack backward", "update forward", "update backward")
@@ -18,31 +18,14 @@ PARTS = (*NETWORK, "optimiser", "data")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
-def plain(model, x):
-    """A copy whose layers are PyTorch's own, where that is the same function of x.
-
-    Each layer of a class that is derived from one of PyTorch's becomes one of that class.
-    """
-    theirs = copy.deepcopy(model)
-    for module in theirs.modules():
-        base = next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules"))
-        if base not in (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict):
-            module.__class__ = base
-    with attacks.evaluating(model), attacks.evaluating(theirs), torch.no_grad():
-        try:
-            same = torch.allclose(model(x), theirs(x), rtol=1e-3, atol=1e-4)
-        except (RuntimeError, TypeError, ValueError):  # the subclass takes other shapes
-            same = False
-    return theirs if same else copy.deepcopy(model)
-
-
-def networks(model, x):
+def networks(model):
     """name -> (copy of the model, layout): all ways to make the same passes."""
-    kinds, theirs = {"": model}, plain(model, x)
-    if any(type(a) is not type(b) for a, b in zip(theirs.modules(), model.modules(), strict=True)):
-        kinds[", PyTorch's layers"] = theirs
-    return {layout + kind: (copy.deepcopy(network).to(memory_format=format_), format_)
-            for kind, network in kinds.items() for layout, format_ in LAYOUTS.items()}
+    made = {}
+    for layout, format_ in LAYOUTS.items():
+        made[layout] = layers.lay_out(copy.deepcopy(model), format_), format_
+        theirs = layers.lay_out(layers.plain(copy.deepcopy(model)), format_)
+        made[f"{layout}, PyTorch's layers"] = theirs, format_
+    return made
 
 
 def optimizers(training):
@@ -75,7 +58,7 @@ class Floor:
         self.sizes = [len(ids) for ids in batches]
         self.x = training.dataset.batch(max(batches, key=len), a.seed, 0, a.pad, a.flip)
         self.pixels = (self.x * 255).to(torch.uint8)
-        self.networks = networks(training.model.train(), self.x)
+        self.networks = networks(training.model.train())
         self.optimizers = optimizers(training)
         training.opt.zero_grad()
 

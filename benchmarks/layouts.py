@@ -9,7 +9,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from advprune import attacks, models
+from advprune import attacks, layers, models
 from benchmarks.floor import LAYOUTS
 from benchmarks.timing import sync
 
@@ -47,7 +47,7 @@ def variants(network, device):
     x, y = torch.rand(batch, channels, size, size), torch.randint(10, (batch,))
     x, y, calls = x.to(device), y.to(device), {}
     for layout, form in LAYOUTS.items():
-        model = models.build(name, channels, 10, width, size).to(device, memory_format=form)
+        model = layers.lay_out(models.build(name, channels, 10, width, size), form).to(device)
         opt = torch.optim.SGD(model.train().parameters(), 0.001)
         for precision in ("fp32", "bf16") if has_bf16(device) else ("fp32",):
             images = x.contiguous(memory_format=form)

@@ -4,6 +4,9 @@ Images come one by one from a DataLoader of PIL images. The attack's backward pa
 gradients of the weights too. Each step waits for its loss. The layers are PyTorch's, in the
 layout that PyTorch gives them.
 """
+import copy
+import inspect
+
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -11,8 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 
 import train
-from advprune import data
-from benchmarks import floor
+from advprune import data, layers
 
 
 class PerItem(Dataset):
@@ -52,12 +54,13 @@ def noise(x, eps):
 class Reference:
     """A network of its own, with its optimiser and loader."""
 
-    def __init__(self, training, x):
-        """x: some images, to compare layers on."""
+    def __init__(self, training):
         self.args, self.device, self.autocast = training.args, training.device, training.autocast
-        a, self.model = self.args, floor.plain(training.model.train(), x)
-        self.model.to(memory_format=torch.contiguous_format)
-        self.opt = train.optimizer(a, self.model.parameters())
+        self.model = layers.plain(copy.deepcopy(training.model).train())
+        how = {**training.opt.defaults, "fused": None}
+        known = inspect.signature(type(training.opt)).parameters
+        self.opt = type(training.opt)(self.model.parameters(),
+                                      **{name: how[name] for name in how if name in known})
         self.loader = loader(training)
 
     def step(self, x, y, lr):

@@ -72,7 +72,7 @@ def measure(args, device):
     batches = training.dataset.batches(training.kept, a.batch_size, a.seed, 0, a.extra_fraction,
                                        training.smallest)
     floor, rounds = Floor(training, batches), []
-    reference = Reference(training, floor.x)
+    reference = Reference(training)
     for round_ in range(args.rounds + 1):
         training.epoch(0, bar)
         ours = training.rows[-1]["seconds"]

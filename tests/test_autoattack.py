@@ -119,3 +119,14 @@ def test_verdicts_are_those_of_plain_autoattack(subject, monkeypatch, tmp_path, 
     work.run()
     assert torch.equal(work.robust, wanted)
     assert 0 < wanted.sum() < work.right.sum()
+
+
+def test_the_draws_are_those_of_pyautoattack(subject):
+    model, images, y, eps = subject
+    x = images.float() / 255
+    x, y = x[model(x).argmax(1) == y], y[model(x).argmax(1) == y]
+    plain = AutoAttack(model, eps=eps, seed=5)
+    plain.attacks_to_run = ["apgd-ce"]
+    wanted, _ = plain.run_standard_evaluation(x, y, batch_size=len(x))
+    assert torch.equal(members.perturb("apgd-ce", model, x, y, eps, 5), wanted)
+    assert not torch.equal(members.perturb("apgd-ce", model, x, y, eps, 6), wanted)

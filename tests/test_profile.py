@@ -7,7 +7,7 @@ from torch import nn
 
 import benchmark
 import train
-from advprune import attacks, ops, settings
+from advprune import attacks, models, ops, settings
 from benchmarks import floor, reference, training
 
 PROFILE = ["training", "--dataset", "synthetic", "--limit", "330", "--device", "cpu"]
@@ -101,37 +101,15 @@ def test_a_profile_leaves_nothing_behind_and_changes_no_result():
         assert torch.equal(ours, theirs)
 
 
-class Same(nn.Conv2d):
-    """The same function as its class, computed in another way."""
-
-    def forward(self, x):
-        return super().forward(x * 2) / 2 + self.bias[:, None, None] / 2
-
-
-class Other(nn.Conv2d):
-    def forward(self, x):
-        return super().forward(x) * 2
-
-
-class Reshaping(nn.LayerNorm):
-    """As torchvision's LayerNorm2d: it takes other shapes than its class."""
-
-    def forward(self, x):
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-@pytest.mark.parametrize(("layer", "kind"), [
-    (Same(2, 3, 3), nn.Conv2d), (Other(2, 3, 3), Other), (Reshaping(2), Reshaping),
-    (nn.Conv2d(2, 3, 3), nn.Conv2d)])
-def test_the_floor_also_tries_pytorchs_layers_where_they_are_the_same_function(layer, kind):
-    model, x = nn.Sequential(layer, nn.Flatten()), torch.rand(2, 2, 8, 8)
-    assert type(floor.plain(model, x)[0]) is kind
-    ways = floor.networks(model, x)
-    assert len(ways) == (4 if isinstance(layer, Same) else 2)
-    for network, form in ways.values():
-        assert network is not model and network[0] is not layer
+def test_the_floor_tries_both_layouts_and_pytorchs_layers_too():
+    model, x = models.build("mnist-net", 1), torch.rand(2, 1, 28, 28)
+    ways = floor.networks(model)
+    assert len(ways) == 4
+    for name, (network, form) in ways.items():
+        assert network is not model
+        assert (type(network[0]) is nn.Conv2d) == ("PyTorch's" in name)
+        assert network[2].weight.is_contiguous(memory_format=form)
         torch.testing.assert_close(network(x), model(x))
-        assert layer.weight.dim() != 4 or network[0].weight.is_contiguous(memory_format=form)
 
 
 # --- fast_adversarial's loop
@@ -142,7 +120,7 @@ def test_the_loop_makes_our_update_at_equal_noise(clip_start, monkeypatch):
     run.args.clip_start = clip_start
     ids = run.kept[:40]
     x, y, eps = run.dataset.batch(ids, 0, 0), run.dataset.labels[ids], run.args.epsilon
-    loop = reference.Reference(run, x)
+    loop = reference.Reference(run)
     monkeypatch.setattr(reference, "noise",
                         lambda x, eps: ops.rs_start(x, ids, eps, run.args.seed, 0) - x)
     before = [p.detach().clone() for p in loop.model.parameters()]
@@ -167,7 +145,7 @@ def test_the_loop_makes_our_update_at_equal_noise(clip_start, monkeypatch):
 def test_the_loops_attack_pays_for_the_gradients_of_the_weights():
     """As fast_adversarial's does: that is one thing that our attack leaves out."""
     run = begun()
-    loop = reference.Reference(run, run.dataset.batch(run.kept[:2], 0, 0))
+    loop = reference.Reference(run)
     backward, grads = torch.Tensor.backward, []
 
     def noted(loss):

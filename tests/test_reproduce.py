@@ -1,13 +1,20 @@
 """Studies continue and lose nothing; README and docs say what the records say."""
 import json
+import os
 import re
 import shutil
+import signal
+from pathlib import Path
 
+import killing
 import pytest
+import torch
 from conftest import ROOT
 
 import reproduce
 from advprune import files, tables
+
+SMALL = reproduce.Study("--dataset synthetic --limit 200 --epochs 2", reproduce.PUMA, 5, "pgd")
 
 
 def test_the_study_continues_and_loses_nothing(tmp_path, monkeypatch, capsys):
@@ -32,8 +39,93 @@ def test_the_study_continues_and_loses_nothing(tmp_path, monkeypatch, capsys):
     assert stop.value.code == 2 and (tmp_path / "results/puma-mnist.json").exists()
 
 
+def untimed(record):
+    """A study's record without what depends on time and on the number of jobs."""
+    rows = [{name: value for name, value in row.items()
+             if name not in ("train_seconds", "guard_seconds", "threads", "jobs")}
+            for row in record["rows"]]
+    return rows, record["summary"], record["n"], record["study"]
+
+
+def test_jobs_side_by_side_give_the_same_record(tmp_path, monkeypatch, capsys):
+    torch.set_num_threads(1)  # as each job has, so that sums are of the same order
+    monkeypatch.setitem(reproduce.STUDIES, ("puma", "mnist"), SMALL)
+    study = ["puma", "mnist", "--seeds", "2", "--arms", "random,puma,keep-easy", "--data-dir",
+             str(tmp_path)]
+    records = {}
+    for jobs in (1, 2):
+        (tmp_path / str(jobs)).mkdir()
+        monkeypatch.chdir(str(tmp_path / str(jobs)))
+        records[jobs] = reproduce.main([*study, "--jobs", str(jobs)])
+        assert [row["jobs"] for row in records[jobs]["rows"]] == [jobs] * 8
+        assert all(row["threads"] == 1 for row in records[jobs]["rows"])
+        written = json.loads(Path("results/puma-mnist.json").read_text())
+        assert written["rows"] == records[jobs]["rows"]
+    assert untimed(records[2]) == untimed(records[1])
+    lines = [line for line in capsys.readouterr().err.splitlines() if " runs done, " in line]
+    assert [line.split("; ")[1] for line in lines] == [
+        f"{i} runs done, {8 - i} left, about {line.split()[-2]} minutes"
+        for i, line in enumerate(lines, 1)] and len(lines) == 8
+    assert "robust accuracy" in Path("runs/puma-mnist/puma-1.log").read_text()
+    again = reproduce.main([*study, "--jobs", "3"])  # nothing is left to do
+    assert again["rows"] == records[2]["rows"]
+
+
+def test_a_job_that_fails_is_one_sentence(monkeypatch, capsys):
+    small = reproduce.Study("--dataset synthetic --limit 200 --epochs 2",
+                            {"full": "", "wrong": "--lr x"}, 5, "pgd")
+    monkeypatch.setitem(reproduce.STUDIES, ("puma", "mnist"), small)
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main(["puma", "mnist", "--seeds", "1", "--jobs", "2"])
+    said = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert "wrong-0.log ends with: " in said[-1] and "--lr" in said[-1]
+    assert not Path("runs/puma-mnist/.lock").exists()
+
+
+def children(process):
+    return [int(child) for child in
+            Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def small_study(argv, log):
+    """The body of a process."""
+    reproduce.STUDIES["puma", "mnist"] = SMALL
+    killing.script("reproduce", argv, log)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_study_of_jobs_that_was_ended_goes_on(how, forks, tmp_path):
+    study, log = ["puma", "mnist", "--seeds", "2", "--jobs", "2"], tmp_path / "log"
+    record = tmp_path / "results/puma-mnist.json"
+    process = forks.Process(target=small_study, args=(study, log))
+    process.start()
+    killing.until(record.exists, process)
+    workers = children(process.pid)
+    os.kill(process.pid, how)
+    process.join(30)
+    assert process.exitcode == (130 if how == signal.SIGINT else -how)
+    assert len(workers) >= 2
+    killing.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), seconds=20)
+    assert "Traceback" not in log.read_text()
+    if how == signal.SIGINT:
+        assert log.read_text().endswith(
+            "reproduce.py: interrupted; the same command continues the study\n")
+        assert not list((tmp_path / "runs").rglob(".lock"))
+    first = json.loads(record.read_text())["rows"]
+    assert 1 <= len(first) < 12
+    process = forks.Process(target=small_study, args=(study, log))
+    process.start()
+    process.join(120)
+    rows = json.loads(record.read_text())["rows"]
+    assert [(row["seed"], row["arm"]) for row in rows] == [
+        (seed, arm) for seed in (0, 1) for arm in reproduce.PUMA]
+    assert all(row in rows for row in first)  # with their times
+
+
 @pytest.mark.parametrize("flags", [["puma"], ["pruning", "cifar10"], ["nosuch"], ["gpu"],
-                                   ["puma", "mnist", "--arms", "nosuch"]])
+                                   ["puma", "mnist", "--arms", "nosuch"],
+                                   ["puma", "mnist", "--jobs", "0"]])
 def test_bad_use(flags, capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         reproduce.main(flags)
