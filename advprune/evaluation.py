@@ -58,7 +58,7 @@ class Evaluation:
         self.over: list[str] = list((state or {}).get("per_attack", ()))
         self.todo: Tensor | None = None
         self.done = 0
-        self.chunk: tuple[int, bool] | None = None  # a resumed evaluation does not choose anew
+        self.chunk: int | None = None  # a resumed evaluation does not choose anew
         for name, value in (state or {}).items():
             setattr(self, name, value.to(labels.device) if torch.is_tensor(value) else value)
         self.model = self._in_chunks(model)
@@ -67,9 +67,9 @@ class Evaluation:
     def _in_chunks(self, model):
         if self.chunk is None and set(self.settings["attacks"]) <= {"fgsm"}:  # one pass
             return model
-        chosen = (chunks.Chunks(model, *self.chunk) if self.chunk is not None else
+        chosen = (chunks.Chunks(model, self.chunk) if self.chunk is not None else
                   chunks.fastest(model, self.images[:self.settings["batch_size"]].float() / 255))
-        self.chunk = chosen.size, chosen.layout == torch.channels_last
+        self.chunk = chosen.size
         return chosen
 
     def run(self) -> None:

@@ -20,28 +20,16 @@ def subject(trained):
     return model, dataset.test_images[:N], dataset.test_labels[:N], config["args"]["epsilon"]
 
 
-class Viewing(torch.nn.Module):
-    """A network that does not work in channels-last."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.head = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(144, 10)
-
-    def forward(self, x):
-        return self.head(self.conv(x).view(len(x), -1))
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("size", [0, 1, 4, 7, 20, 99])
 @pytest.mark.parametrize(("name", "channels"), [("mnist-net", 1), ("preactresnet18", 3)])
-def test_chunks_change_neither_logits_nor_gradients(name, channels, size, channels_last):
+def test_chunks_change_neither_logits_nor_gradients(name, channels, size):
     torch.manual_seed(0)
     model = models.build(name, channels, width=2, size=32).eval()
     x, y = torch.rand(20, channels, 32, 32), torch.arange(20) % 10
     wanted = model(x), attacks.input_grad(model, x, y)
     seen = []
     model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    parts = chunks.Chunks(model, size, channels_last)
+    parts = chunks.Chunks(model, size)
     found = parts(x), attacks.input_grad(parts, x, y)
     for mine, right in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-5)
@@ -54,18 +42,8 @@ def test_the_fastest_chunk_wins(monkeypatch):
     for best in (64, 300):
         monkeypatch.setattr(chunks, "_seconds", lambda chunk, x, best=best:
                             len(x) / (2 if len(x) == best else 1))
-        chosen = chunks.fastest(model, x)
-        assert chosen.size == (0 if best == 300 else best)
-        assert chosen.layout == torch.channels_last
+        assert chunks.fastest(model, x).size == (0 if best == 300 else best)
     assert chunks.fastest(model, x[:5]).size == 0
-
-
-def test_a_network_that_needs_its_layout_keeps_it():
-    model, x = Viewing().eval(), torch.rand(40, 3, 8, 8)
-    wanted = model(x)
-    chosen = chunks.fastest(model, x)
-    assert chosen.layout == torch.contiguous_format
-    torch.testing.assert_close(chosen(x), wanted)
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -112,7 +90,7 @@ def test_verdicts_are_those_of_plain_autoattack(subject, monkeypatch, tmp_path, 
     plain = AutoAttack(model, eps=eps, seed=1)
     adv, _ = plain.run_standard_evaluation(images.float() / 255, labels, batch_size=batch_size)
     wanted = model(adv).argmax(1) == labels
-    monkeypatch.setattr(chunks, "fastest", lambda model, x: chunks.Chunks(model, chunk, True))
+    monkeypatch.setattr(chunks, "fastest", lambda model, x: chunks.Chunks(model, chunk))
     settings = {"attacks": list(members.STANDARD), "epsilon": eps, "step": 0.01, "seed": 1,
                 "batch_size": batch_size}
     work = evaluation.Evaluation(model, images, labels, settings, tmp_path / "state", None)

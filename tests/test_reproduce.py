@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import killing
@@ -12,7 +13,7 @@ import torch
 from conftest import ROOT
 
 import reproduce
-from advprune import files, tables
+from advprune import files, jobs, tables
 
 SMALL = reproduce.Study("--dataset synthetic --limit 200 --epochs 2", reproduce.PUMA, 5, "pgd")
 
@@ -53,14 +54,14 @@ def test_jobs_side_by_side_give_the_same_record(tmp_path, monkeypatch, capsys):
     study = ["puma", "mnist", "--seeds", "2", "--arms", "random,puma,keep-easy", "--data-dir",
              str(tmp_path)]
     records = {}
-    for jobs in (1, 2):
-        (tmp_path / str(jobs)).mkdir()
-        monkeypatch.chdir(str(tmp_path / str(jobs)))
-        records[jobs] = reproduce.main([*study, "--jobs", str(jobs)])
-        assert [row["jobs"] for row in records[jobs]["rows"]] == [jobs] * 8
-        assert all(row["threads"] == 1 for row in records[jobs]["rows"])
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+        monkeypatch.chdir(str(tmp_path / str(count)))
+        records[count] = reproduce.main([*study, "--jobs", str(count)])
+        assert [row["jobs"] for row in records[count]["rows"]] == [count] * 8
+        assert all(row["threads"] == 1 for row in records[count]["rows"])
         written = json.loads(Path("results/puma-mnist.json").read_text())
-        assert written["rows"] == records[jobs]["rows"]
+        assert written["rows"] == records[count]["rows"]
     assert untimed(records[2]) == untimed(records[1])
     lines = [line for line in capsys.readouterr().err.splitlines() if " runs done, " in line]
     assert [line.split("; ")[1] for line in lines] == [
@@ -121,6 +122,39 @@ def test_a_study_of_jobs_that_was_ended_goes_on(how, forks, tmp_path):
     assert [(row["seed"], row["arm"]) for row in rows] == [
         (seed, arm) for seed in (0, 1) for arm in reproduce.PUMA]
     assert all(row in rows for row in first)  # with their times
+
+
+def parent_of_a_long_job():
+    """The body of a process."""
+    workers = jobs.Workers(2, time.sleep)
+    workers.start("long", Path("log"), 300)
+    Path("begun").touch()
+    workers.finished()
+
+
+def test_jobs_end_with_their_parent_whatever_they_do(forks):
+    process = forks.Process(target=parent_of_a_long_job)
+    process.start()
+    killing.until(lambda: Path("begun").exists() and Path("log").exists(), process)
+    workers = children(process.pid)
+    process.kill()
+    process.join()
+    assert len(workers) >= 2
+    killing.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), seconds=20)
+
+
+def test_one_job_measures_the_margins_of_a_seed(tmp_path):
+    def may_begin(arm, *running):
+        return reproduce.may_begin(tmp_path, SMALL, 1, arm, set(running))
+
+    assert may_begin("full") and may_begin("random") and not may_begin("puma")
+    (tmp_path / "full-1").mkdir()
+    (tmp_path / "full-1/eval.json").touch()
+    assert may_begin("puma", (1, "random")) and may_begin("puma", (0, "keep-easy"))
+    assert not may_begin("puma", (1, "keep-easy"))
+    (tmp_path / "margins-1").mkdir()
+    (tmp_path / "margins-1/scores.npz").touch()
+    assert may_begin("puma", (1, "keep-easy"))
 
 
 @pytest.mark.parametrize("flags", [["puma"], ["pruning", "cifar10"], ["nosuch"], ["gpu"],
