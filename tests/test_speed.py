@@ -28,7 +28,7 @@ def no_pictures_of_others(monkeypatch):
 def test_what_is_not_measured_says_how_to(pages, no_pictures_of_others):
     tables.render(pages)
     text = (pages / "docs/speed.md").read_text()
-    said = re.findall(r"<!-- render: \w+ -->\nNot yet measured: `python (.*)`\.\n<!-- end", text)
+    said = re.findall(r"<!-- render: \w+ -->\nNot yet measured: `python (benchmark.*)`\.\n", text)
     assert [line.split()[1] for line in said] == ["training", "scale", "layouts"]
     for line in said:
         benchmark.flags().parse_args(line.split()[1:])
@@ -50,7 +50,7 @@ def test_the_page_has_the_numbers_of_the_records(pages, no_pictures_of_others, m
     assert written == ["docs/speed.md", "figures/scale.png"]
     assert (pages / "figures/scale.png").stat().st_size > 5000
     text = (pages / "docs/speed.md").read_text()
-    assert "Not yet" not in text and "](../figures/scale.png)" in text
+    assert "measured: `python benchmark.py" not in text and "](../figures/scale.png)" in text
     for row in profile["rows"][:-1]:
         assert (f"| {row['part']} | {row['seconds']:.3f} | "
                 f"{row['seconds'] / profile['epoch_seconds']:.1%} | {row['floor']:.3f} | "
