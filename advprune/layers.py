@@ -1,6 +1,6 @@
 """Networks as they are fastest: channels-last, and a faster gradient of grey images on a CPU.
 
-Channels-last is the faster layout for convolutions wherever it was measured (docs/speed.md). Large
+Channels-last is the faster layout of most convolutional networks (docs/speed.md). Large
 matrix products are oneDNN's: MKL's took twice as long on a CPU of AMD.
 
 An attack needs the gradient with respect to the image. With one input channel PyTorch's takes many
