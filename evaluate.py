@@ -110,9 +110,7 @@ def output(out, stem, used):
     The file is `out`, or the first of stem.json, stem-2.json, ... that does not exist, that no
     other process writes, and whose state file, if any, has these settings.
     """
-    if out:
-        runs.check_output(out)
-    else:
+    if not out:
         Path(stem).parent.mkdir(exist_ok=True)
     names = [out] if out else (f"{stem}-{i}.json" if i > 1 else f"{stem}.json"
                                for i in itertools.count(1))

@@ -94,18 +94,17 @@ def state_file(out, model, *used):
 def main(argv=None):
     args = parse(argv)
     cli.if_interrupted(lambda: "the same command continues the scoring")
-    if args.out:
-        runs.check_folder(args.out)
     config, device = runs.config(args.run), cli.device(args.device)
+    kind = pruning.kind_name(args.score, args.norm)
+    balanced = "-balanced" if args.class_balanced else ""
+    out = args.out or f"{args.run}/prune-{kind}-{args.prune}{balanced}-{args.p:g}"
+    runs.check_folder(out)
     processes.join(device)
     model = saved.from_run(args.run, config, args.trust_code).to(device)
     if runs.record(args.run).get("collapsed"):
         print(f"prune.py: {args.run} collapsed, so its scores say little: the network withstands "
               "no attack; train it with --recipe robust", file=sys.stderr)
-    used, kind = config["args"], pruning.kind_name(args.score, args.norm)
-    balanced = "-balanced" if args.class_balanced else ""
-    out = args.out or f"{args.run}/prune-{kind}-{args.prune}{balanced}-{args.p:g}"
-    runs.check_folder(out)
+    used = config["args"]
     dataset = data.of_run(used, args.data_dir, device, cache_dir=args.cache_dir)
     how = {"eps": used["epsilon"], "alpha": used["score_alpha"], "seed": used["seed"],
            "epoch": used["epochs"], "clip_start": used["clip_start"]}

@@ -4,7 +4,7 @@ Channels-last is the faster layout of most convolutional networks (docs/speed.md
 matrix products are oneDNN's: MKL's took twice as long on a CPU of AMD.
 
 An attack needs the gradient with respect to the image. With one input channel PyTorch's takes many
-times the forward pass on a CPU; `ops.conv_input_grad` takes a few times the forward pass.
+times the forward pass on a CPU; `conv_input_grad` takes a few times the forward pass.
 """
 import platform
 from typing import Any

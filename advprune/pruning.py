@@ -29,6 +29,11 @@ STRATEGIES = ("none", "random", "high", "low", "low+high", "middle")
 SAVE_SECONDS = 10.0  # between saves: an interruption loses at most this much work
 
 
+def at_once(device: torch.device) -> int:
+    """How many images to score at once: more than 128 do not fit the caches of a CPU."""
+    return 128 if device.type == "cpu" else 500
+
+
 def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
           eps: float | None = None, alpha: float | None = None, seed: int = 0, epoch: int = 0,
           clip_start: bool = False, norm: str = "linf", steps: int = 50,
@@ -38,8 +43,8 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
 
     images: a tensor or array [N, C, H, W], uint8 or in [0, 1], or any object whose images[ids] is
     such a batch, for a tensor of ids. labels: N whole numbers. An example's id is its place in
-    both. Batches go to the model's device: 128 images to a CPU, whose caches hold no more, else
-    500. The work is shared by torchrun's processes.
+    both. Batches of `at_once` images go to the model's device. The work is shared by torchrun's
+    processes.
 
     kind `loss` needs eps, the l-infinity budget in [0, 1] pixels; its step is alpha (default
     1.25 eps, as fast_adversarial); seed and epoch choose the noise; clip_start keeps the random
@@ -67,7 +72,7 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
         raise ValueError(f"there are {len(images)} images but {len(labels)} labels; give one "
                          "label for each image")
     device = next((p.device for p in model.parameters()), labels.device)
-    batch_size = batch_size or (128 if device.type == "cpu" else 500)
+    batch_size = batch_size or at_once(device)
     ids = torch.arange(len(labels), device=labels.device)
     scores, done = torch.zeros(len(ids), device=ids.device), 0
     if state and (found := files.progress(state, ids.device)):

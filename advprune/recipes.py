@@ -57,10 +57,11 @@ def remedy(dataset: str, epsilon: float) -> dict:
     Where --recipe robust has PGD, it has one step more here: a network that was about to collapse
     overfits to two steps too.
     """
-    attack = of(dataset, "robust")["attack"]
-    if attack == "pgd":
-        return {"kind": attack, "alpha": epsilon / 2, "steps": 3}
-    return {"kind": attack, "alpha": RECIPES[dataset]["alphas"][attack] * epsilon, "steps": 0}
+    robust = of(dataset, "robust")
+    if robust["attack"] == "pgd":
+        return {"kind": "pgd", "alpha": epsilon / 2, "steps": 3}
+    return {"kind": robust["attack"], "alpha": robust["alphas"][robust["attack"]] * epsilon,
+            "steps": robust["pgd_steps"]}
 
 
 # The same for all data sets; Wang et al. 2023's values for what comes from there.

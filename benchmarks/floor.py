@@ -28,18 +28,27 @@ def networks(model):
     return made
 
 
+def remade(optimizer, weights, **how):
+    """An optimiser of these weights with the same settings, in PyTorch's default implementation.
+
+    how, such as fused=True, names another one.
+    """
+    known = inspect.signature(type(optimizer)).parameters
+    settings = {**optimizer.defaults, "foreach": None, "fused": None}
+    settings = {name: value for name, value in settings.items() if name in known}
+    return type(optimizer)(weights, **{**settings, **how})
+
+
 def optimizers(training):
     """name -> an optimiser of a copy of the weights, with gradients, in each implementation."""
-    kind, made = type(training.opt), {}
-    known = inspect.signature(kind).parameters
-    how = {name: value for name, value in training.opt.defaults.items() if name in known}
-    how |= {name: None for name in ("foreach", "fused") if name in known}
+    made = {}
     for name in ("default", "foreach", "fused"):
         weights = [nn.Parameter(p.detach().clone()) for p in training.model.parameters()]
         for weight in weights:
             weight.grad = torch.randn_like(weight)
         try:
-            optimizer = kind(weights, **{**how, **({name: True} if name != "default" else {})})
+            how = {} if name == "default" else {name: True}
+            optimizer = remade(training.opt, weights, **how)
             optimizer.step()  # makes its state
         except (TypeError, RuntimeError):  # not for this optimiser or device
             if name == "default":

@@ -5,7 +5,6 @@ gradients of the weights too. Each step waits for its loss. The layers are PyTor
 layout that PyTorch gives them.
 """
 import copy
-import inspect
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from torchvision import transforms
 
 import train
 from advprune import data, layers
+from benchmarks import floor
 
 
 class PerItem(Dataset):
@@ -57,10 +57,7 @@ class Reference:
     def __init__(self, training):
         self.args, self.device, self.autocast = training.args, training.device, training.autocast
         self.model = layers.plain(copy.deepcopy(training.model).train())
-        how = {**training.opt.defaults, "fused": None}
-        known = inspect.signature(type(training.opt)).parameters
-        self.opt = type(training.opt)(self.model.parameters(),
-                                      **{name: how[name] for name in how if name in known})
+        self.opt = floor.remade(training.opt, self.model.parameters())
         self.loader = loader(training)
 
     def step(self, x, y, lr):
