@@ -39,9 +39,9 @@ def lr_at(progress, lr, peak, schedule="cyclic"):
 
     progress in [0, 1] is the fraction of all epochs that is done, however short they are.
     """
-    if schedule == "cosine" and progress > peak:
-        return lr * (1 + math.cos(math.pi * (progress - peak) / (1 - peak))) / 2
-    return float(np.interp(progress, [0, peak, 1], [0, lr, 0]))
+    rest = min(1, (1 - progress) / (1 - peak))  # of the way down
+    down = (1 - math.cos(math.pi * rest)) / 2 if schedule == "cosine" else rest
+    return lr * min(progress / peak, down)
 
 
 def optimizer(args, weights):

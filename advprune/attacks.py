@@ -30,12 +30,14 @@ from advprune import ops
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block no parameter of the model requires a gradient."""
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad = False
     try:
-        yield model.requires_grad_(False)
+        yield model
     finally:
-        for parameter, flag in wanted:
-            parameter.requires_grad_(flag)
+        for parameter in trained:
+            parameter.requires_grad = True
 
 
 @contextmanager

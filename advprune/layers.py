@@ -93,6 +93,20 @@ class _DnnLinear(torch.autograd.Function):
                 grad.sum(0) if wanted[2] else None)
 
 
+class FastFlatten(nn.Flatten):
+    """nn.Flatten whose gradient has the layout of its input: the layers before are fast in it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (not torch.compiler.is_compiling() and x.grad_fn is not None and x.dim() == 4
+                and x.is_contiguous(memory_format=torch.channels_last)):
+            x.register_hook(_channels_last)
+        return super().forward(x)
+
+
+def _channels_last(grad):
+    return grad.contiguous(memory_format=torch.channels_last)
+
+
 class Compiled(nn.Module):
     """torch.compile of a network for batches of one size; others go through the network itself.
 
@@ -123,6 +137,8 @@ def speed_up(model: nn.Module, x: Tensor) -> nn.Module:
             layer.__class__ = GreyConv2d
         if type(layer) is nn.Linear and layer.weight.numel() >= LARGE and ONEDNN:
             layer.__class__ = DnnLinear
+        if type(layer) is nn.Flatten:
+            layer.__class__ = FastFlatten
     lay_out(model, torch.channels_last)
     try:
         model(x)
@@ -133,7 +149,7 @@ def speed_up(model: nn.Module, x: Tensor) -> nn.Module:
 
 def plain(model: nn.Module) -> nn.Module:
     """The same network of PyTorch's own layers, contiguous, as other libraries expect it."""
-    own: dict[type, Any] = {GreyConv2d: nn.Conv2d, DnnLinear: nn.Linear}
+    own: dict[type, Any] = {GreyConv2d: nn.Conv2d, DnnLinear: nn.Linear, FastFlatten: nn.Flatten}
     for layer in model.modules():
         layer.__class__ = own.get(type(layer), type(layer))
     return lay_out(model, torch.contiguous_format)

@@ -159,8 +159,6 @@ Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t ep
   for (int64_t b = 0; b < batch; b++)
     check(row[b] >= 0 && row[b] < n, "augment", "an id is outside the images");
   if (out.numel() == 0) return out;
-  float shades[256];
-  for (int v = 0; v < 256; v++) shades[v] = pixel((uint8_t)v);
   const uint8_t* from = images.const_data_ptr<uint8_t>();
   float* to = out.mutable_data_ptr<float>();
   int64_t size = channels * height * width, across = channels_last ? channels : 1;
@@ -169,15 +167,17 @@ Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t ep
       Crop place = crop(seed, (uint32_t)epoch, id[b], (int)pad, flip);
       for (int64_t c = 0; c < channels; c++)
         for (int64_t h = 0; h < height; h++) {
-          int64_t y = h + place.dy;
-          const uint8_t* shade = from + ((row[b] * channels + c) * height + y) * width;
+          int64_t y = h + place.dy, corner = place.flip ? width - 1 + place.dx : place.dx;
+          const uint8_t* shade = from + ((row[b] * channels + c) * height + y) * width + corner;
           float* line = to + b * size + (channels_last ? h * width * channels + c
                                                        : (c * height + h) * width);
-          for (int64_t w = 0; w < width; w++) {
-            int64_t x = (place.flip ? width - 1 - w : w) + place.dx;
-            bool inside = y >= 0 && y < height && x >= 0 && x < width;
-            line[w * across] = inside ? shades[shade[x]] : 0.0f;
-          }
+          int64_t shift = place.flip ? -place.dx : place.dx;  // [first, last) is in the image
+          int64_t first = y < 0 || y >= height ? width : std::clamp<int64_t>(-shift, 0, width);
+          int64_t last = std::clamp<int64_t>(width - shift, first, width);
+          for (int64_t w = 0; w < first; w++) line[w * across] = 0.0f;
+          for (int64_t w = first; w < last; w++)
+            line[w * across] = pixel(shade[place.flip ? -w : w]);
+          for (int64_t w = last; w < width; w++) line[w * across] = 0.0f;
         }
     }
   });
