@@ -5,6 +5,8 @@
     python benchmark.py training --dataset mnist [--json FILE]
     python benchmark.py scale --dataset mnist [--json FILE] [--figure FILE.png]
     python benchmark.py layouts [--json FILE]
+    python benchmark.py jobs --dataset mnist [--json FILE]
+    python benchmark.py attack --dataset mnist [--json FILE]
 
 kernels   times each operator beside a copy, eager torch as fast_adversarial writes it,
           torch.compile of the same lines, and for the selection torch.topk, torch.sort and
@@ -18,6 +20,8 @@ training  says where an epoch's time goes. Beside each part is its floor: the sa
 scale     trains on all data and with 20 to 80 % dropped: seconds against examples seen, and peak
           memory against the size of the data set.
 layouts   times training steps of several networks, in both memory layouts and in two precisions.
+jobs      trains two networks side by side, each with half of the threads, and in turn with all.
+attack    runs AutoAttack as evaluate.py does and as pyautoattack does, and compares the verdicts.
 
 Numbers are medians of rounds in which the things to compare take turns, so that a machine that
 slows down meanwhile does not decide. docs/kernels.md and docs/speed.md explain the tables.
@@ -32,16 +36,17 @@ from pathlib import Path
 import torch
 
 from advprune import cli, data, files, ops, plots, runs, settings, speed
-from benchmarks import ablation, kernels, layouts, scale, training
+from benchmarks import ablation, attack, jobs, kernels, layouts, scale, training
 
 MEASURES = {"ablation": ablation, "kernels": kernels, "training": training, "scale": scale,
-            "layouts": layouts}
+            "layouts": layouts, "jobs": jobs, "attack": attack}
 DRAW = {"kernels": plots.kernels, "scale": speed.draw_scale}
 USES = {  # flag -> what it is for
-    "dataset": ("ablation", "training", "scale"), "limit": ("ablation", "training", "scale"),
-    "model": ("training", "scale"), "width": ("training", "scale"),
-    "precision": ("training", "scale"), "epochs": ("scale",),
-    "rounds": ("ablation", "training", "layouts"), "figure": tuple(DRAW)}
+    "dataset": ("ablation", "training", "scale", "jobs", "attack"),
+    "limit": ("ablation", "training", "scale", "jobs", "attack"),
+    **dict.fromkeys(("model", "width", "precision"), ("training", "scale", "jobs", "attack")),
+    "epochs": ("scale",), "rounds": ("ablation", "training", "layouts", "jobs", "attack"),
+    "figure": tuple(DRAW)}
 
 
 def flags():
@@ -56,14 +61,14 @@ def flags():
          "a CPU and cifar10 on a GPU)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
     flag("--limit", type=cli.positive_int, metavar="N", help="use the first N examples (scale: "
-         "all; others: 10,000)")
+         "and attack: all; others: 10,000)")
     flag("--model", type=settings.model_name, metavar="NAME", help="as for train.py")
     flag("--width", type=cli.positive_int, help="as for train.py")
     flag("--precision", choices=["fp32", "tf32", "bf16"], help="as for train.py (fp32)")
     flag("--epochs", type=cli.number(int, 2), help="of each run of scale; it prunes after three "
          f"tenths of them ({scale.EPOCHS})")
     flag("--rounds", type=cli.positive_int, help="how many, after one that warms up "
-         f"({ablation.ROUNDS}; for layouts {layouts.ROUNDS})")
+         f"({ablation.ROUNDS}; layouts: {layouts.ROUNDS}; jobs and attack: {attack.ROUNDS})")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
     return parser
 

@@ -92,6 +92,36 @@ def layouts(records: Records) -> str:
         f"turn; {_from(record, 'cpu-layouts')}")
 
 
+def jobs(records: Records) -> str:
+    """Two runs side by side, beside the same in turn."""
+    if not (records.folder / "cpu-jobs.json").exists():
+        return _absent("jobs --dataset mnist", "cpu-jobs")
+    record = records["cpu-jobs"]
+    rows = [[f"{row[way]:,.0f}" for way in ("in_turn", "side_by_side")]
+            for row in record["rounds"]]
+    return _table(["images/s in turn, all threads each", "side by side"], rows) + (
+        f"\nSide by side takes {1 / record['ratio']:.2f} of the time (median). "
+        f"{record['runs']} runs; {_network(record)}; {_from(record, 'cpu-jobs')}")
+
+
+def attack(records: Records) -> str:
+    """AutoAttack of evaluate.py beside pyautoattack by hand."""
+    if not (records.folder / "cpu-attack.json").exists():
+        return _absent("attack --dataset mnist", "cpu-attack")
+    record = records["cpu-attack"]
+    rows = [[*(f"{row[name]:.1f}" for name in ("seconds", "plain_seconds", "cpu_seconds",
+                                               "plain_cpu_seconds")),
+             f"{row['robust']} and {row['plain_robust']}", str(row["differ"])]
+            for row in record["rows"]]
+    return _table(["evaluate.py, s", "pyautoattack, s", "evaluate.py, s of CPU",
+                   "pyautoattack, s of CPU", "images that stand", "verdicts that differ"],
+                  rows) + (
+        f"\nRatio of the times {record['ratio']:.2f}, of the CPU times "
+        f"{record['cpu_ratio']:.2f} (medians). The first {record['n']} test images of "
+        f"{record['dataset']}, in batches of {record['batch_size']}; "
+        f"{_from(record, 'cpu-attack')}")
+
+
 def precision(records: Records) -> str:
     """Accuracy in float32 and in bfloat16."""
     if not (records.folder / "precision-cifar10-narrow.json").exists():
@@ -139,6 +169,7 @@ def draw_scale(record: dict) -> Figure:
 
 
 BLOCKS: dict[str, Callable[[Records], str]] = {
-    "training": training, "scale": scale, "layouts": layouts, "precision": precision}
+    "training": training, "scale": scale, "layouts": layouts, "precision": precision,
+    "jobs": jobs, "attack": attack}
 FIGURES: dict[str, Callable[[Records], Figure]] = {  # of figures/, from results/cpu-NAME.json
     "scale": lambda records: draw_scale(records["cpu-scale"])}

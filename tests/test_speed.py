@@ -8,7 +8,7 @@ from conftest import ROOT
 
 import benchmark
 from advprune import speed, tables
-from benchmarks import layouts, scale
+from benchmarks import attack, layouts, scale
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_what_is_not_measured_says_how_to(pages, no_pictures_of_others):
     tables.render(pages)
     text = (pages / "docs/speed.md").read_text()
     said = re.findall(r"<!-- render: \w+ -->\nNot yet measured: `python (benchmark.*)`\.\n", text)
-    assert [line.split()[1] for line in said] == ["training", "scale", "layouts"]
+    assert [line.split()[1] for line in said] == ["training", "scale", "layouts", "jobs", "attack"]
     for line in said:
         benchmark.flags().parse_args(line.split()[1:])
         assert re.search(r"--json results/cpu-[\w-]+\.json$", line)
@@ -46,6 +46,10 @@ def test_the_page_has_the_numbers_of_the_records(pages, no_pictures_of_others, m
                               "--json", "results/cpu-training-digits.json"])
     scaled = benchmark.main(["scale", *few, "--epochs", "2", "--json", "results/cpu-scale.json"])
     sized = benchmark.main(["layouts", "--rounds", "1", "--json", "results/cpu-layouts.json"])
+    beside = benchmark.main(["jobs", *few, "--rounds", "1", "--json", "results/cpu-jobs.json"])
+    monkeypatch.setattr(attack, "N", 5)
+    attacked = benchmark.main(["attack", *few, "--rounds", "1",
+                               "--json", "results/cpu-attack.json"])
     written = tables.render(pages)
     assert written == ["docs/speed.md", "figures/scale.png"]
     assert (pages / "figures/scale.png").stat().st_size > 5000
@@ -65,7 +69,9 @@ def test_the_page_has_the_numbers_of_the_records(pages, no_pictures_of_others, m
     cells = [f"{row['ratio']:.2f}" for row in sized["rows"][1:]]
     assert (f"| mnist-net 2 | 1x28x28 | {sized['rows'][0]['images_per_second']:,.0f} | "
             + " | ".join(cells) + " |") in text
-    for record in (profile, scaled, sized):
+    assert f"Side by side takes {1 / beside['ratio']:.2f} of the time" in text
+    assert f"Ratio of the times {attacked['ratio']:.2f}, of the CPU times" in text
+    for record in (profile, scaled, sized, beside, attacked):
         assert f"(`{record['command']}`)" in text
 
 

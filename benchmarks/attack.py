@@ -1,0 +1,82 @@
+"""benchmark.py attack: AutoAttack as evaluate.py runs it, beside pyautoattack called by hand.
+
+Both attack the first test images, at a network that is adversarially trained first, with the same
+seed and batch. By hand means PyTorch's own contiguous layers and the library as it comes. The two
+take turns. CPU time counts beside wall time, because it suffers less from other programs.
+"""
+import copy
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from pyautoattack import AutoAttack
+from tqdm import tqdm
+
+import train
+from advprune import evaluation, layers, members
+from benchmarks import recipe
+from benchmarks.timing import sync
+
+N, ROUNDS, BATCH, SEED = 500, 3, 500, 0
+
+
+def robust_network(args, device):
+    """(the network after the robust recipe, its data set, its budget)."""
+    used = recipe.of(args, device, "--recipe", "robust")
+    training, _ = train.begin(used, device)
+    with tqdm(total=used.epochs * len(training.kept), unit="img", disable=None) as bar:
+        for epoch in range(used.epochs):
+            training.epoch(epoch, bar)
+    return training.model.eval().requires_grad_(False), training.dataset, used.epsilon
+
+
+def ours(model, images, labels, eps):
+    """Which images stand, as evaluate.py finds it [n]."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"attacks": list(members.STANDARD), "batch_size": BATCH, "epsilon": eps,
+                    "seed": SEED, "step": None}
+        judged = evaluation.Evaluation(model, images, labels, settings, Path(folder) / "state",
+                                       None)
+        judged.run()
+    return judged.robust
+
+
+def by_hand(model, images, labels, eps):
+    """The same by the library alone."""
+    attack = AutoAttack(model, eps=eps, seed=SEED, device=images.device)
+    attack.verbose = False
+    adv = attack.run_standard_evaluation(images.float() / 255, labels, batch_size=BATCH)[0]
+    with torch.no_grad():
+        return model(adv).argmax(1) == labels
+
+
+def timed(attack, *args):
+    """(its verdicts, seconds, seconds of CPU)."""
+    device = args[1].device
+    sync(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    robust = attack(*args)
+    sync(device)
+    return robust, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def measure(args, device):
+    """Seconds of both, and on how many images they disagree."""
+    fast, dataset, eps = robust_network(args, device)
+    images, labels = dataset.test_images[:N], dataset.test_labels[:N]
+    plain, rows = layers.plain(copy.deepcopy(fast)), []
+    for _ in range(args.rounds):
+        found, seconds, cpu = timed(ours, fast, images, labels, eps)
+        wanted, plain_seconds, plain_cpu = timed(by_hand, plain, images, labels, eps)
+        rows.append({"seconds": seconds, "cpu_seconds": cpu, "plain_seconds": plain_seconds,
+                     "plain_cpu_seconds": plain_cpu, "robust": int(found.sum()),
+                     "plain_robust": int(wanted.sum()), "differ": int((found != wanted).sum())})
+        print("evaluate.py {seconds:.1f} s ({cpu_seconds:.1f} s of CPU), pyautoattack "
+              "{plain_seconds:.1f} s ({plain_cpu_seconds:.1f}); {robust} and {plain_robust} "
+              "images stand, {differ} differ".format(**rows[-1]))
+    return {"dataset": dataset.name, "n": len(labels), "batch_size": BATCH,
+            "epsilon": eps, "rounds": args.rounds, "rows": rows, **{
+                name: median(row[f"plain_{of}"] / row[of] for row in rows)
+                for name, of in (("ratio", "seconds"), ("cpu_ratio", "cpu_seconds"))}}
