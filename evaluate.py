@@ -179,7 +179,9 @@ def main(argv=None):
     if "autoattack" in args.attack:
         record["standard"] = classes not in FEW_CLASSES
     report(record)
-    files.write_json(out, {**record, "command": args.command, **runs.environment(device)})
+    verdicts = "".join(map(str, work.robust[:n].int().tolist()))  # 1: the image stood all attacks
+    files.write_json(out, {**record, "robust": verdicts, "command": args.command,
+                           **runs.environment(device)})
     state.unlink(missing_ok=True)
     return record
 

@@ -1,29 +1,28 @@
-"""The papers' studies: the runs behind them, then tables and pictures.
+"""The papers' experiments: the runs behind them, then tables and pictures.
 
-    python reproduce.py pruning digits          two CPU cores, half an hour
-    python reproduce.py collapse mnist --seeds 10   two CPU cores, an hour
-    python reproduce.py precision cifar10-narrow    two CPU cores, half an hour
-    python reproduce.py puma mnist              two CPU cores, an hour
-    python reproduce.py puma cifar10-narrow     two CPU cores, an hour
-    python reproduce.py puma cifar10            a GPU
-    python reproduce.py gpu [--budget SECONDS]  a GPU: `make gpu-records`
-    python reproduce.py render                  the tables of README and docs/, and figures/
+    python reproduce.py table1 --dataset mnist --jobs 2       two CPU cores, three hours
+    python reproduce.py figure3 [--dataset D] [--seeds 0-2] [--n-eval N] [--jobs N]
+    python reproduce.py all --jobs 2                          two CPU cores, a day
+    python reproduce.py gpu [--budget SECONDS]                a GPU: `make gpu-records`
+    python reproduce.py render                                tables of README and docs/, figures/
 
-pruning  AutoAttack accuracy against the fraction dropped: random and high-loss pruning (Kaufmann
-         et al. 2022, Figure 2), beside all data and an undefended network.
-collapse How often single-step training collapses, and what the remedies do: the recipes paper and
-         robust, --on-collapse rollback, a smaller step. PGD-50-10 on 1,000 test images.
-precision Training in float32 and in bfloat16, on a narrow network. PGD-50-10.
-puma     PUMA (Maroto & Frossard 2024) as pruning.py reads it: at equal p, random pruning, the
-         highest margins dropped (keep-hard), the lowest (keep-easy), and PUMA, beside all data;
-         puma-floor leaves no budget below half of the full one. The margin model is the run on
-         all data of the same seed.
+table1   all data, random and low+high pruning at p 0.2 and 0.6 (Kaufmann et al. 2022, Table 1).
+figure1  random pruning after epoch 0, 1, 3 and 6.
+figure2, figure3, figure4, figure7    AutoAttack accuracy against the fraction dropped.
+figure5  training time against examples seen (`benchmark.py scale`).
+figure8, table2    t-SNE maps, density and separation (`geometry.py`); Fashion-MNIST pruned.
+puma     PUMA (Maroto & Frossard 2024) as pruning.py reads it, at equal p.
+frontier every strategy, and fewer epochs on all data: AutoAttack accuracy against time.
+toy      section 5.2's distribution and PUMA's perceptron (`toy_model.py`).
+digits, collapse, precision    the built-in digits; how often single-step training collapses, and
+         what helps; bfloat16 beside float32.
 gpu      the GPU's tests and benchmarks, and CIFAR-10 trained and attacked; each step that ends
          within the budget is a record results/gpu-*.json.
 render   makes what the records in results/ say; it trains nothing.
 
-Runs go to runs/STUDY-NAME. A finished run is not repeated and an interrupted one is continued, so
-the same command continues an interrupted study. A study writes results/STUDY-NAME.json. --jobs N
+advprune/studies.py says which runs an experiment needs; experiments share runs. A run lies in
+runs/SETUP/ARM-SEED and its record is results/SETUP/ARM-SEED.json. What has a record is not
+repeated and an interrupted run is continued, so the same command continues an experiment. --jobs N
 does N runs at a time, each with its share of the cores; what they print is in RUN.log.
 """
 if __name__ == "__main__":  # before the imports that take long
@@ -31,253 +30,265 @@ if __name__ == "__main__":  # before the imports that take long
 
     signals.die_of_interrupts()
 
-import json
-import subprocess
+import argparse
+import re
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-
+import benchmark
 import evaluate
+import geometry
+import perceptron
 import prune
+import toy_model
 import train
-from advprune import cli, files, jobs, locks, recipes, runs, tables
+from advprune import cli, files, jobs, locks, recipes, runs, studies, tables
+from benchmarks import gpu
+
+RESULTS, RUNS = Path("results"), Path("runs")
 
 
-class Study(NamedTuple):
-    flags: str  # of train.py, for all arms
-    arms: dict  # name -> further flags; {margins}: the scores under this seed's run on all data
-    n: int  # test images to attack
-    attack: str = "autoattack"
+# --- one run, and its record
+
+def run_arm(setup, arm, seed, n, data_dir, jobs):
+    """Train and evaluate this arm, unless that is done; its record, which is written too."""
+    if found := studies.record(RESULTS, setup, arm, seed, n):
+        return found
+    folder, flags = RUNS / setup / f"{arm}-{seed}", studies.flags(setup, arm)
+    trained = train_arm(setup, arm, seed, data_dir)
+    verdicts = folder / f"eval-{n}.json"
+    if not verdicts.exists():
+        evaluate.main([str(folder), "--attack", studies.SETUPS[setup].attack, "--n", str(n),
+                       "--data-dir", data_dir, "--out", str(verdicts)])
+    judged = runs.read_record(verdicts, "n", "robust", "robust_accuracy", "robust_interval")
+    config = runs.config(folder)
+    row = {"setup": setup, "arm": arm, "seed": seed, "flags": flags, "jobs": jobs,
+           "command": f"python train.py {flags} --seed {seed}",
+           **{name: trained[name] for name in (
+               "prune", "p", "epoch", "epochs", "n_train", "n_kept", "examples", "clean_accuracy",
+               "train_seconds", "prune_seconds", "guard_seconds", "collapses")},
+           **{name: judged[name] for name in (
+               "attack", "n", "robust", "robust_accuracy", "robust_interval", "per_attack")},
+           "attack_seconds": judged["seconds"],
+           **{name: config[name] for name in ("commit", "versions", "device", "threads")}}
+    path = studies.record_path(RESULTS, setup, arm, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, row)
+    return row
 
 
-PRUNING = {"full": "", "undefended": "--attack none",
-           **{f"{how}-{p}": f"--prune {how} --p {p} --epoch 3"
-              for p in (0.2, 0.4, 0.6, 0.8) for how in ("random", "high")}}
-PUMA = {"full": "", "random": "--prune random --p 0.3 --epoch 0",
-        "keep-hard": "--prune high --p 0.3 --scores {margins}",
-        "puma": "--prune puma --p 0.3 --scores {margins}",
-        "puma-floor": "--prune puma --p 0.3 --scores {margins} --eps-floor {floor}",
-        "keep-easy": "--prune low --p 0.3 --scores {margins}"}
-COLLAPSE = {"paper": "", "robust": "--recipe robust", "rollback": "--on-collapse rollback",
-            "small step": "--alpha 0.2"}
-STUDIES = {
-    ("collapse", "mnist"): Study("--dataset mnist", COLLAPSE, 1000, "pgd"),
-    ("precision", "cifar10-narrow"): Study(
-        "--dataset cifar10 --limit 10000 --width 8 --epochs 5 --attack n-fgsm",
-        {"fp32": "", "bf16": "--precision bf16"}, 200, "pgd"),
-    ("pruning", "digits"): Study("--dataset digits", PRUNING, 200),
-    # Not RS+FGSM: at eps 0.3 it collapses on some seeds, which would hide the rest.
-    ("puma", "mnist"): Study("--dataset mnist --attack pgd --pgd-steps 5 --alpha 0.1 --epochs 5",
-                             PUMA, 500),
-    ("puma", "cifar10-narrow"): Study("--dataset cifar10 --limit 10000 --width 4 --epochs 8",
-                                      PUMA, 500),
-    ("puma", "cifar10"): Study("--dataset cifar10", PUMA, 500),
-}
-
-
-# --- a study: its runs and its record
-
-def run_folder(root, arm, seed):
-    return root / f"{arm.replace(' ', '-')}-{seed}"
-
-
-def is_done(root, seed, arm):
-    return (run_folder(root, arm, seed) / "eval.json").exists()
-
-
-def run_arm(root, study, arm, seed, args):
-    """Train and evaluate one arm of one seed under root, unless that is done; its row."""
-    folder, flags = run_folder(root, arm, seed), f"{study.flags} {study.arms[arm]}"
-    scores = root / f"margins-{seed}" / "scores.npz"
-    if "{margins}" in flags and not scores.exists():
-        prune.main([str(root / f"full-{seed}"), "--score", "margin", "--out", str(scores.parent)])
+def train_arm(setup, arm, seed, data_dir):
+    """What train.py says of this run, once it has ended."""
+    folder, flags = RUNS / setup / f"{arm}-{seed}", studies.flags(setup, arm)
     if not (folder / "train.json").exists():
+        if "{margins}" in flags:
+            margins = measure_margins(setup, seed, data_dir)
+            eps = recipes.RECIPES[flags.split()[1]]["epsilon"]
+            flags = flags.format(margins=margins, half=eps / 2)
         if runs.resumable(folder):
             train.main(["--resume", str(folder)])
         else:
-            dataset = flags.split()[1]
-            flags = flags.format(margins=scores, floor=recipes.RECIPES[dataset]["epsilon"] / 2)
-            train.main([*flags.split(), "--seed", str(seed), "--data-dir", args.data_dir,
+            train.main([*flags.split(), "--seed", str(seed), "--data-dir", data_dir,
                         "--out", str(folder)])
-    if not (folder / "eval.json").exists():
-        evaluate.main([str(folder), "--attack", study.attack, "--n", str(args.n), "--out",
-                       str(folder / "eval.json")])
-    trained = runs.read_record(folder / "train.json", "n_kept", "clean_accuracy")
-    judged = runs.read_record(folder / "eval.json", "n", "robust_accuracy", "robust_interval")
-    if judged["n"] != args.n:
-        raise cli.UserError(f"{folder} is of another --n; move {root} first")
-    config = runs.config(folder)
-    return {"arm": arm, "seed": seed,
-            **{name: trained[name] for name in ("prune", "p", "n_train", "n_kept", "examples")},
-            "n": judged["n"], "clean_accuracy": trained["clean_accuracy"],
-            "robust_accuracy": judged["robust_accuracy"],
-            "robust_interval": judged["robust_interval"],
-            **{name: trained[name] for name in ("train_seconds", "guard_seconds", "collapses")},
-            **{name: config.get(name) for name in ("command", "commit", "device", "threads")}}
+    return runs.read_record(folder / "train.json", "n_kept", "clean_accuracy")
 
 
-def run_study(args, argv):
-    """All arms of all seeds; the record is written anew after each."""
-    study, label = STUDIES[args.study, args.name], f"{args.study}-{args.name}"
-    args.n = args.n or study.n
-    arms = args.arms.split(",") if args.arms else list(study.arms)
-    if unknown := [arm for arm in arms if arm not in study.arms]:
-        raise cli.UserError(f"--arms: {unknown[0]!r} is none of {', '.join(study.arms)}")
-    if any("{margins}" in study.arms[arm] for arm in arms):  # of the run on all data
-        arms = list(dict.fromkeys([next(iter(study.arms)), *arms]))
-    root, record = Path("runs") / label, Path("results") / f"{label}.json"
-    for path in (root / ".lock", record):
-        runs.check_below(path)
-    for folder in (root, record.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    cli.if_interrupted(lambda: "the same command continues the study")
-    locks.lock(root / ".lock", f"the study {root}")
-    old = (runs.read_record(record, "n", "rows") if record.exists()
-           else {"n": args.n, "rows": []})
-    if old["n"] != args.n:
-        raise cli.UserError(f"{record} and {root} are of another --n; move them first")
-    rows = {(row["seed"], row["arm"]): row for row in old["rows"]}
-    order, result = list(study.arms), {}
-    keys = [(seed, arm) for seed in range(args.seeds) for arm in arms]
-    before = {key: rows[key].get("jobs") for key in keys if key in rows and is_done(root, *key)}
-    for key, row in done_runs(root, study, keys, args):
-        rows[key] = {**row, "jobs": before.get(key, args.jobs)}  # times depend on it
-        ordered = sorted(rows.values(), key=lambda row: (row["seed"], order.index(row["arm"])))
-        result = {"study": label, "n": args.n, "summary": summary(ordered), "rows": ordered}
-        files.write_json(record, {"command": cli.command("reproduce.py", argv), **result,
-                                 **runs.environment(cli.device(None))})
-    report(result["summary"])
-    return result
+def measure_margins(setup, seed, data_dir):
+    """The file of the margins under this seed's run on all data."""
+    folder = RUNS / setup / f"margins-{seed}"
+    if not (folder / "scores.npz").exists():
+        train_arm(setup, "full", seed, data_dir)
+        prune.main([str(RUNS / setup / f"full-{seed}"), "--score", "margin", "--data-dir",
+                    data_dir, "--out", str(folder)])
+    return folder / "scores.npz"
 
 
-def done_runs(root, study, keys, args):
-    """((seed, arm), row) of each of these runs, as they are done."""
+# --- an experiment
+
+def seeds_of(part, args):
+    return args.seeds or range(part.seeds)
+
+
+def run(name, parts, args):
+    """Do what has no record yet of these parts, and print what the records say."""
+    cells = [(part.setup, arm, seed, part.n) for part in parts for seed in seeds_of(part, args)
+             for arm in part.arms]
+    todo = [cell for cell in cells if not studies.record(RESULTS, *cell)]
+    print(f"{name}: {len(cells)} runs, {len(cells) - len(todo)} of them have records",
+          file=sys.stderr)
+    if todo:
+        cli.if_interrupted(lambda: "the same command continues the study")
+        for root in dict.fromkeys(RUNS / cell[0] for cell in todo):
+            runs.check_below(root / ".lock")
+            runs.check_below(RESULTS / root.name / "record")
+            root.mkdir(parents=True, exist_ok=True)
+            locks.lock(root / ".lock", f"the study {root}")
+        work(todo, args)
+    summaries = {}
+    for part in parts:
+        rows = [studies.record(RESULTS, part.setup, arm, seed, part.n)
+                for seed in seeds_of(part, args) for arm in part.arms]
+        summaries[part.setup] = studies.summary(rows)
+        report(part, summaries[part.setup])
+    return {"experiment": name, "runs": len(cells), "summary": summaries}
+
+
+def work(todo, args):
+    """These runs, one after another or side by side; says after each how many are left."""
+    start, total = time.monotonic(), len(todo)
+    for done, (cell, row) in enumerate(finished(todo, args), 1):
+        setup, arm, seed, _ = cell
+        minutes = (time.monotonic() - start) / done * (total - done) / 60
+        print(f"{setup}, {arm}, seed {seed}: robust accuracy {row['robust_accuracy']:.4f}; "
+              f"{done} runs done, {total - done} left, about {minutes:.0f} minutes",
+              file=sys.stderr)
+
+
+def finished(todo, args):
+    """(run, its record) of each of these runs, as they are done."""
     if args.jobs == 1:
-        for seed, arm in keys:
-            yield (seed, arm), run_arm(root, study, arm, seed, args)
+        for cell in todo:
+            yield cell, run_arm(*cell, args.data_dir, 1)
         return
-    finished = [key for key in keys if is_done(root, *key)]
-    for seed, arm in finished:
-        yield (seed, arm), run_arm(root, study, arm, seed, args)
-    todo = [key for key in keys if key not in finished]
-    if not todo:
-        return
-    start, running, total, left = time.monotonic(), set(), len(todo), len(todo)
-    with jobs.Workers(min(args.jobs, total), run_arm) as workers:
-        while left:
-            for seed, arm in list(todo):
-                if workers.idle and may_begin(root, study, seed, arm, running):
-                    todo.remove((seed, arm))
-                    running.add((seed, arm))
-                    log = root / f"{run_folder(root, arm, seed).name}.log"
-                    workers.start((seed, arm), log, root, study, arm, seed, args)
-            for key, row in workers.finished():
-                running.remove(key)
-                left -= 1
-                minutes = (time.monotonic() - start) / (total - left) * left / 60
-                print(f"{key[1]}, seed {key[0]}: robust accuracy {row['robust_accuracy']:.4f}; "
-                      f"{total - left} runs done, {left} left, about {minutes:.0f} minutes",
-                      file=sys.stderr)
-                yield key, row
+    todo, running = list(todo), set()
+    with jobs.Workers(min(args.jobs, len(todo)), run_arm) as workers:
+        while todo or running:
+            for cell in list(todo):
+                if workers.idle and may_begin(cell, running):
+                    todo.remove(cell)
+                    running.add(cell)
+                    setup, arm, seed, _ = cell
+                    workers.start(cell, RUNS / setup / f"{arm}-{seed}.log", *cell, args.data_dir,
+                                  args.jobs)
+            for cell, row in workers.finished():
+                running.remove(cell)
+                yield cell, row
 
 
-def may_begin(root, study, seed, arm, running):
-    """Whether the margins that an arm needs are there, or it may measure them itself."""
-    if "{margins}" not in study.arms[arm] or (root / f"margins-{seed}" / "scores.npz").exists():
+def may_begin(cell, running):
+    """Whether no other run makes what this one needs: the run on all data, and its margins."""
+    setup, arm, seed, _ = cell
+    if "{margins}" not in studies.ARMS[arm]:
         return True
-    first = next(iter(study.arms))
-    return is_done(root, seed, first) and not any(
-        other == seed and "{margins}" in study.arms[name] for other, name in running)
+    if (RUNS / setup / f"margins-{seed}" / "scores.npz").exists():
+        return True
+    return not any((other, others_seed) == (setup, seed) and
+                   ("{margins}" in studies.ARMS[others_arm] or others_arm == "full")
+                   for other, others_arm, others_seed, _ in running)
 
 
-def summary(rows):
-    """For each arm: how many seeds, and mean and standard deviation of both accuracies."""
-    table = {}
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        mine = [row for row in rows if row["arm"] == arm]
-        table[arm] = {"seeds": len(mine)}
-        for name in ("clean_accuracy", "robust_accuracy"):
-            values = [row[name] for row in mine]
-            table[arm][name] = float(np.mean(values))
-            table[arm][f"{name}_std"] = float(np.std(values, ddof=1)) if len(mine) > 1 else None
-    return table
-
-
-def report(table):
-    print(f"{'arm':10}  seeds  clean            robust")
+def report(part, table):
+    print(f"{part.setup}, n = {part.n}\n{'arm':24}  seeds  clean             robust")
     for arm, row in table.items():
         cells = (f"{row[name]:.4f} +- {row[f'{name}_std'] or 0:.4f}"
                  for name in ("clean_accuracy", "robust_accuracy"))
-        print(f"{arm:10}  {row['seeds']:5}  {'  '.join(cells)}")
+        print(f"{arm:24}  {row['seeds']:5}  {'  '.join(cells)}")
 
 
-# --- everything for results/, on a machine with a card
+# --- experiments of one record each
 
-def gpu(args):
-    """The gpu tests, the benchmarks, CIFAR-10 trained and attacked, each a results/gpu-*.json.
+def by_script(name, script, words, made=None):
+    """Make results/NAME.json by this script, unless it is there; returns where it is.
 
-    Each step gets what is left of the budget [s] and is ended there; what came before stays.
+    The script writes a folder with the file `made`, or, without it, the record itself.
     """
-    device = cli.device(None)
-    if device.type != "cuda":
-        raise cli.UserError("gpu needs a CUDA GPU; here, benchmark.py kernels works")
-    end, place = time.monotonic() + args.budget, ["--data-dir", args.data_dir]
-    cifar = ["train.py", "--dataset", "cifar10", *place, "--out"]
-    stamp = time.strftime("runs/gpu-%Y%m%d-%H%M%S")
-    attack = ["--attack", "autoattack", "--n", "1000"]
-    steps = {
-        "tests": ["-m", "pytest", "-m", "gpu", "tests"],
-        "ablation": ["benchmark.py", "ablation", *place],
-        "kernels": ["benchmark.py", "kernels"],
-        "cifar10-full": [*cifar, f"{stamp}-full"],
-        "cifar10-full-autoattack": ["evaluate.py", f"{stamp}-full", *attack],
-        "cifar10-high-0.4": [*cifar, f"{stamp}-high", *PRUNING["high-0.4"].split()],
-        "cifar10-high-0.4-autoattack": ["evaluate.py", f"{stamp}-high", *attack]}
-    finished = {}
-    for name, command in steps.items():
-        record = {"command": " ".join(["python", *command]), **runs.environment(device)}
-        try:
-            done = subprocess.run([sys.executable, *command], cwd=runs.CHECKOUT, text=True,
-                                  stdout=subprocess.PIPE, timeout=max(1.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            record["cut_off"] = True
-            finished[name] = "cut off"
-        else:
-            last = (done.stdout.strip().splitlines() or [""])[-1]
-            record["exit_code"] = finished[name] = done.returncode
-            record["result"] = json.loads(last) if last.startswith("{") else last
-        files.write_json(runs.CHECKOUT / "results" / f"gpu-{name}.json", record)
-        print(f"{name}: {finished[name]}, {end - time.monotonic():.0f} s left", file=sys.stderr)
-    return finished
+    path = RESULTS / f"{name}.json"
+    if path.exists():
+        print(f"{path} is there", file=sys.stderr)
+        return str(path)
+    runs.check_below(path)
+    path.parent.mkdir(exist_ok=True)
+    if made:
+        folder = RUNS / name
+        if not folder.exists():
+            script.main([*words, "--out", str(folder)])
+        files.write(path, (folder / made).read_text())
+    else:
+        script.main([*words, "--json", str(path)])
+    return str(path)
+
+
+def scale(args):
+    return by_script("cpu-scale", benchmark, ["scale", "--dataset", "mnist", "--data-dir",
+                                              args.data_dir])
+
+
+def statistics(args):
+    train_arm("mnist-robust", "low+high-0.4", 0, args.data_dir)
+    return by_script("geometry", geometry, [
+        "mnist", "fashion-mnist", "cifar10", "--data-dir", args.data_dir, "--pruned",
+        str(RUNS / "mnist-robust" / "low+high-0.4-0" / "scores.npz")], "geometry.json")
+
+
+def toy(args):
+    return [by_script("toy-model", toy_model, [], "toy_model.json"),
+            by_script("perceptron", perceptron, [], "perceptron.json")]
+
+
+SCRIPTS = {"figure5": scale, "figure8": statistics, "table2": statistics, "toy": toy}
+
+
+# --- the command
+
+def seeds(text):
+    """5 is seeds 0 to 4, 3-6 is seeds 3 to 6."""
+    if not (found := re.fullmatch(r"(\d+)-(\d+)|([1-9]\d*)", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seeds nor FIRST-LAST")
+    first, last = (0, int(found[3]) - 1) if found[3] else (int(found[1]), int(found[2]))
+    if last < first:
+        raise argparse.ArgumentTypeError(f"{text!r} ends before it begins")
+    return range(first, last + 1)
 
 
 @cli.script
 def main(argv=None):
     parser = cli.Parser(__doc__)
     flag = parser.add_argument
-    flag("study", choices=[*dict.fromkeys(study for study, _ in STUDIES), "gpu", "render"])
-    flag("name", nargs="?", choices=list(dict.fromkeys(name for _, name in STUDIES)),
-         help="of a study: which data and network")
-    flag("--seeds", type=cli.positive_int, default=3, help="how many, from seed 0 on (3)")
-    flag("--n", type=cli.positive_int, help="the first N test images are attacked (200 or 500)")
-    flag("--arms", metavar="A,B", help="only these arms of the study (all)")
-    flag("--jobs", type=cli.positive_int, default=1, help="of a study: how many runs at a time, "
-         "each with its share of the cores (1)")
+    names = list(dict.fromkeys([*studies.EXPERIMENTS, *SCRIPTS]))
+    flag("experiment", choices=[*names, "all", "gpu", "render"])
+    flag("--dataset", choices=list(dict.fromkeys(
+        part.dataset for parts in studies.EXPERIMENTS.values() for part in parts)),
+         help="only the runs on this data set (all)")
+    flag("--seeds", type=seeds, help="how many, from seed 0 on, or FIRST-LAST (as the tables)")
+    flag("--n-eval", type=cli.positive_int, metavar="N",
+         help="attack the first N test images (as the tables)")
+    flag("--arms", metavar="A,B", help="only these arms (all)")
+    flag("--jobs", type=cli.positive_int, default=1, help="how many runs at a time, each with its "
+         "share of the cores (1)")
     flag("--budget", type=cli.number(float, 1), default=600, help="seconds for gpu (600)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
     args = parser.parse_args(argv)
-    if args.study == "render":
+    if args.experiment == "render":
         return {"written": tables.render(runs.CHECKOUT)}
     args.data_dir = str(Path(args.data_dir).resolve())
-    if args.study == "gpu":
-        return gpu(args)
-    if (args.study, args.name) not in STUDIES:
-        names = [name for study, name in STUDIES if study == args.study]
-        parser.error(f"{args.study} is a study of {' or '.join(names)}; name one")
-    return run_study(args, argv)
+    if args.experiment == "gpu":
+        return gpu.records(args)
+    chosen = names if args.experiment == "all" else [args.experiment]
+    parts = {name: parts_of(name, args) for name in chosen}
+    if (args.dataset or args.arms) and not any(parts.values()):
+        parser.error(f"{args.experiment} has no such runs")
+    results = []
+    for name in chosen:
+        if parts[name]:
+            results.append(run(name, parts[name], args))
+        if name in SCRIPTS and not args.arms and args.dataset in (None, "mnist"):
+            results.append({"experiment": name, "record": SCRIPTS[name](args)})
+    return results[0] if len(results) == 1 else {"experiments": results}
+
+
+def parts_of(name, args):
+    """The parts of an experiment that the flags leave."""
+    parts = [part for part in studies.EXPERIMENTS.get(name, ())
+             if args.dataset in (None, part.dataset)]
+    if args.arms:
+        wanted = args.arms.split(",")
+        parts = [part._replace(arms=tuple(arm for arm in part.arms if arm in wanted))
+                 for part in parts]
+    parts = [part for part in parts if part.arms]
+    if args.n_eval:
+        parts = [part._replace(n=args.n_eval) for part in parts]
+    return parts
 
 
 if __name__ == "__main__":

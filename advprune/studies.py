@@ -1,0 +1,158 @@
+"""The papers' experiments: which runs each of them needs, and the records of these runs.
+
+A setup is what all its runs share: data set, network, recipe. An arm adds flags of its own. A run
+is a setup, an arm and a seed; experiments share runs. Its record is results/SETUP/ARM-SEED.json.
+"""
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from advprune import runs
+from advprune.cli import UserError
+
+
+class Setup(NamedTuple):
+    flags: str  # of train.py, for all arms
+    attack: str = "autoattack"
+
+
+class Part(NamedTuple):
+    """Some arms of a setup, for how many seeds, attacked on the first n test images."""
+
+    setup: str
+    arms: tuple[str, ...]
+    seeds: int
+    n: int
+
+    @property
+    def dataset(self) -> str:
+        return SETUPS[self.setup].flags.split()[1]
+
+
+SETUPS = {
+    "digits": Setup("--dataset digits"),
+    "mnist-paper": Setup("--dataset mnist"),
+    "mnist-robust": Setup("--dataset mnist --recipe robust"),
+    "mnist-collapse": Setup("--dataset mnist", "pgd"),
+    # Five steps of PGD: PUMA needs a margin model that does not collapse.
+    "mnist-pgd5": Setup("--dataset mnist --attack pgd --pgd-steps 5 --alpha 0.1 --epochs 5"),
+    "fashion-mnist": Setup("--dataset fashion-mnist --recipe robust"),
+    "cifar10-width4": Setup("--dataset cifar10 --limit 10000 --width 4 --epochs 8"),
+    "cifar10-width8": Setup("--dataset cifar10 --limit 10000 --width 8 --epochs 5 "
+                            "--attack n-fgsm", "pgd"),
+    "cifar10-width16": Setup("--dataset cifar10 --width 16 --precision bf16"),
+}
+FRACTIONS, STRATEGIES = (0.2, 0.4, 0.6, 0.8), ("random", "high", "low", "low+high")
+
+
+def _named(pattern: str, flags: str, **values: Iterable) -> dict[str, str]:
+    """name -> flags of train.py, for each combination of the values."""
+    made: list[dict] = [{}]
+    for name, choices in values.items():
+        made = [{**one, name: choice} for one in made for choice in choices]
+    return {pattern.format(**one): flags.format(**one) for one in made}
+
+
+# {margins}: the scores under this seed's run on all data. {half}: half of the budget.
+ARMS = {
+    "full": "", "undefended": "--attack none",
+    **_named("{how}-{p}", "--prune {how} --p {p} --epoch 3", how=(*STRATEGIES, "middle"),
+             p=FRACTIONS),
+    **_named("random-{p}-after-{e}", "--prune random --p {p} --epoch {e}", p=(0.1, 0.3),
+             e=(0, 1, 3, 6)),
+    **_named("full-{e}-epochs", "--epochs {e}", e=range(4, 15)),
+    **_named("random-{p}-{e}-epochs", "--prune random --p {p} --epoch 3 --epochs {e}",
+             p=(0.4,), e=(5, 6, 7)),
+    **_named("{how}-{p}-running", "--prune {how} --p {p} --epoch 3 --score running-loss",
+             how=("high", "low+high"), p=FRACTIONS),
+    **_named("low+high-{p}-balanced", "--prune low+high --p {p} --epoch 3 --class-balanced",
+             p=FRACTIONS),
+    **_named("margin-{p}", "--prune high --p {p} --scores {{margins}}", p=(0.3, *FRACTIONS)),
+    **_named("keep-easy-{p}", "--prune low --p {p} --scores {{margins}}", p=(0.3,)),
+    **_named("puma-{p}", "--prune puma --p {p} --scores {{margins}}", p=(0.3, *FRACTIONS)),
+    **_named("puma-floor-{p}", "--prune puma --p {p} --scores {{margins}} --eps-floor {{half}}",
+             p=(0.3,)),
+    **_named("random-{p}-from-start", "--prune random --p {p} --epoch 0", p=(0.3,)),
+    "robust": "--recipe robust", "rollback": "--on-collapse rollback",
+    "small-step": "--alpha 0.2", "bf16": "--precision bf16",
+}
+TABLE_1 = ("full", "random-0.2", "low+high-0.2", "random-0.6", "low+high-0.6")
+GRID = ("full", *(f"{how}-{p}" for p in FRACTIONS for how in STRATEGIES))
+PUMA = ("full", "random-0.3-from-start", "margin-0.3", "puma-0.3", "puma-floor-0.3")
+FRONTIER = (*GRID, *(f"full-{e}-epochs" for e in (4, 5, 6, 7)),
+            *(f"{arm}-{p}{suffix}" for p in (0.4, 0.6) for arm, suffix in (
+                ("middle", ""), ("high", "-running"), ("low+high", "-running"),
+                ("low+high", "-balanced"), ("margin", ""), ("puma", ""))),
+            "random-0.4-6-epochs")
+EXPERIMENTS = {  # in the order of `all`
+    "table1": (Part("mnist-robust", TABLE_1, 10, 500), Part("mnist-paper", TABLE_1, 10, 500),
+               Part("cifar10-width16", TABLE_1, 3, 300)),
+    "figure4": (Part("cifar10-width16",
+                     (*TABLE_1, "random-0.4", "high-0.4", "low-0.4"), 3, 300),),
+    "figure2": (Part("mnist-robust", ("full", *(f"random-{p}" for p in FRACTIONS)), 3, 200),),
+    "figure7": (Part("mnist-robust", ("full", *(f"{how}-{p}" for p in FRACTIONS
+                                                for how in ("random", "low+high"))), 3, 200),),
+    "figure3": (Part("mnist-robust", GRID, 3, 200),),
+    "frontier": (Part("mnist-robust", FRONTIER, 5, 200),
+                 Part("cifar10-width16", ("full-8-epochs", "full-10-epochs"), 3, 300)),
+    "figure1": (Part("mnist-robust", ("full", *(f"random-{p}-after-{e}" for p in (0.1, 0.3)
+                                                for e in (0, 1, 3, 6))), 3, 200),),
+    "puma": (Part("mnist-pgd5", (*PUMA, "keep-easy-0.3"), 3, 500),
+             Part("cifar10-width4", (*PUMA, "keep-easy-0.3"), 3, 500),
+             Part("cifar10-width16", PUMA, 3, 300)),
+    "table2": (Part("fashion-mnist", ("full", "random-0.6", "low+high-0.6"), 3, 300),),
+    "digits": (Part("digits", ("full", "undefended", *(f"{how}-{p}" for p in FRACTIONS
+                                                       for how in ("random", "high"))), 3, 200),),
+    "collapse": (Part("mnist-collapse", ("full", "robust", "rollback", "small-step"), 10, 1000),),
+    "precision": (Part("cifar10-width8", ("full", "bf16"), 3, 200),),
+}
+
+
+def record_path(results: Path, setup: str, arm: str, seed: int) -> Path:
+    return results / setup / f"{arm}-{seed}.json"
+
+
+def record(results: Path, setup: str, arm: str, seed: int, n: int) -> dict | None:
+    """This run's record, cut to its first n test images; None if it has not so many.
+
+    Raises UserError for a record that is damaged, or of a run with other flags.
+    """
+    path = record_path(results, setup, arm, seed)
+    if not path.exists():
+        return None
+    found = runs.read_record(path, "n", "flags", "robust_accuracy", "clean_accuracy")
+    if found["flags"] != flags(setup, arm):
+        raise UserError(f"{path} is of a run with other flags ({found['flags']}); move it")
+    if found["n"] < n or (found["n"] > n and not found.get("robust")):
+        return None
+    if found["n"] > n:
+        found |= {"n": n, "robust": found["robust"][:n],
+                  "robust_accuracy": found["robust"][:n].count("1") / n}
+    return found
+
+
+def flags(setup: str, arm: str) -> str:
+    """The flags of train.py for this arm, with {margins} and {half} still to fill in."""
+    return f"{SETUPS[setup].flags} {ARMS[arm]}".strip()
+
+
+def rows(results: Path, part: Part, most: int | None = None) -> list[dict]:
+    """The records of this part that are there, by seed and arm; of seeds below `most`."""
+    seeds = range(part.seeds if most is None else most)
+    found = (record(results, part.setup, arm, seed, part.n) for seed in seeds for arm in part.arms)
+    return [row for row in found if row]
+
+
+def summary(rows: list[dict]) -> dict[str, dict]:
+    """For each arm: how many seeds, and mean and standard deviation of both accuracies."""
+    table: dict[str, dict] = {}
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        mine = [row for row in rows if row["arm"] == arm]
+        table[arm] = {"seeds": len(mine)}
+        for name in ("clean_accuracy", "robust_accuracy"):
+            values = [row[name] for row in mine]
+            table[arm][name] = float(np.mean(values))
+            table[arm][f"{name}_std"] = float(np.std(values, ddof=1)) if len(mine) > 1 else None
+    return table
