@@ -18,6 +18,7 @@ ROBUST, CLEAN = "robust_accuracy", "clean_accuracy"
 LEAST = 3  # seeds, for a verdict
 SETUPS = {"mnist-paper": "MNIST, paper's recipe", "mnist-robust": "MNIST, robust recipe",
           "cifar10-width16": "CIFAR-10, width 16", "fashion-mnist": "Fashion-MNIST"}
+NAMES = {"full": "all data", "small-step": "all data, `--alpha 0.2`"}
 
 # Table 1 of Kaufmann et al. 2022: clean and AutoAttack accuracy in percent, mean and deviation.
 PAPER = {
@@ -161,14 +162,15 @@ def table1(records: Records) -> str:
     for part in studies.EXPERIMENTS["table1"]:
         study, rows = records.study("table1", part.setup), []
         for arm in part.arms:
-            clean, _, attacked, deviation = PAPER[part.dataset][arm]
-            paper = [f"{clean / 100:.3f}", f"{attacked / 100:.3f} ± {deviation / 100:.3f}"]
-            row = study["summary"].get(arm, {"seeds": 0})
+            clean, _, attacked, deviation = PAPER[part.dataset].get(arm, (0, 0, 0, 0))
+            paper = ([f"{clean / 100:.3f}", f"{attacked / 100:.3f} ± {deviation / 100:.3f}"]
+                     if clean else ["", ""])
+            row, name = study["summary"].get(arm, {"seeds": 0}), NAMES.get(arm, arm)
             if row["seeds"] < 2:
-                rows.append([arm, str(row["seeds"]), "not yet measured", "", "", *paper])
+                rows.append([name, str(row["seeds"]), "not yet measured", "", "", *paper])
                 continue
             robust = [r[ROBUST] for r in study["rows"] if r["arm"] == arm]
-            rows.append([arm, str(row["seeds"]), _spread(row, CLEAN), _spread(row, ROBUST),
+            rows.append([name, str(row["seeds"]), _spread(row, CLEAN), _spread(row, ROBUST),
                          f"{min(robust):.3f}", *paper])
         text.append(f"**{SETUPS[part.setup]}**\n\n" + _table(
             ["training", "seeds", "clean", "AutoAttack", "least", "paper: clean", "AutoAttack"],
