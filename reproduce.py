@@ -112,8 +112,7 @@ def run_all(name, parts, args):
     """Do what has no record yet of these parts, and print what the records say."""
     wanted = [run for part in parts for run in part.runs(args.seeds)]
     todo = [run for run in wanted if not studies.record(RESULTS, run)]
-    print(f"{name}: {len(wanted)} runs, {len(wanted) - len(todo)} of them have records",
-          file=sys.stderr)
+    todo.sort(key=lambda run: run.seed)  # what is cut off has all arms of some seeds
     if todo:
         cli.if_interrupted(lambda: "the same command continues the study")
         for setup in dict.fromkeys(run.setup for run in todo):
@@ -122,6 +121,8 @@ def run_all(name, parts, args):
             runs.check_below(RESULTS / setup / "record")
             root.mkdir(parents=True, exist_ok=True)
             locks.lock(root / ".lock", f"the study {root}")
+        print(f"{name}: {len(wanted)} runs, {len(wanted) - len(todo)} of them have records",
+              file=sys.stderr)
         work(todo, args)
     summaries = {}
     for part in parts:

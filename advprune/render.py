@@ -61,8 +61,8 @@ def report(root: Path) -> str:
         page = markdown.markdown(text, extensions=["tables", "fenced_code"])
         page = re.sub(r'src="\.\./(figures/[\w-]+\.png)"', lambda found: 'src="data:image/png;'
                       f'base64,{base64.b64encode((root / found[1]).read_bytes()).decode()}"', page)
-        page = re.sub(r'href="(?!https?:)[^"]*?([\w-]+)\.md[^"]*"', lambda found: (
-            f'href="#{found[1]}"' if found[1] in names else ""), page)
+        page = re.sub(r'href="(?!https?:)([^"]*)"', lambda found: (
+            f'href="#{Path(found[1]).stem}"' if Path(found[1]).stem in names else ""), page)
         page = re.sub(r"(<table>.*?</table>)", r'<div class="table">\1</div>', page,
                       flags=re.DOTALL)
         parts.append(f'<section id="{name}">{page}</section>')

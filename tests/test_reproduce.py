@@ -77,6 +77,7 @@ def test_a_record_of_other_flags_is_not_taken_for_this_run(tiny, capsys):
     reproduce.main(["puma"])
     path = Path("results/tiny/full-0.json")
     path.write_text(path.read_text().replace("--epochs 2", "--epochs 3"))
+    capsys.readouterr()
     said = refused(reproduce.main, ["puma"], capsys)
     assert "full-0.json is of a run with other flags" in said
 
@@ -200,9 +201,9 @@ def test_bad_use(flags, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flags", [flags for parts in studies.EXPERIMENTS.values()
-                                   for part in parts for flags in {
-                                       run.flags for run in part.runs([0])}])
+@pytest.mark.parametrize("flags", sorted({
+    run.flags for parts in studies.EXPERIMENTS.values() for part in parts
+    for run in part.runs([0])}))
 def test_every_run_of_an_experiment_is_a_command_of_train(flags, tmp_path):
     (tmp_path / "scores.npz").touch()
     settings.parse(flags.format(margins=tmp_path / "scores.npz", half=0.1).split())
@@ -211,10 +212,9 @@ def test_every_run_of_an_experiment_is_a_command_of_train(flags, tmp_path):
 @pytest.fixture
 def pages(tmp_path):
     """The folder of a copy of all that `render` reads."""
-    for name in ("README.md", "docs", "results", "examples"):
+    for name in ("README.md", "docs", "results", "examples", "figures"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    (tmp_path / "figures").mkdir()
     return tmp_path
 
 

@@ -51,7 +51,7 @@ def test_the_page_has_the_numbers_of_the_records(pages, no_pictures_of_others, m
     attacked = benchmark.main(["attack", *few, "--rounds", "1",
                                "--json", "results/cpu-attack.json"])
     written = render.render(pages)
-    assert written == ["docs/speed.md", "figures/scale.png"]
+    assert written == ["docs/speed.md", "figures/scale.png", "report.html"]
     assert (pages / "figures/scale.png").stat().st_size > 5000
     text = (pages / "docs/speed.md").read_text()
     assert "measured: `python benchmark.py" not in text and "](../figures/scale.png)" in text
