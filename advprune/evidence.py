@@ -149,7 +149,7 @@ def claims(records: Records) -> str:
         rows.append([claim.source, claim.says, _setup(claim.setup), f"{sign} {claim.bound:g}",
                      measured, str(len(values)), said])
     return _table(["source", "claim", "on", "difference asked", "measured (95 % interval)",
-                   "seeds", "verdict"], rows)
+                   "seeds", "verdict"], rows, left=7)
 
 
 def _setup(name: str) -> str:

@@ -155,6 +155,9 @@ def draw_scale(record: dict) -> Figure:
     left.set(xlabel="training examples seen", ylabel="seconds", xlim=(0, None), ylim=(0, None),
              title=f"{record['dataset']}, {record['epochs']} epochs")
     left.legend(loc="upper left")
+    for axes in (left, right):
+        axes.locator_params(axis="x", nbins=4)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
     n = [row["examples"] for row in memory]
     right.plot(n, [row["peak"] for row in memory], "o-", color=BLUE, label="peak of the process")
     right.plot(n, [row["before"] for row in memory], "s--", ms=4, color=GREY,

@@ -23,9 +23,9 @@ class Records:
                 f"{part.dataset}`).\n"}
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; all columns but the first are right-aligned."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def _table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
+    """A Markdown table; all columns but the first `left` are right-aligned."""
+    lines = [head, ["---"] * left + ["---:"] * (len(head) - left), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
