@@ -167,6 +167,10 @@ Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t ep
   parallel_for(0, batch, std::max<int64_t>(1, GRAIN / size), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; b++) {
       Crop place = crop(seed, (uint32_t)epoch, id[b], (int)pad, flip);
+      if (pad == 0 && !place.flip && across == 1) {  // the image as it is
+        for (int64_t i = 0; i < size; i++) to[b * size + i] = pixel(from[row[b] * size + i]);
+        continue;
+      }
       for (int64_t c = 0; c < channels; c++)
         for (int64_t h = 0; h < height; h++) {
           int64_t y = h + place.dy, corner = place.flip ? width - 1 + place.dx : place.dx;
