@@ -23,8 +23,9 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: auto; padding: 1rem; }
 img { max-width: 100%; } pre, .table { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; }
-td, th { padding: .25rem .6rem; border-bottom: 1px solid #ccc; text-align: left; }
+td, th { min-width: 4rem; padding: .25rem .6rem; border-bottom: 1px solid #ccc; text-align: left; }
 h1 { margin-top: 3rem; border-top: 3px solid #0072B2; } nav a { margin-right: 1rem; }
+td:nth-child(2) { min-width: 9rem; }
 """
 
 
