@@ -1,0 +1,66 @@
+"""Builds csrc/ops_cuda.cu with the emulator of tests/emulator, and loads it into torch."""
+import ctypes
+import fcntl
+import hashlib
+import os
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from advprune import ops
+
+ROOT = Path(__file__).resolve().parent.parent
+EMULATOR = ROOT / "tests/emulator"
+COMPILER = os.environ.get("CXX", "c++")
+# Another file in the place of the kernels', and more flags: for mutations and for the sanitizers.
+SOURCE = Path(os.environ.get("ADVPRUNE_EMULATED_SOURCE", ROOT / "csrc/ops_cuda.cu"))
+FLAGS = os.environ.get("ADVPRUNE_EMULATED_FLAGS", "").split()
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+              "-fsanitize-sections=emulated_shared", "-fno-omit-frame-pointer"]
+
+
+def compiled(source, *flags, needs=()):
+    """What this file of the emulator compiles to, built once: a digest of all of it is its name."""
+    command = [COMPILER, "-std=c++20", "-O1", "-g1", "-Wall", "-Wno-unknown-pragmas",
+               f"-I{EMULATOR}", str(source), *flags]
+    digest = hashlib.sha256(repr((command, torch.__version__)).encode())
+    for file in sorted({*EMULATOR.rglob("*.*"), *needs}):
+        digest.update(file.read_bytes())
+    path = ROOT / "build" / f"emulated-{source.stem}-{digest.hexdigest()[:12]}"
+    path.parent.mkdir(exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:  # the tests' processes build it once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            part = path.with_suffix(".part")
+            done = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            part.rename(path)
+    return path
+
+
+def build():
+    """The library of the operators advprune_emulated::*, for tensors on the CPU."""
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    import setup
+
+    return compiled(EMULATOR / "operators.cpp", "-shared", "-fPIC", "-ffp-contract=off", *FLAGS,
+                    f"-DTORCH_TARGET_VERSION={setup.TARGET}", f'-DSOURCE="{SOURCE}"',
+                    f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in include_paths()),
+                    *(f"-L{path}" for path in library_paths()), "-ltorch", "-ltorch_cpu", "-lc10",
+                    needs=(SOURCE, ROOT / "csrc/ops.h"))
+
+
+@cache
+def load():
+    """Declare and load the emulated operators; returns (the library, what keeps them declared)."""
+    path = build()
+    declared = torch.library.Library("advprune_emulated", "DEF")
+    for name in re.findall(r'm\.impl\("(\w+)"', SOURCE.read_text()):
+        declared.define(name + ops.SCHEMAS[name])
+        torch.library.register_fake(f"advprune_emulated::{name}", ops.FAKES[name], lib=declared)
+    torch.ops.load_library(path)
+    return ctypes.CDLL(path), declared
