@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +24,7 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all",
 
 
 def compiled(source, *flags, needs=()):
-    """What this file of the emulator compiles to, built once: a digest of all of it is its name."""
+    """What this file of the emulator compiles to, built once, named by a digest of all of it."""
     command = [COMPILER, "-std=c++20", "-O1", "-g1", "-Wall", "-Wno-unknown-pragmas",
                f"-I{EMULATOR}", str(source), *flags]
     digest = hashlib.sha256(repr((command, torch.__version__)).encode())
@@ -64,3 +65,17 @@ def load():
         torch.library.register_fake(f"advprune_emulated::{name}", ops.FAKES[name], lib=declared)
     torch.ops.load_library(path)
     return ctypes.CDLL(path), declared
+
+
+def run_tests(*options, source=SOURCE, sanitized=False):
+    """The emulated tests of the kernels in a process of their own; sanitizers get small ones."""
+    env = {**os.environ, "ADVPRUNE_EMULATED_SOURCE": str(source)}
+    if sanitized:  # its runtime has to be there before Python
+        runtime = [subprocess.check_output([COMPILER, f"-print-file-name={name}"], text=True)
+                   for name in ("libasan.so", "libstdc++.so")]
+        env |= {"LD_PRELOAD": " ".join(map(str.strip, runtime)),
+                "ASAN_OPTIONS": "detect_leaks=0", "ADVPRUNE_EMULATED_FLAGS": " ".join(SANITIZERS)}
+        options = "-k", "emulated and not more and not opcheck", *options
+    return subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p",
+                           "no:xdist", "-k", "emulated", "tests/test_kernels.py", *options],
+                          cwd=ROOT, capture_output=True, text=True, env=env)

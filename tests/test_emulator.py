@@ -1,12 +1,10 @@
 """The emulator of CUDA itself: what it runs, what it refuses, and the kernels under sanitizers."""
-import os
+import re
 import shutil
 import subprocess
-import sys
 
 import emulation
 import pytest
-from conftest import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which(emulation.COMPILER) is None,
                                 reason=f"the C++ compiler {emulation.COMPILER} is not here")
@@ -92,14 +90,6 @@ def test_shuffles_and_atomics(misuse):
 
 
 def test_the_kernels_under_sanitizers():
-    if "clang" in subprocess.check_output([emulation.COMPILER, "--version"], text=True):
-        pytest.skip("gcc's sanitizers are needed")
-    runtime = subprocess.check_output([emulation.COMPILER, "-print-file-name=libasan.so"],
-                                      text=True).strip()
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k",
-         "emulated and (start_and_step or cross_entropy or augment) and not 28 and not 32",
-         str(ROOT / "tests/test_kernels.py")], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0",
-             "ADVPRUNE_EMULATED_FLAGS": " ".join(emulation.SANITIZERS)})
+    done = emulation.run_tests(sanitized=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 500
