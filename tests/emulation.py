@@ -18,6 +18,7 @@ EMULATOR = ROOT / "tests/emulator"
 COMPILER = os.environ.get("CXX", "c++")
 # Another file in the place of the kernels', and more flags: for mutations and for the sanitizers.
 SOURCE = Path(os.environ.get("ADVPRUNE_EMULATED_SOURCE", ROOT / "csrc/ops_cuda.cu"))
+BUILDS = ROOT / "build" if SOURCE.parent == ROOT / "csrc" else SOURCE.parent
 FLAGS = os.environ.get("ADVPRUNE_EMULATED_FLAGS", "").split()
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all",
               "-fsanitize-sections=emulated_shared", "-fno-omit-frame-pointer"]
@@ -30,7 +31,7 @@ def compiled(source, *flags, needs=()):
     digest = hashlib.sha256(repr((command, torch.__version__)).encode())
     for file in sorted({*EMULATOR.rglob("*.*"), *needs}):
         digest.update(file.read_bytes())
-    path = ROOT / "build" / f"emulated-{source.stem}-{digest.hexdigest()[:12]}"
+    path = BUILDS / f"emulated-{source.stem}-{digest.hexdigest()[:12]}"
     path.parent.mkdir(exist_ok=True)
     with open(path.with_suffix(".lock"), "w") as lock:  # the tests' processes build it once
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -67,7 +68,7 @@ def load():
     return ctypes.CDLL(path), declared
 
 
-def run_tests(*options, source=SOURCE, sanitized=False):
+def run_tests(*options, source=SOURCE, sanitized=False, timeout=None):
     """The emulated tests of the kernels in a process of their own; sanitizers get small ones."""
     env = {**os.environ, "ADVPRUNE_EMULATED_SOURCE": str(source)}
     if sanitized:  # its runtime has to be there before Python
@@ -78,4 +79,4 @@ def run_tests(*options, source=SOURCE, sanitized=False):
         options = "-k", "emulated and not more and not opcheck", *options
     return subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p",
                            "no:xdist", "-k", "emulated", "tests/test_kernels.py", *options],
-                          cwd=ROOT, capture_output=True, text=True, env=env)
+                          cwd=ROOT, capture_output=True, text=True, env=env, timeout=timeout)

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import emulation
+import mutations
 import pytest
 
 pytestmark = pytest.mark.skipif(shutil.which(emulation.COMPILER) is None,
@@ -93,3 +94,8 @@ def test_the_kernels_under_sanitizers():
     done = emulation.run_tests(sanitized=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 500
+
+
+@pytest.mark.slow
+def test_each_barrier_and_bounds_check_is_noticed():
+    assert mutations.survivors() == []

@@ -145,6 +145,7 @@ def cases():
     yield "denormals", generator.integers(-50, 50, 20_000) * 1.4e-45
     yield "negative", -generator.random(4_097)
     yield "extremes", np.array([3.4e38, -3.4e38, 1e-38, -1e-38, 0, 1, -1] * 300)
+    yield "none", np.array([])
     yield "one", np.array([1.0])
     yield "two", np.array([2.0, 1.0])
 
@@ -221,6 +222,9 @@ def test_compiles_whole(device):
     (lambda x, i: ops.augment(x, i, 0, 0), "augment"),
     (lambda x, i: ops.augment(x.byte(), i, 0, 0, rows=i[:2]), "augment"),
     (lambda x, i: ops.cross_entropy_scores(x.flatten(1), i.int()), "cross_entropy_scores"),
+    (lambda x, i: torch.ops.advprune.select_kept(x.flatten(), -1, 1, None), "select_kept"),
+    (lambda x, i: torch.ops.advprune.select_kept(x.flatten(), 1, -1, None), "select_kept"),
+    (lambda x, i: torch.ops.advprune.select_kept(x.flatten(), 7, 6, None), "select_kept"),
 ])
 @HOST
 def test_wrong_arguments_name_the_operator(device, call, match):

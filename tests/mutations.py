@@ -1,0 +1,81 @@
+"""Shows that the tests notice each barrier and each bounds check of csrc/ops_cuda.cu.
+
+    python tests/mutations.py [WORD]
+
+It takes them out one at a time (with WORD, those in lines that contain it), compiles what is left
+with the emulator, and prints which test fails. Where none does, the sanitizers have a try.
+"""
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import emulation
+
+WITHIN = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"  # parentheses, and what is in them
+TERM = r"[\w.]+(?:\[\w+\])?"
+MUTATIONS = [  # of a line: a pattern, and what takes its place
+    (r"__syncthreads\(\);", ""),
+    (rf"if {WITHIN} (?=return|break|continue|__trap)", "if (false) "),
+    (rf"if {WITHIN} (?=\w+\[)", "if (true) "),  # a check of where to write
+    (rf"{TERM}(?: < {TERM})? \? ", "true ? "),
+    (rf"{TERM} (?:<|>|<=|>=) {TERM} && ", ""),
+    (rf" && {TERM} (?:<|>|<=|>=) {TERM}(?=;)", ""),
+    (rf"{TERM} (?:<|>|<=|>=) {TERM} \|\| ", ""),
+    (rf" \|\| {TERM} (?:<|>|<=|>=) {TERM}(?=\))", ""),
+    (rf"(for \([^;]*; {TERM}) < (?=\D)", r"\1 <= "),
+    (rf"(for \([^;]*; {TERM}) < (?=\d \*)", r"\1 <= "),
+    (r"(?:std::)?\bmin(?:<\w+>)?\(([^,]+), ((?:[^()]|\([^()]*\))+)\)", r"\1"),
+    (r"(?:std::)?\bmin(?:<\w+>)?\(([^,]+), ((?:[^()]|\([^()]*\))+)\)", r"\2"),
+]
+HARMLESS = {  # what may be so and leaves every result as it is, and why it is not so
+    "int threads = (int)THREADS;": "a small example would have idle threads",
+    "unsigned wide = (unsigned)chunks;": "more blocks would clear more histograms",
+}
+
+
+def mutations(text, word=""):
+    """(line number, the line, the line without the check, the whole text without it)"""
+    lines = text.splitlines(keepends=True)
+    for i, line in enumerate(lines):
+        code = line.split("//")[0]
+        for pattern, instead in MUTATIONS:
+            for match in re.finditer(pattern, code):
+                changed = line[:match.start()] + match.expand(instead) + line[match.end():]
+                if word in line and changed.strip() not in HARMLESS:
+                    yield i + 1, line.strip(), changed.strip(), "".join(
+                        [*lines[:i], changed, *lines[i + 1:]])
+
+
+def catcher(source, sanitized=False):
+    """The test that fails with this source, or None."""
+    try:
+        done = emulation.run_tests("-x", source=source, sanitized=sanitized, timeout=300)
+    except subprocess.TimeoutExpired:
+        return "a test that does not end"
+    if done.returncode == 0:
+        return None
+    failed = re.search(r"^(?:FAILED|ERROR) \S+?::(\S+)", done.stdout, re.M)
+    inside = re.search(r"in (test_\w+)", done.stderr)  # where faulthandler saw the process die
+    return failed[1] if failed else f"{inside[1]}, which crashes" if inside else done.stderr[-500:]
+
+
+def survivors(word=""):
+    """Prints each mutation and the test that catches it; returns those that none catches."""
+    missed = []
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "ops_cuda.cu"
+        for number, line, changed, text in mutations(emulation.SOURCE.read_text(), word):
+            source.write_text(text)
+            caught = catcher(source)
+            if caught is None and (caught := catcher(source, sanitized=True)):
+                caught += ", under sanitizers"
+            print(f"{number}: {line}\n    now: {changed or 'nothing'}\n    "
+                  f"caught by {caught or 'NO TEST'}", flush=True)
+            missed += [] if caught else [(number, line, changed)]
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(1 if survivors(*sys.argv[1:]) else 0)
