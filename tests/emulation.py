@@ -20,8 +20,13 @@ COMPILER = os.environ.get("CXX", "c++")
 SOURCE = Path(os.environ.get("ADVPRUNE_EMULATED_SOURCE", ROOT / "csrc/ops_cuda.cu"))
 BUILDS = ROOT / "build" if SOURCE.parent == ROOT / "csrc" else SOURCE.parent
 FLAGS = os.environ.get("ADVPRUNE_EMULATED_FLAGS", "").split()
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-              "-fsanitize-sections=emulated_shared", "-fno-omit-frame-pointer"]
+# A sanitizer's flags, its runtime, which has to be there before Python, and the tests it is for.
+SANITIZERS = {"address": (["-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+                           "-fsanitize-sections=emulated_shared", "-fno-omit-frame-pointer"],
+                          ["libasan.so", "libstdc++.so"],
+                          "emulated and not more and not opcheck"),
+              "thread": (["-fsanitize=thread"], ["libtsan.so"],
+                         "emulated and not more and not opcheck and not start_and_step")}
 
 
 def compiled(source, *flags, needs=()):
@@ -68,15 +73,18 @@ def load():
     return ctypes.CDLL(path), declared
 
 
-def run_tests(*options, source=SOURCE, sanitized=False, timeout=None):
+def run_tests(*options, source=SOURCE, sanitizer=None, timeout=None):
     """The emulated tests of the kernels in a process of their own; sanitizers get small ones."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-s",
+               "tests/test_kernels.py", "-k", "emulated", *options]
     env = {**os.environ, "ADVPRUNE_EMULATED_SOURCE": str(source)}
-    if sanitized:  # its runtime has to be there before Python
-        runtime = [subprocess.check_output([COMPILER, f"-print-file-name={name}"], text=True)
-                   for name in ("libasan.so", "libstdc++.so")]
-        env |= {"LD_PRELOAD": " ".join(map(str.strip, runtime)),
-                "ASAN_OPTIONS": "detect_leaks=0", "ADVPRUNE_EMULATED_FLAGS": " ".join(SANITIZERS)}
-        options = "-k", "emulated and not more and not opcheck", *options
-    return subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p",
-                           "no:xdist", "-k", "emulated", "tests/test_kernels.py", *options],
-                          cwd=ROOT, capture_output=True, text=True, env=env, timeout=timeout)
+    if sanitizer:
+        flags, runtime, tests = SANITIZERS[sanitizer]
+        files = [subprocess.check_output([COMPILER, f"-print-file-name={name}"], text=True)
+                 for name in runtime]
+        env |= {"ADVPRUNE_EMULATED_FLAGS": " ".join(flags), "ASAN_OPTIONS": "detect_leaks=0",
+                "TSAN_OPTIONS": "halt_on_error=1", "LD_PRELOAD": " ".join(map(str.strip, files))}
+        # At random addresses, the thread sanitizer of many compilers does not start.
+        command = ["setarch", "-R", *command, "-k", tests]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env,
+                          timeout=timeout)

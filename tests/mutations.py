@@ -17,6 +17,7 @@ WITHIN = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"  # parentheses, and what is
 TERM = r"[\w.]+(?:\[\w+\])?"
 MUTATIONS = [  # of a line: a pattern, and what takes its place
     (r"__syncthreads\(\);", ""),
+    (r"atomicAdd\(&(.*?), ([^,]+)\);", r"\1 += \2;"),
     (rf"if {WITHIN} (?=return|break|continue|__trap)", "if (false) "),
     (rf"if {WITHIN} (?=\w+\[)", "if (true) "),  # a check of where to write
     (rf"{TERM}(?: < {TERM})? \? ", "true ? "),
@@ -29,7 +30,8 @@ MUTATIONS = [  # of a line: a pattern, and what takes its place
     (r"(?:std::)?\bmin(?:<\w+>)?\(([^,]+), ((?:[^()]|\([^()]*\))+)\)", r"\1"),
     (r"(?:std::)?\bmin(?:<\w+>)?\(([^,]+), ((?:[^()]|\([^()]*\))+)\)", r"\2"),
 ]
-HARMLESS = {  # what may be so and leaves every result as it is, and why it is not so
+UNSEEN = {  # what no test can see, and why
+    "if (local[bin]) counts[bin] += (unsigned long long)local[bin];": "blocks run in turn here",
     "return b * size + (true ? e % area * channels + e / area : e);": "a division for one channel",
     "int threads = (int)THREADS;": "a small example would have idle threads",
     "(unsigned)65535),": "a small batch would have idle blocks",
@@ -46,22 +48,22 @@ def mutations(text, word=""):
         for pattern, instead in MUTATIONS:
             for match in re.finditer(pattern, code):
                 changed = line[:match.start()] + match.expand(instead) + line[match.end():]
-                if word in line and changed.strip() not in HARMLESS:
+                if word in line and changed.strip() not in UNSEEN:
                     yield i + 1, line.strip(), changed.strip(), "".join(
                         [*lines[:i], changed, *lines[i + 1:]])
 
 
-def catcher(source, sanitized=False):
+def catcher(source, sanitizer=None):
     """The test that fails with this source, or None."""
     try:
-        done = emulation.run_tests("-x", source=source, sanitized=sanitized, timeout=300)
+        done = emulation.run_tests("-x", source=source, sanitizer=sanitizer, timeout=300)
     except subprocess.TimeoutExpired:
         return "a test that does not end"
     if done.returncode == 0:
         return None
     failed = re.search(r"^(?:FAILED|ERROR) \S+?::(\S+)", done.stdout, re.M)
-    inside = re.search(r"in (test_\w+)", done.stderr)  # where faulthandler saw the process die
-    return failed[1] if failed else f"{inside[1]}, which crashes" if inside else done.stderr[-500:]
+    died = re.search(r"SUMMARY: (.*)|in (test_\w+)", done.stderr)  # a sanitizer, faulthandler
+    return failed[1] if failed else f"the end of the process ({died[0] if died else '?'})"
 
 
 def survivors(word=""):
@@ -71,11 +73,12 @@ def survivors(word=""):
         source = Path(folder) / "ops_cuda.cu"
         for number, line, changed, text in mutations(emulation.SOURCE.read_text(), word):
             source.write_text(text)
-            caught = catcher(source)
-            if caught is None and (caught := catcher(source, sanitized=True)):
-                caught += ", under sanitizers"
-            print(f"{number}: {line}\n    now: {changed or 'nothing'}\n    "
-                  f"caught by {caught or 'NO TEST'}", flush=True)
+            for sanitizer in (None, *emulation.SANITIZERS):
+                if caught := catcher(source, sanitizer):
+                    break
+            print(f"{number}: {line}\n    now: {changed or 'nothing'}\n    caught by "
+                  f"{caught or 'NO TEST'}{f', {sanitizer} sanitizer' if sanitizer else ''}",
+                  flush=True)
             missed += [] if caught else [(number, line, changed)]
     return missed
 

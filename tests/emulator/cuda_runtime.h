@@ -7,6 +7,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -24,12 +25,7 @@
 #include <utility>
 #include <vector>
 
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/common_interface_defs.h>
-#else
-inline void __sanitizer_start_switch_fiber(void**, const void*, size_t) {}
-inline void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
-#endif
+#include "sanitizers.h"
 
 #define __global__
 #define __device__
@@ -64,6 +60,7 @@ struct Fiber {
   const void* bottom;  // of its stack, for the sanitizer
   size_t size;
   void* fake;
+  void* tsan;
 };
 
 enum State { READY, AT_BARRIER, IN_WARP, RETURNED };
@@ -75,6 +72,7 @@ struct Thread : Fiber {
   Place place;     // where it waits,
   unsigned lanes;  // in a warp for these lanes,
   uint64_t value;  // and what it gives to them
+  unsigned met;    // how often it has met others
 };
 
 [[noreturn]] inline void fail(const std::string& what, const Place& place) {
@@ -83,7 +81,7 @@ struct Thread : Fiber {
                            ": " + what);
 }
 
-// Runs the blocks of a launch. Only `stop` and `main` switch fibers.
+// Runs the blocks of a launch. Fibers change in `stop`, `resume` and `main`.
 struct Device {
   std::deque<Thread> threads;  // kept from launch to launch; a block uses the first `count`
   unsigned count = 0, at_barrier = 0;
@@ -95,9 +93,12 @@ struct Device {
   std::function<void()> kernel;
   std::exception_ptr failure;
   std::mt19937 random;
+  sanitizers::Meeting blocks, barrier, warps[1024 / WARP];
+  unsigned turn = 0;  // of a block; it comes after all of the one before
 
   static void change(Fiber& from, Fiber& to) {
     __sanitizer_start_switch_fiber(&from.fake, to.bottom, to.size);
+    __tsan_switch_to_fiber(to.tsan, 1);  // 1: which orders nothing
     swapcontext(&from.context, &to.context);
     __sanitizer_finish_switch_fiber(from.fake, &to.bottom, &to.size);
   }
@@ -117,6 +118,7 @@ struct Device {
       made.number = number, made.size = STACK;
       made.stack = std::make_unique_for_overwrite<char[]>(STACK);
       made.bottom = made.stack.get();
+      made.tsan = __tsan_create_fiber(0);
       getcontext(&made.context);
       made.context.uc_stack.ss_sp = made.stack.get(), made.context.uc_stack.ss_size = STACK;
       makecontext(&made.context, main, 0);
@@ -165,8 +167,9 @@ struct Device {
   void run_block() {
     for (char* p = __start_emulated_shared; p < __stop_emulated_shared; p++) poison(p);
     at_barrier = 0;
+    turn++;
     ready.clear();
-    for (unsigned n = 0; n < count; n++) thread(n).lanes = 0;
+    for (unsigned n = 0; n < count; n++) thread(n).lanes = thread(n).met = 0;
     release(0, count);
     while (!ready.empty() && !failure) {
       Thread* next = ready.back();
@@ -183,6 +186,7 @@ struct Device {
     if (!failure) return;
     for (unsigned n = 0; n < count; n++)
       if (threads[n].state != RETURNED) resume(threads[n]);  // to unwind
+    blocks.leave(turn);
     std::rethrow_exception(std::exchange(failure, nullptr));
   }
 
@@ -205,17 +209,20 @@ struct Device {
 
   void run(dim3 grid, dim3 block, std::function<void()> body) {
     std::lock_guard lock(one_at_a_time);
-    uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z;
-    uint64_t size = (uint64_t)block.x * block.y * block.z;
+    uint64_t size = (uint64_t)grid.x * grid.y * grid.z;
+    uint64_t width = (uint64_t)block.x * block.y * block.z;
     auto text = [](dim3 d) {
       return std::to_string(d.x) + " x " + std::to_string(d.y) + " x " + std::to_string(d.z);
     };
-    if (blocks == 0 || size == 0 || size > 1024 || block.z > 64 || grid.x > 0x7FFFFFFF ||
+    if (size == 0 || width == 0 || width > 1024 || block.z > 64 || grid.x > 0x7FFFFFFF ||
         grid.y > 65535 || grid.z > 65535)
       throw std::runtime_error("no card launches " + text(grid) + " blocks of " + text(block) +
                                " threads");
-    gridDim = grid, blockDim = block, count = (unsigned)size, kernel = std::move(body);
-    std::vector<uint64_t> order(blocks);
+    blocks.come(turn);
+    sanitizers::Unseen unseen;
+    scheduler.tsan = __tsan_get_current_fiber();
+    gridDim = grid, blockDim = block, count = (unsigned)width, kernel = std::move(body);
+    std::vector<uint64_t> order(size);
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), random);
     for (uint64_t b : order) {
@@ -223,19 +230,23 @@ struct Device {
                   (unsigned)(b / grid.x / grid.y)};
       run_block();
     }
+    blocks.leave(turn);
   }
 };
 
-static Device device;
+static Device& device = *new Device;  // it outlives all that runs at the end of the process
 
 inline void Device::main() {
   __sanitizer_finish_switch_fiber(nullptr, &device.scheduler.bottom, &device.scheduler.size);
   for (;;) {  // a turn for each block
+    device.blocks.leave(device.turn - 1);
     try {
       if (!device.failure) device.kernel();
     } catch (...) {
+      sanitizers::Unseen unseen;
       if (!device.failure) device.failure = std::current_exception();
     }
+    device.blocks.come(device.turn);
     device.running->state = RETURNED;
     change(*device.running, device.scheduler);
   }
@@ -264,7 +275,10 @@ extern "C" __attribute__((visibility("default"))) void emulator_seed(uint32_t se
 // --- what a kernel calls --------------------------------------------------------------------------
 
 inline void __syncthreads(emulator::Place place = emulator::Place::current()) {
+  unsigned number = emulator::device.running->met++;
+  emulator::device.barrier.come(number);
   emulator::device.stop(emulator::AT_BARRIER, place);
+  emulator::device.barrier.leave(number);
 }
 
 inline void __trap(emulator::Place place = emulator::Place::current()) {
@@ -272,7 +286,10 @@ inline void __trap(emulator::Place place = emulator::Place::current()) {
 }
 
 inline void __syncwarp(unsigned lanes = ~0u, emulator::Place place = emulator::Place::current()) {
-  emulator::exchange(lanes, 0, emulator::device.running->number % emulator::WARP, place);
+  unsigned thread = emulator::device.running->number, number = emulator::device.running->met++;
+  emulator::device.warps[thread / emulator::WARP].come(number);
+  emulator::exchange(lanes, 0, thread % emulator::WARP, place);
+  emulator::device.warps[thread / emulator::WARP].leave(number);
 }
 
 template <class T>
@@ -308,9 +325,7 @@ template <class T>
            std::is_same_v<T, unsigned long long> || std::is_same_v<T, float> ||
            std::is_same_v<T, double>)
 T atomicAdd(T* at, std::type_identity_t<T> value) {
-  T old = *at;
-  *at += value;
-  return old;
+  return std::atomic_ref<T>(*at).fetch_add(value, std::memory_order_relaxed);
 }
 
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
