@@ -19,6 +19,14 @@ using torch::stable::accelerator::DeviceGuard;
 
 constexpr int THREADS = 256;
 
+#ifdef __CUDACC__  // for other compilers the emulator of the tests defines it
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 blocks, dim3 threads, cudaStream_t stream,
+            Args... args) {
+  kernel<<<blocks, threads, 0, stream>>>(args...);
+}
+#endif
+
 cudaStream_t stream_of(const Tensor& x) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(
@@ -157,11 +165,9 @@ Tensor rs_start(const Tensor& x, const Tensor& ids, double eps, const std::optio
   Noise noise{(uint64_t)seed, (uint32_t)epoch, (float)noise_scale, clip_start};
   Layout layout = layout_of(in, last, out);
   Grid grid = grid_of(layout);
-  with_pixels("rs_start", in, [&](auto* from, auto* type) {
-    using Out = std::remove_pointer_t<decltype(type)>;
-    rs_start_kernel<<<grid.blocks, grid.threads, 0, stream_of(x)>>>(
-        layout, noise, ids.const_data_ptr<int64_t>(), from, (Out*)out.mutable_data_ptr(),
-        (float)eps, radii);
+  with_pixels("rs_start", in, [&]<class In, class Out>(const In* from, Out*) {
+    launch(rs_start_kernel<In, Out>, grid.blocks, grid.threads, stream_of(x), layout, noise,
+           ids.const_data_ptr<int64_t>(), from, (Out*)out.mutable_data_ptr(), (float)eps, radii);
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return last ? out : laid_out_like(x, out);
@@ -183,11 +189,10 @@ Tensor fgsm_step(const Tensor& x, const Tensor& grad, const Tensor& ids, double 
   Noise noise{(uint64_t)seed, (uint32_t)epoch, (float)noise_scale, clip_start};
   Layout layout = layout_of(in, last, slope, out);
   Grid grid = grid_of(layout);
-  with_pixels("fgsm_step", in, [&](auto* from, auto* type) {
-    using Out = std::remove_pointer_t<decltype(type)>;
-    fgsm_step_kernel<<<grid.blocks, grid.threads, 0, stream_of(x)>>>(
-        layout, noise, ids.const_data_ptr<int64_t>(), from, (const Out*)slope.const_data_ptr(),
-        (Out*)out.mutable_data_ptr(), (float)eps, radii, (float)alpha, steps, clip_ball);
+  with_pixels("fgsm_step", in, [&]<class In, class Out>(const In* from, Out*) {
+    launch(fgsm_step_kernel<In, Out>, grid.blocks, grid.threads, stream_of(x), layout, noise,
+           ids.const_data_ptr<int64_t>(), from, (const Out*)slope.const_data_ptr(),
+           (Out*)out.mutable_data_ptr(), (float)eps, radii, (float)alpha, steps, clip_ball);
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return last ? out : laid_out_like(x, out);
@@ -226,10 +231,10 @@ Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t ep
                                     channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
                                                   : torch::headeronly::MemoryFormat::Contiguous);
   if (out.numel() == 0) return out;
-  augment_kernel<<<(unsigned)batch, THREADS, 0, stream_of(images)>>>(
-      images.const_data_ptr<uint8_t>(), images.size(0), ids.const_data_ptr<int64_t>(), row,
-      out.mutable_data_ptr<float>(), (int)channels, (int)height, (int)width, (uint64_t)seed,
-      (uint32_t)epoch, (int)pad, flip, channels_last);
+  launch(augment_kernel, (unsigned)batch, THREADS, stream_of(images),
+         images.const_data_ptr<uint8_t>(), images.size(0), ids.const_data_ptr<int64_t>(), row,
+         out.mutable_data_ptr<float>(), (int)channels, (int)height, (int)width, (uint64_t)seed,
+         (uint32_t)epoch, (int)pad, flip, channels_last);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }
@@ -265,7 +270,7 @@ __global__ void cross_entropy_kernel(const T* logits, const int64_t* labels, flo
 std::tuple<Tensor, Tensor> cross_entropy_scores(const Tensor& logits, const Tensor& labels) {
   check(logits.dim() == 2 && logits.size(1) > 0, "cross_entropy_scores", "logits must be [B, K]");
   check(labels.dim() == 1 && labels.scalar_type() == ScalarType::Long && labels.is_contiguous() &&
-            labels.numel() == logits.size(0) && labels.is_cuda() &&
+            labels.numel() == logits.size(0) && labels.is_cuda() == logits.is_cuda() &&
             labels.get_device_index() == logits.get_device_index(),
         "cross_entropy_scores", "labels must be a contiguous int64 vector as long as logits");
   DeviceGuard guard(logits.get_device_index());
@@ -274,11 +279,11 @@ std::tuple<Tensor, Tensor> cross_entropy_scores(const Tensor& logits, const Tens
   Tensor loss = new_empty(logits, {batch}, ScalarType::Float);
   Tensor correct = new_empty(logits, {batch}, ScalarType::Bool);
   if (batch == 0) return {loss, correct};
-  with_pixels("cross_entropy_scores", in, [&](auto* rows, auto*) {
-    cross_entropy_kernel<<<(unsigned)((batch * 32 + THREADS - 1) / THREADS), THREADS, 0,
-                           stream_of(logits)>>>(
-        rows, labels.const_data_ptr<int64_t>(), loss.mutable_data_ptr<float>(),
-        (bool*)correct.mutable_data_ptr(), batch, (int)logits.size(1));
+  with_pixels("cross_entropy_scores", in, [&]<class T>(const T* rows, auto*) {
+    launch(cross_entropy_kernel<T>, (unsigned)((batch * 32 + THREADS - 1) / THREADS), THREADS,
+           stream_of(logits), rows, labels.const_data_ptr<int64_t>(),
+           loss.mutable_data_ptr<float>(), (bool*)correct.mutable_data_ptr(), batch,
+           (int)logits.size(1));
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {loss, correct};
@@ -315,8 +320,8 @@ __global__ void begin_kernel(Selection* selection, int64_t first, int64_t last) 
 
 __global__ void histogram_kernel(Scores s, const Selection* selection, Digit digit,
                                  unsigned long long* counts, unsigned long long* bad) {
-  __shared__ uint32_t local[2][BINS];
-  for (int bin = threadIdx.x; bin < 2 * BINS; bin += blockDim.x) local[0][bin] = 0;
+  __shared__ uint32_t local[2 * BINS];
+  for (int bin = threadIdx.x; bin < 2 * BINS; bin += blockDim.x) local[bin] = 0;
   __syncthreads();
   uint32_t low = selection->seeks[0].prefix, high = selection->seeks[1].prefix;
   unsigned long long non_finite = 0;
@@ -324,13 +329,13 @@ __global__ void histogram_kernel(Scores s, const Selection* selection, Digit dig
        i += (int64_t)gridDim.x * blockDim.x) {
     uint32_t key = s.key(i), prefix = digit.before(key);
     if (digit.shift > 16) non_finite += !finite_key(key);
-    if (prefix == low) atomicAdd(&local[0][digit.of(key)], 1u);
-    if (prefix == high && high != low) atomicAdd(&local[1][digit.of(key)], 1u);
+    if (prefix == low) atomicAdd(&local[digit.of(key)], 1u);
+    if (prefix == high && high != low) atomicAdd(&local[BINS + digit.of(key)], 1u);
   }
   if (non_finite) atomicAdd(bad, non_finite);
   __syncthreads();
   for (int bin = threadIdx.x; bin < 2 * BINS; bin += blockDim.x)
-    if (local[0][bin]) atomicAdd(&counts[bin], (unsigned long long)local[0][bin]);
+    if (local[bin]) atomicAdd(&counts[bin], (unsigned long long)local[bin]);
 }
 
 __global__ void advance_kernel(Selection* selection, Digit digit, const unsigned long long* counts) {
@@ -421,19 +426,19 @@ std::tuple<Tensor, Tensor> select_kept(const Tensor& scores, int64_t low, int64_
   Scores s{scores.const_data_ptr<float>(), n, centre.value_or(0), centre.has_value()};
   unsigned wide = (unsigned)std::min<int64_t>(chunks, 2048);
 
-  begin_kernel<<<1, 1, 0, stream>>>(selection, low, n - high - 1);
+  launch(begin_kernel, 1, 1, stream, selection, low, n - high - 1);
   for (Digit digit : DIGITS) {
     STD_CUDA_CHECK(cudaMemsetAsync(count, 0, 2 * BINS * sizeof(*count), stream));
-    histogram_kernel<<<wide, THREADS, 0, stream>>>(s, selection, digit, count,
-                                                   (unsigned long long*)bad.mutable_data_ptr());
+    launch(histogram_kernel, wide, THREADS, stream, s, selection, digit, count,
+           (unsigned long long*)bad.mutable_data_ptr());
     if (kept == 0) break;  // what is not finite has been counted
-    advance_kernel<<<1, 2, 0, stream>>>(selection, digit, count);
+    launch(advance_kernel, 1, 2, stream, selection, digit, count);
   }
   if (kept > 0) {
-    tally_kernel<<<(unsigned)chunks, THREADS, 0, stream>>>(s, selection, tally);
-    scan_kernel<<<1, THREADS, 0, stream>>>(tally, chunks);
-    write_kernel<<<(unsigned)chunks, THREADS, 0, stream>>>(s, selection, tally,
-                                                          ids.mutable_data_ptr<int64_t>());
+    launch(tally_kernel, (unsigned)chunks, THREADS, stream, s, selection, tally);
+    launch(scan_kernel, 1, THREADS, stream, tally, chunks);
+    launch(write_kernel, (unsigned)chunks, THREADS, stream, s, selection, tally,
+           ids.mutable_data_ptr<int64_t>());
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {ids, bad};

@@ -2,9 +2,12 @@
 import ctypes
 import os
 import resource
+import shutil
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
+import emulation
 import killing
 import numpy as np
 import pytest
@@ -126,3 +129,16 @@ def away(tmp_path, monkeypatch):
     """Each test works in a folder of its own, on the CPU's two threads at most."""
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture
+def emulated(request, monkeypatch):
+    """The operators are those of the CUDA kernels, which run on the CPU (emulation.py)."""
+    if shutil.which(emulation.COMPILER) is None:
+        pytest.skip(f"the emulator needs a C++ compiler, and {emulation.COMPILER} is not one")
+    library, _ = emulation.load()
+    library.emulator_seed(zlib.crc32(request.node.name.encode()))
+    monkeypatch.setattr(torch.ops, "advprune", torch.ops.advprune_emulated)
+    torch.use_deterministic_algorithms(True)  # then new tensors hold NaN or the largest integer
+    yield
+    torch.use_deterministic_algorithms(False)

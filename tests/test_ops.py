@@ -1,4 +1,4 @@
-"""The operators' plain-torch references against known answers, float64 and hand-worked cases."""
+"""The operators against known answers, float64 and hand-worked cases."""
 import math
 
 import pytest
@@ -7,6 +7,13 @@ import torch
 from advprune import ops
 
 SEED = 7
+
+
+@pytest.fixture(autouse=True, params=["as built", "emulated"])
+def kernels(request):
+    """The operators as they are here, then the CUDA kernels on the CPU."""
+    if request.param == "emulated":
+        request.getfixturevalue("emulated")
 
 
 @pytest.mark.parametrize(("key", "counter", "answer"), [  # Random123's kat_vectors, philox 4x32 10
