@@ -1,0 +1,149 @@
+"""benchmark.py machine: what the machine code of the CUDA kernels allows. Computed, not measured.
+
+The model. A thread takes the longest way through its kernel that passes the widest store: each
+loop once, one side of each branch, a called routine as one instruction. Of augment, whose threads
+go round a loop many times, only this loop counts. What the way stores says how many elements the
+thread handles. Then, for each element, time = max(memory, issue, units): memory = bytes /
+bandwidth; issue = 4 warp instructions a clock and SM; units = the lanes a clock and SM of LANES,
+where a multiply of 64 bits counts twice and a load or store once for each 32 bits. share = memory
+/ time is the part of a copy's bandwidth that the instructions leave possible. The model knows no
+latency: `in_flight` is what the loads of all threads of a full SM ask for at once, in bytes.
+"""
+import re
+import subprocess
+
+from benchmarks import sass
+
+CARDS = {  # SMs, bytes/s, clock in Hz (the highest boost clock)
+    "H100 SXM": (132, 3.35e12, 1.98e9), "H200": (132, 4.8e12, 1.98e9)}
+WARPS, REGISTERS, SHARED, THREADS = 64, 65_536, 228 * 1024, 256  # of an SM; a block
+LANES = {"issue": 128, "integer": 64, "multiply": 64, "float32": 128, "float64": 64,
+         "special": 16, "uniform": 64, "load/store": 32}
+SIZES = {"float": 4, "unsigned char": 1, "Half": 2, "BFloat16": 2}
+
+
+# --- the way of a thread
+
+def longest(code, first, ends):
+    """Indices of the longest way from first to one of ends, by branches that go forward alone."""
+    index, best = {i.at: n for n, i in enumerate(code)}, {}
+    for n in range(len(code) - 1, first - 1, -1):
+        step, target = code[n], index.get(code[n].target, -1)
+        nexts = [m for m in ([n + 1] if step.falls_through else []) + [target]
+                 if m > n and m in best]
+        if nexts or n in ends:
+            best[n] = (1 + max((best[m][0] for m in nexts), default=0),
+                       max(nexts, key=lambda m: best[m][0], default=None))
+    way, n = [], first if first in best else None
+    while n is not None:
+        way.append(n)
+        n = best[n][1]
+    return way
+
+
+def stored(code):
+    """How many bits the instructions write to global memory."""
+    return sum(i.bits for i in code if i.op.startswith("STG"))
+
+
+def loop(code):
+    """The innermost loop that stores; of several, the one that stores the most a round."""
+    index = {i.at: n for n, i in enumerate(code)}
+    loops = [(index[i.target], n) for n, i in enumerate(code)
+             if i.target is not None and index[i.target] < n]
+    loops = [code[a:b + 1] for a, b in loops if stored(code[a:b + 1])
+             and not any(a <= c and d <= b and (c, d) != (a, b) and stored(code[c:d + 1])
+                         for c, d in loops)]
+    return max(loops, key=stored)
+
+
+def way(kernel):
+    """The instructions on the longest way that passes the widest store."""
+    code = kernel.code
+    if kernel.name.startswith("augment"):
+        code = loop(code)
+        ends = {len(code) - 1}
+    else:
+        ends = {n for n, i in enumerate(code) if i.op == "EXIT"}
+    widest = max(i.bits for i in code if i.op.startswith("STG"))
+    there = longest(code, 0, {n for n, i in enumerate(code)
+                              if i.op.startswith("STG") and i.bits == widest})
+    return [code[n] for n in there[:-1] + longest(code, there[-1], ends)]
+
+
+# --- the model
+
+def occupancy(kernel, threads=THREADS):
+    """The share of an SM's warps that can be there at once, for blocks of so many threads."""
+    warps = -(-threads // 32)
+    a_warp = -(-kernel.registers // 8) * 8 * 32  # in steps of 256, from the fourth of its warp
+    blocks = min(WARPS // warps, 4 * (REGISTERS // 4 // a_warp) // warps,
+                 SHARED // max(kernel.shared, 1024))
+    return blocks * warps / WARPS
+
+
+def clocks(instructions):
+    """Unit -> clocks of an SM for these instructions of one thread."""
+    work = dict.fromkeys(LANES, 0.0)
+    work["issue"] = len(instructions)
+    for i in instructions:
+        unit = {"convert": "integer", "wide": "multiply", "global": "load/store",
+                "local": "load/store", "shared": "load/store"}.get(i.kind, i.kind)
+        if unit in LANES:
+            work[unit] += (2 if i.kind == "wide" else
+                           max(1, i.bits / 32) if unit == "load/store" else 1)
+    return {unit: count / LANES[unit] for unit, count in work.items()}
+
+
+def moved(kernel):
+    """(bytes read, bytes written) for an element; None for kernels that the model leaves out."""
+    if kernel.name.startswith("augment"):
+        return 1, 4
+    types = [SIZES[name] for name in re.findall("|".join(SIZES), kernel.name)]
+    if not kernel.name.startswith(("rs_start", "fgsm_step")) or not kernel.accesses("STG")[
+            32 * types[1]]:  # no store of four elements: the path for what is left over
+        return None
+    return types[0] + types[1] * kernel.name.startswith("fgsm_step"), types[1]
+
+
+def model(kernel):
+    """What a thread does for each element, and the share of a copy's bandwidth on each card."""
+    steps, (read, written) = way(kernel), moved(kernel)
+    elements = stored(steps) / 8 / written
+    busy = {unit: value / elements for unit, value in clocks(steps).items()}
+    slowest = max(busy, key=busy.get)
+    found = {"elements": elements, "instructions_each": len(steps) / elements,
+             "bytes_each": read + written, "slowest_unit": slowest,
+             "in_flight": occupancy(kernel) * WARPS * 32 * elements * read, "cards": {}}
+    for card, (sms, bandwidth, clock) in CARDS.items():
+        memory = (read + written) / bandwidth * sms * clock  # in clocks of an SM
+        found["cards"][card] = {"busy": busy[slowest] / memory,
+                                "share": memory / max(memory, busy[slowest])}
+    return found
+
+
+def row_of(kernel):
+    row = {"kernel": kernel.name, "registers": kernel.registers, "stack": kernel.stack,
+           "local": kernel.local, "shared": kernel.shared, "occupancy": occupancy(kernel),
+           "instructions": len(kernel.code), "counts": dict(kernel.counts())}
+    return row | (model(kernel) if moved(kernel) else {})
+
+
+def measure(args, device):
+    """A row for each kernel."""
+    rows = [row_of(kernel) for kernel in sass.compiled()]
+    print("computed from the machine code for sm_90, not measured\n"
+          f"{'kernel':44} {'registers':>9} {'occupancy':>9} {'per element: instructions':>25} "
+          f"{'bytes':>5}  share of a copy: {', '.join(CARDS)}; the busiest unit")
+    for row in rows:
+        print(f"{row['kernel']:44} {row['registers']:>9} {row['occupancy']:>9.0%} "
+              + (f"{row['instructions_each']:25.1f} {row['bytes_each']:5}  "
+                 + ", ".join(f"{card['share']:.2f}" for card in row["cards"].values())
+                 + f"; {row['slowest_unit']} "
+                 + ", ".join(f"{card['busy']:.2f}" for card in row["cards"].values())
+                 if "cards" in row else ""))
+    nvcc = subprocess.run([sass.tools()[0], "--version"], capture_output=True, text=True).stdout
+    return {"what": "computed, not measured", "arch": "sm_90",
+            "nvcc": re.search(r"release [\d.]+, (V[\d.]+)", nvcc)[1], "rows": rows,
+            "cards": {card: dict(zip(("SMs", "bytes_per_second", "hertz"), values, strict=True))
+                      for card, values in CARDS.items()}}
