@@ -16,10 +16,19 @@ from benchmarks import sass
 
 CARDS = {  # SMs, bytes/s, clock in Hz (the highest boost clock)
     "H100 SXM": (132, 3.35e12, 1.98e9), "H200": (132, 4.8e12, 1.98e9)}
-WARPS, REGISTERS, SHARED, THREADS = 64, 65_536, 228 * 1024, 256  # of an SM; a block
+WARPS, REGISTERS, SHARED = 64, 65_536, 228 * 1024  # of an SM
 LANES = {"issue": 128, "integer": 64, "multiply": 64, "float32": 128, "float64": 64,
          "special": 16, "uniform": 64, "load/store": 32}
 SIZES = {"float": 4, "unsigned char": 1, "Half": 2, "BFloat16": 2}
+PIXELS = {"float": "float32", "unsigned char": "uint8", "Half": "float16", "BFloat16": "bfloat16"}
+LAYOUTS, MOVES = ("contiguous", "channels last"), {"Start": "rs_start", "Step": "fgsm_step"}
+BLOCK, BLOCK_RGB = 256, 192  # THREADS and RGB_THREADS of ops_cuda.cu
+
+
+def wide(kernel):
+    """(operator, layout, In, Out) of a kernel of RS+FGSM that moves four elements at once."""
+    found = re.match(r"wide_kernel<(\d), (\w+), ([\w ]+), ([\w ]+)>", kernel.name)
+    return found and (MOVES[found[2]], LAYOUTS[int(found[1])], found[3], found[4])
 
 
 # --- the way of a thread
@@ -73,9 +82,10 @@ def way(kernel):
 
 # --- the model
 
-def occupancy(kernel, threads=THREADS):
-    """The share of an SM's warps that can be there at once, for blocks of so many threads."""
-    warps = -(-threads // 32)
+def occupancy(kernel):
+    """The share of an SM's warps that can be there at once."""
+    rgb = wide(kernel) and wide(kernel)[1] == "channels last"
+    warps = (BLOCK_RGB if rgb else BLOCK) // 32
     a_warp = -(-kernel.registers // 8) * 8 * 32  # in steps of 256, from the fourth of its warp
     blocks = min(WARPS // warps, 4 * (REGISTERS // 4 // a_warp) // warps,
                  SHARED // max(kernel.shared, 1024))
@@ -99,11 +109,10 @@ def moved(kernel):
     """(bytes read, bytes written) for an element; None for kernels that the model leaves out."""
     if kernel.name.startswith("augment"):
         return 1, 4
-    types = [SIZES[name] for name in re.findall("|".join(SIZES), kernel.name)]
-    if not kernel.name.startswith(("rs_start", "fgsm_step")) or not kernel.accesses("STG")[
-            32 * types[1]]:  # no store of four elements: the path for what is left over
+    if not wide(kernel):
         return None
-    return types[0] + types[1] * kernel.name.startswith("fgsm_step"), types[1]
+    operator, _, x, out = wide(kernel)
+    return SIZES[x] + SIZES[out] * (operator == "fgsm_step"), SIZES[out]
 
 
 def model(kernel):
@@ -123,20 +132,23 @@ def model(kernel):
 
 
 def row_of(kernel):
-    row = {"kernel": kernel.name, "registers": kernel.registers, "stack": kernel.stack,
+    operator, layout, x, _ = wide(kernel) or (kernel.name, "", "", "")
+    row = {"kernel": kernel.name,
+           "what": f"{operator}, {layout}, {PIXELS[x]}" if layout else kernel.name,
+           "registers": kernel.registers, "stack": kernel.stack,
            "local": kernel.local, "shared": kernel.shared, "occupancy": occupancy(kernel),
            "instructions": len(kernel.code), "counts": dict(kernel.counts())}
     return row | (model(kernel) if moved(kernel) else {})
 
 
 def measure(args, device):
-    """A row for each kernel."""
-    rows = [row_of(kernel) for kernel in sass.compiled()]
+    """A row for each kernel, those of the model first."""
+    rows = sorted(map(row_of, sass.compiled()), key=lambda row: ("cards" not in row, row["what"]))
     print("computed from the machine code for sm_90, not measured\n"
-          f"{'kernel':44} {'registers':>9} {'occupancy':>9} {'per element: instructions':>25} "
+          f"{'':44} {'registers':>9} {'occupancy':>9} {'per element: instructions':>25} "
           f"{'bytes':>5}  share of a copy: {', '.join(CARDS)}; the busiest unit")
     for row in rows:
-        print(f"{row['kernel']:44} {row['registers']:>9} {row['occupancy']:>9.0%} "
+        print(f"{row['what']:44} {row['registers']:>9} {row['occupancy']:>9.0%} "
               + (f"{row['instructions_each']:25.1f} {row['bytes_each']:5}  "
                  + ", ".join(f"{card['share']:.2f}" for card in row["cards"].values())
                  + f"; {row['slowest_unit']} "

@@ -78,24 +78,23 @@ class Kernel:
 
 
 def short(name):
-    """A demangled kernel without its arguments and name spaces."""
+    """A demangled kernel without its arguments and name spaces: wide_kernel<0, Start, float>."""
     name = re.sub(r"\(anonymous namespace\)::|(torch::headeronly|advprune|c10)::", "", name)
-    found = re.match(r"(?:void )?(\w+(?:<.*?>)?)\(", name)
+    found = re.match(r"(?:void )?(\w+(?:<.*?>)?)\(", re.sub(r"\(\w+\)(?=\d)", "", name))
     return found[1] if found else name
 
 
-def kernels(text, demangle=dict):
+def kernels(text):
     """The kernels in the output of cuobjdump --dump-resource-usage --dump-sass."""
     used = {name: list(map(int, rest)) for name, *rest in USE.findall(text)}
     parts = re.split(r"Function : (\S+)\n", text)[1:]
-    names = demangle(used)
-    found = []
+    names, found = demangled(used), []
     for name, body in zip(parts[::2], parts[1::2], strict=True):
         code = [Instruction(int(at, 16), guard, op, operands.strip())
                 for at, guard, op, operands in LINE.findall(body)]
         while code and (code[-1].op == "NOP" or code[-1].target == code[-1].at):
             code.pop()  # what fills the last lines of the cache
-        found.append(Kernel(short(names.get(name, name)), *used[name], tuple(code)))
+        found.append(Kernel(short(names[name]), *used[name], tuple(code)))
     return sorted(found, key=lambda kernel: kernel.name)
 
 
@@ -126,28 +125,28 @@ def tools():
     return f"{home}/bin/nvcc", dump
 
 
-def disassembled(source=SOURCES / "ops_cuda.cu", arch="sm_90"):
-    """The text of cuobjdump; compiled once for these sources, flags and this nvcc."""
+def disassembled(folder=SOURCES, arch="sm_90"):
+    """What cuobjdump says of ops_cuda.cu in this folder; compiled once for what it is made of."""
     from torch.utils import cpp_extension as extension
 
     import setup
 
     nvcc, dump = tools()
     command = [nvcc, "--cubin", f"-arch={arch}", *extension.COMMON_NVCC_FLAGS, *setup.NVCC_FLAGS,
-               f"-I{SOURCES}", *(f"-isystem={path}" for path in extension.include_paths("cuda"))]
+               *(f"-isystem={path}" for path in extension.include_paths("cuda"))]
     version = subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
     digest = hashlib.sha256(repr((command, extension.torch.__version__)).encode() + version)
-    for file in (source, SOURCES / "ops.h"):
-        digest.update(file.read_bytes())
+    for name in ("ops_cuda.cu", "ops.h"):
+        digest.update((folder / name).read_bytes())
     path = Path(tempfile.gettempdir(), f"advprune-{os.getuid()}-{digest.hexdigest()[:16]}.sass")
     with open(path.with_suffix(".lock"), "w") as lock:  # parallel tests compile it once
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             cubin, part = path.with_suffix(".cubin"), path.with_suffix(".part")
-            done = subprocess.run([*command, str(source), "-o", str(cubin)],
+            done = subprocess.run([*command, str(folder / "ops_cuda.cu"), "-o", str(cubin)],
                                   capture_output=True, text=True)
             if done.returncode:
-                raise UserError(f"nvcc does not compile {source}:\n{done.stderr}")
+                raise RuntimeError(done.stderr)
             part.write_bytes(subprocess.run(
                 [dump, "--dump-resource-usage", "--dump-sass", str(cubin)], capture_output=True,
                 check=True).stdout)
@@ -156,6 +155,6 @@ def disassembled(source=SOURCES / "ops_cuda.cu", arch="sm_90"):
     return path.read_text()
 
 
-def compiled(source=SOURCES / "ops_cuda.cu"):
-    """The kernels of this file, as nvcc compiles them for the H100 and the H200."""
-    return kernels(disassembled(source), demangled)
+def compiled(folder=SOURCES):
+    """The kernels of ops_cuda.cu, as nvcc compiles them for the H100 and the H200."""
+    return kernels(disassembled(folder))
