@@ -23,6 +23,10 @@ SIZES = {"float": 4, "unsigned char": 1, "Half": 2, "BFloat16": 2}
 PIXELS = {"float": "float32", "unsigned char": "uint8", "Half": "float16", "BFloat16": "bfloat16"}
 LAYOUTS, MOVES = ("contiguous", "channels last"), {"Start": "rs_start", "Step": "fgsm_step"}
 BLOCK, BLOCK_RGB = 256, 192  # THREADS and RGB_THREADS of ops_cuda.cu
+SELECTION = {  # what select_kept launches: how often, and how often that reads all scores
+    "begin_kernel": (1, 0), "cudaMemsetAsync": (3, 0), "histogram_kernel": (3, 3),
+    "advance_kernel": (3, 0), "tally_kernel": (1, 1), "scan_kernel": (1, 0),
+    "write_kernel": (1, 1)}
 
 
 def wide(kernel):
@@ -131,6 +135,14 @@ def model(kernel):
     return found
 
 
+def selection(n, drop):
+    """The launches and the bytes of select_kept, beside those of three reads and one write."""
+    launches, reads = map(sum, zip(*SELECTION.values(), strict=True))
+    written = 8 * (n - drop)  # ids of 64 bits
+    return {"n": n, "drop": drop, "launches": launches, "reads": reads,
+            "bytes": 4 * n * reads + written, "least_bytes": 4 * n * 3 + written}
+
+
 def row_of(kernel):
     operator, layout, x, _ = wide(kernel) or (kernel.name, "", "", "")
     row = {"kernel": kernel.name,
@@ -154,8 +166,12 @@ def measure(args, device):
                  + f"; {row['slowest_unit']} "
                  + ", ".join(f"{card['busy']:.2f}" for card in row["cards"].values())
                  if "cards" in row else ""))
+    chosen = selection(10_000_000, 4_000_000)
+    print("select_kept of {n:,} scores: {launches} launches, {bytes:,} bytes; three reads and one "
+          "write are {least_bytes:,}".format(**chosen))
     nvcc = subprocess.run([sass.tools()[0], "--version"], capture_output=True, text=True).stdout
     return {"what": "computed, not measured", "arch": "sm_90",
-            "nvcc": re.search(r"release [\d.]+, (V[\d.]+)", nvcc)[1], "rows": rows,
+            "nvcc": re.search(r"release [\d.]+, (V[\d.]+)", nvcc)[1],
+            "rows": rows, "selection": chosen,
             "cards": {card: dict(zip(("SMs", "bytes_per_second", "hertz"), values, strict=True))
                       for card, values in CARDS.items()}}
