@@ -43,7 +43,7 @@ import perceptron
 import prune
 import toy_model
 import train
-from advprune import cli, files, jobs, locks, recipes, runs, studies, tables
+from advprune import cli, files, jobs, locks, recipes, render, runs, studies
 from benchmarks import gpu
 
 RESULTS, RUNS = Path("results"), Path("runs")
@@ -51,131 +51,122 @@ RESULTS, RUNS = Path("results"), Path("runs")
 
 # --- one run, and its record
 
-def run_arm(setup, arm, seed, n, data_dir, jobs):
-    """Train and evaluate this arm, unless that is done; its record, which is written too."""
-    if found := studies.record(RESULTS, setup, arm, seed, n):
+def run_arm(run, data_dir, jobs):
+    """Train and evaluate this run, unless that is done; its record, which is written too."""
+    if found := studies.record(RESULTS, run):
         return found
-    folder, flags = RUNS / setup / f"{arm}-{seed}", studies.flags(setup, arm)
-    trained = train_arm(setup, arm, seed, data_dir)
-    verdicts = folder / f"eval-{n}.json"
+    folder, trained = RUNS / run.name, train_arm(run, data_dir)
+    verdicts = folder / f"eval-{run.n}.json"
     if not verdicts.exists():
-        evaluate.main([str(folder), "--attack", studies.SETUPS[setup].attack, "--n", str(n),
+        evaluate.main([str(folder), "--attack", run.attack, "--n", str(run.n),
                        "--data-dir", data_dir, "--out", str(verdicts)])
     judged = runs.read_record(verdicts, "n", "robust", "robust_accuracy", "robust_interval")
     config = runs.config(folder)
-    row = {"setup": setup, "arm": arm, "seed": seed, "flags": flags, "jobs": jobs,
-           "command": f"python train.py {flags} --seed {seed}",
+    row = {"setup": run.setup, "arm": run.arm, "seed": run.seed, "flags": run.flags, "jobs": jobs,
+           "command": f"python train.py {run.flags} --seed {run.seed}",
            **{name: trained[name] for name in (
                "prune", "p", "epoch", "epochs", "n_train", "n_kept", "examples", "clean_accuracy",
                "train_seconds", "prune_seconds", "guard_seconds", "collapses")},
            **{name: judged[name] for name in (
                "attack", "n", "robust", "robust_accuracy", "robust_interval", "per_attack")},
            "attack_seconds": judged["seconds"],
-           **{name: config[name] for name in ("commit", "versions", "device", "threads")}}
-    path = studies.record_path(RESULTS, setup, arm, seed)
+           **{name: config.get(name) for name in ("commit", "versions", "device", "threads")}}
+    path = RESULTS / f"{run.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, row)
     return row
 
 
-def train_arm(setup, arm, seed, data_dir):
+def train_arm(run, data_dir):
     """What train.py says of this run, once it has ended."""
-    folder, flags = RUNS / setup / f"{arm}-{seed}", studies.flags(setup, arm)
+    folder, flags = RUNS / run.name, run.flags
     if not (folder / "train.json").exists():
         if "{margins}" in flags:
-            margins = measure_margins(setup, seed, data_dir)
             eps = recipes.RECIPES[flags.split()[1]]["epsilon"]
-            flags = flags.format(margins=margins, half=eps / 2)
+            flags = flags.format(margins=measure_margins(run, data_dir), half=eps / 2)
         if runs.resumable(folder):
             train.main(["--resume", str(folder)])
         else:
-            train.main([*flags.split(), "--seed", str(seed), "--data-dir", data_dir,
+            train.main([*flags.split(), "--seed", str(run.seed), "--data-dir", data_dir,
                         "--out", str(folder)])
     return runs.read_record(folder / "train.json", "n_kept", "clean_accuracy")
 
 
-def measure_margins(setup, seed, data_dir):
+def margins_of(run):
+    return RUNS / run.setup / f"margins-{run.seed}" / "scores.npz"
+
+
+def measure_margins(run, data_dir):
     """The file of the margins under this seed's run on all data."""
-    folder = RUNS / setup / f"margins-{seed}"
-    if not (folder / "scores.npz").exists():
-        train_arm(setup, "full", seed, data_dir)
-        prune.main([str(RUNS / setup / f"full-{seed}"), "--score", "margin", "--data-dir",
-                    data_dir, "--out", str(folder)])
-    return folder / "scores.npz"
+    scores, full = margins_of(run), run._replace(arm="full", flags=run.flags.split(" --prune")[0])
+    if not scores.exists():
+        train_arm(full, data_dir)
+        prune.main([str(RUNS / full.name), "--score", "margin", "--data-dir", data_dir,
+                    "--out", str(scores.parent)])
+    return scores
 
 
 # --- an experiment
 
-def seeds_of(part, args):
-    return args.seeds or range(part.seeds)
-
-
-def run(name, parts, args):
+def run_all(name, parts, args):
     """Do what has no record yet of these parts, and print what the records say."""
-    cells = [(part.setup, arm, seed, part.n) for part in parts for seed in seeds_of(part, args)
-             for arm in part.arms]
-    todo = [cell for cell in cells if not studies.record(RESULTS, *cell)]
-    print(f"{name}: {len(cells)} runs, {len(cells) - len(todo)} of them have records",
-          file=sys.stderr)
+    wanted = [run for part in parts for run in part.runs(args.seeds)]
+    todo = [run for run in wanted if not studies.record(RESULTS, run)]
+    todo.sort(key=lambda run: run.seed)  # what is cut off has all arms of some seeds
     if todo:
         cli.if_interrupted(lambda: "the same command continues the study")
-        for root in dict.fromkeys(RUNS / cell[0] for cell in todo):
+        for setup in dict.fromkeys(run.setup for run in todo):
+            root = RUNS / setup
             runs.check_below(root / ".lock")
-            runs.check_below(RESULTS / root.name / "record")
+            runs.check_below(RESULTS / setup / "record")
             root.mkdir(parents=True, exist_ok=True)
             locks.lock(root / ".lock", f"the study {root}")
+        print(f"{name}: {len(wanted)} runs, {len(wanted) - len(todo)} of them have records",
+              file=sys.stderr)
         work(todo, args)
     summaries = {}
     for part in parts:
-        rows = [studies.record(RESULTS, part.setup, arm, seed, part.n)
-                for seed in seeds_of(part, args) for arm in part.arms]
+        rows = [studies.record(RESULTS, run) for run in part.runs(args.seeds)]
         summaries[part.setup] = studies.summary(rows)
         report(part, summaries[part.setup])
-    return {"experiment": name, "runs": len(cells), "summary": summaries}
+    return {"experiment": name, "runs": len(wanted), "summary": summaries}
 
 
 def work(todo, args):
     """These runs, one after another or side by side; says after each how many are left."""
     start, total = time.monotonic(), len(todo)
-    for done, (cell, row) in enumerate(finished(todo, args), 1):
-        setup, arm, seed, _ = cell
+    for done, (run, row) in enumerate(finished(todo, args), 1):
         minutes = (time.monotonic() - start) / done * (total - done) / 60
-        print(f"{setup}, {arm}, seed {seed}: robust accuracy {row['robust_accuracy']:.4f}; "
-              f"{done} runs done, {total - done} left, about {minutes:.0f} minutes",
-              file=sys.stderr)
+        print(f"{run.setup}, {run.arm}, seed {run.seed}: robust accuracy "
+              f"{row['robust_accuracy']:.4f}; {done} runs done, {total - done} left, about "
+              f"{minutes:.0f} minutes", file=sys.stderr)
 
 
 def finished(todo, args):
     """(run, its record) of each of these runs, as they are done."""
     if args.jobs == 1:
-        for cell in todo:
-            yield cell, run_arm(*cell, args.data_dir, 1)
+        for run in todo:
+            yield run, run_arm(run, args.data_dir, 1)
         return
     todo, running = list(todo), set()
     with jobs.Workers(min(args.jobs, len(todo)), run_arm) as workers:
         while todo or running:
-            for cell in list(todo):
-                if workers.idle and may_begin(cell, running):
-                    todo.remove(cell)
-                    running.add(cell)
-                    setup, arm, seed, _ = cell
-                    workers.start(cell, RUNS / setup / f"{arm}-{seed}.log", *cell, args.data_dir,
-                                  args.jobs)
-            for cell, row in workers.finished():
-                running.remove(cell)
-                yield cell, row
+            for run in list(todo):
+                if workers.idle and may_begin(run, running):
+                    todo.remove(run)
+                    running.add(run)
+                    workers.start(run, RUNS / f"{run.name}.log", run, args.data_dir, args.jobs)
+            for run, row in workers.finished():
+                running.remove(run)
+                yield run, row
 
 
-def may_begin(cell, running):
+def may_begin(run, running):
     """Whether no other run makes what this one needs: the run on all data, and its margins."""
-    setup, arm, seed, _ = cell
-    if "{margins}" not in studies.ARMS[arm]:
+    if "{margins}" not in run.flags or margins_of(run).exists():
         return True
-    if (RUNS / setup / f"margins-{seed}" / "scores.npz").exists():
-        return True
-    return not any((other, others_seed) == (setup, seed) and
-                   ("{margins}" in studies.ARMS[others_arm] or others_arm == "full")
-                   for other, others_arm, others_seed, _ in running)
+    return not any((other.setup, other.seed) == (run.setup, run.seed) and
+                   ("{margins}" in other.flags or other.arm == "full") for other in running)
 
 
 def report(part, table):
@@ -215,10 +206,12 @@ def scale(args):
 
 
 def statistics(args):
-    train_arm("mnist-robust", "low+high-0.4", 0, args.data_dir)
+    (pruned,) = studies.Part("mnist-robust", ("low+high-0.4",), 1, 1).runs()
+    if not (RESULTS / "geometry.json").exists():
+        train_arm(pruned, args.data_dir)
     return by_script("geometry", geometry, [
         "mnist", "fashion-mnist", "cifar10", "--data-dir", args.data_dir, "--pruned",
-        str(RUNS / "mnist-robust" / "low+high-0.4-0" / "scores.npz")], "geometry.json")
+        str(RUNS / pruned.name / "scores.npz")], "geometry.json")
 
 
 def toy(args):
@@ -260,7 +253,7 @@ def main(argv=None):
     flag("--data-dir", default="data", help="where the data sets are (data)")
     args = parser.parse_args(argv)
     if args.experiment == "render":
-        return {"written": tables.render(runs.CHECKOUT)}
+        return {"written": render.render(runs.CHECKOUT)}
     args.data_dir = str(Path(args.data_dir).resolve())
     if args.experiment == "gpu":
         return gpu.records(args)
@@ -271,7 +264,7 @@ def main(argv=None):
     results = []
     for name in chosen:
         if parts[name]:
-            results.append(run(name, parts[name], args))
+            results.append(run_all(name, parts[name], args))
         if name in SCRIPTS and not args.arms and args.dataset in (None, "mnist"):
             results.append({"experiment": name, "record": SCRIPTS[name](args)})
     return results[0] if len(results) == 1 else {"experiments": results}

@@ -258,7 +258,7 @@ def kernels(record: dict) -> Figure:
 
 @style
 def front(record: dict) -> Figure:
-    """Robust accuracy, and examples seen, against the fraction dropped: `reproduce.py pruning`."""
+    """Robust accuracy, and examples seen, against the fraction dropped: `reproduce.py digits`."""
     rows = record["rows"]
     full = [row for row in rows if row["arm"] == "full"]
     figure = _figure(3.4)
@@ -286,10 +286,11 @@ def front(record: dict) -> Figure:
 
 
 FIGURES: dict[str, Callable] = {  # of figures/, from records
-    "front": lambda records: front(records["pruning-digits"]),
+    "front": lambda records: front(records.study("digits", "digits")),
     "kernels": lambda records: kernels(records["cpu-kernels"]),
-    "puma-mnist": lambda records: study(records["puma-mnist"]["rows"], "MNIST, p = 0.3"),
-    "puma-cifar10-narrow": lambda records: study(records["puma-cifar10-narrow"]["rows"],
+    "puma-mnist": lambda records: study(records.study("puma", "mnist-pgd5")["rows"],
+                                        "MNIST, p = 0.3"),
+    "puma-cifar10-narrow": lambda records: study(records.study("puma", "cifar10-width4")["rows"],
                                                  "CIFAR-10, narrow network, p = 0.3"),
     "toy-robust-fragile": lambda records: toy(records["toy-model"]),
     "toy-perceptron": lambda records: perceptron(records["perceptron"]),

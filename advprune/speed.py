@@ -124,16 +124,14 @@ def attack(records: Records) -> str:
 
 def precision(records: Records) -> str:
     """Accuracy in float32 and in bfloat16."""
-    if not (records.folder / "precision-cifar10-narrow.json").exists():
-        return "Not yet measured: `python reproduce.py precision cifar10-narrow`.\n"
-    record = records["precision-cifar10-narrow"]
-    rows = [[f"`--precision {arm}`", str(row["seeds"]), _spread(row, "clean_accuracy"),
-             _spread(row, "robust_accuracy")] for arm, row in record["summary"].items()]
+    record = records.study("precision", "cifar10-width8")
+    rows = [[f"`--precision {'fp32' if arm == 'full' else arm}`", str(row["seeds"]),
+             _spread(row, "clean_accuracy"), _spread(row, "robust_accuracy")]
+            for arm, row in record["summary"].items()]
     return _table(["", "seeds", "clean", "PGD-50-10"], rows) + (
         "\nPreActResNet18 of width 8, the first 10,000 images of CIFAR-10, 5 epochs of N-FGSM; "
         f"the attack is on the first {record['n']} test images. Mean ± standard deviation over "
-        "seeds."
-        f"{_source('precision-cifar10-narrow')} (`{record['command']}`).\n")
+        f"seeds.{record['source']}")
 
 
 @style
@@ -157,6 +155,9 @@ def draw_scale(record: dict) -> Figure:
     left.set(xlabel="training examples seen", ylabel="seconds", xlim=(0, None), ylim=(0, None),
              title=f"{record['dataset']}, {record['epochs']} epochs")
     left.legend(loc="upper left")
+    for axes in (left, right):
+        axes.locator_params(axis="x", nbins=4)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
     n = [row["examples"] for row in memory]
     right.plot(n, [row["peak"] for row in memory], "o-", color=BLUE, label="peak of the process")
     right.plot(n, [row["before"] for row in memory], "s--", ms=4, color=GREY,
@@ -171,5 +172,6 @@ def draw_scale(record: dict) -> Figure:
 BLOCKS: dict[str, Callable[[Records], str]] = {
     "training": training, "scale": scale, "layouts": layouts, "precision": precision,
     "jobs": jobs, "attack": attack}
-FIGURES: dict[str, Callable[[Records], Figure]] = {  # of figures/, from results/cpu-NAME.json
-    "scale": lambda records: draw_scale(records["cpu-scale"])}
+FIGURES: dict[str, Callable[[Records], Figure | None]] = {  # None without a record
+    "scale": lambda records: (draw_scale(records["cpu-scale"])
+                              if (records.folder / "cpu-scale.json").exists() else None)}

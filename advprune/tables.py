@@ -1,20 +1,8 @@
-"""The tables of README and docs, and the pictures of figures/, from the records in results/.
-
-A Markdown file has places for them, which `render` fills:
-
-    <!-- render: NAME -->
-    <!-- end -->
-
-NAME is a function of this module or of speed.py (with - for _), or `example FILE`, which prints
-examples/FILE.py.
-"""
-import re
+"""Tables of README and docs, in Markdown, from the records in results/."""
 from pathlib import Path
 from statistics import median
 
-from advprune import files, recipes, runs
-
-PLACE = re.compile(r"(<!-- render: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+from advprune import recipes, runs, studies
 
 
 class Records:
@@ -26,41 +14,18 @@ class Records:
     def __getitem__(self, name: str) -> dict:
         return runs.read_record(self.folder / f"{name}.json")
 
-
-def render(root: Path) -> list[str]:
-    """Write all tables and pictures below root; returns the files written."""
-    from advprune import plots, speed
-
-    records, written = Records(root / "results"), []
-    for path in [*root.glob("*.md"), *(root / "docs").glob("*.md")]:
-        text = path.read_text()
-        filled = PLACE.sub(lambda place: place[1] + block(place[2], root) + place[3], text)
-        if filled != text:
-            files.write(path, filled)
-            written.append(str(path.relative_to(root)))
-    for name, draw in plots.FIGURES.items():
-        files.write_figure(root / "figures" / f"{name}.png", draw(records))
-        written.append(f"figures/{name}.png")
-    for name, draw in speed.FIGURES.items():
-        if (root / "results" / f"cpu-{name}.json").exists():
-            files.write_figure(root / "figures" / f"{name}.png", draw(records))
-            written.append(f"figures/{name}.png")
-    return written
+    def study(self, experiment: str, setup: str) -> dict:
+        """rows, summary, n, source and command of an experiment's runs of this setup."""
+        part = next(p for p in studies.EXPERIMENTS[experiment] if p.setup == setup)
+        rows = studies.rows(self.folder, part)
+        return {"rows": rows, "summary": studies.summary(rows), "n": part.n, "source":
+                f"\nFrom `results/{setup}/` (`python reproduce.py {experiment} --dataset "
+                f"{part.dataset}`).\n"}
 
 
-def block(name: str, root: Path) -> str:
-    """The text of one place."""
-    kind, _, file = name.partition(" ")
-    if kind == "example":
-        return f"```python\n{(root / 'examples' / f'{file}.py').read_text()}```\n"
-    from advprune import speed  # which uses this module
-
-    return {**BLOCKS, **speed.BLOCKS}[name](Records(root / "results"))
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; all columns but the first are right-aligned."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def _table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
+    """A Markdown table; all columns but the first `left` are right-aligned."""
+    lines = [head, ["---"] * left + ["---:"] * (len(head) - left), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -80,7 +45,7 @@ ARMS = {"full": "all data", "undefended": "all data, no attack (`--attack none`)
 
 
 def results(records: Records) -> str:
-    record = records["pruning-digits"]
+    record = records.study("digits", "digits")
     rows = []
     for arm, row in record["summary"].items():
         how, _, p = arm.partition("-")
@@ -98,31 +63,30 @@ def results(records: Records) -> str:
     return _table(["training", "clean", "AutoAttack", "examples seen", "seconds"], rows) + (
         f"\nDigits, epsilon 0.13, pruned after epoch 3 of 30. Mean ± standard deviation over "
         f"{seeds} seeds; AutoAttack standard on the first {record['n']} test images. Seconds are "
-        f"examples seen, divided by the highest rate of these runs on one CPU thread. From "
-        f"`results/pruning-digits.json` (`{record['command']}`).\n")
+        f"examples seen, divided by the highest rate of these runs on one CPU thread. "
+        f"{record['source'].lstrip()}")
 
 
 def puma(records: Records) -> str:
-    names = {"full": "all data", "random": "`--prune random`",
-             "keep-hard": "`--prune high` by margin", "puma": "`--prune puma`",
-             "puma-floor": "`--prune puma`, `--eps-floor` eps/2",
-             "keep-easy": "`--prune low` by margin"}
-    mnist, cifar = records["puma-mnist"], records["puma-cifar10-narrow"]
+    names = {"full": "all data", "random-0.3-from-start": "`--prune random`",
+             "margin-0.3": "`--prune high` by margin", "puma-0.3": "`--prune puma`",
+             "puma-floor-0.3": "`--prune puma`, `--eps-floor` eps/2",
+             "keep-easy-0.3": "`--prune low` by margin"}
+    mnist, cifar = (records.study("puma", name) for name in ("mnist-pgd5", "cifar10-width4"))
     rows = [[name, *(_spread(record["summary"][arm], accuracy) for record in (mnist, cifar)
                      for accuracy in ("clean_accuracy", "robust_accuracy"))]
             for arm, name in names.items()]
     return _table(["training, p = 0.3", "MNIST: clean", "AutoAttack", "narrow CIFAR-10: clean",
                    "AutoAttack"], rows) + (
         f"\nMean ± standard deviation over {mnist['summary']['full']['seeds']} seeds; AutoAttack "
-        f"standard on the first {mnist['n']} test images."
-        f"{_source('puma-mnist', 'puma-cifar10-narrow')} (`{mnist['command']}`, "
-        f"`{cifar['command']}`).\n")
+        f"standard on the first {mnist['n']} test images.{mnist['source']}"
+        f"{cifar['source'].lstrip()}")
 
 
 def collapse(records: Records) -> str:
-    record = records["collapse-mnist"]
-    names = {"paper": "`--recipe paper`", "robust": "`--recipe robust`",
-             "rollback": "`--on-collapse rollback`", "small step": "`--alpha 0.2`"}
+    record = records.study("collapse", "mnist-collapse")
+    names = {"full": "`--recipe paper`", "robust": "`--recipe robust`",
+             "rollback": "`--on-collapse rollback`", "small-step": "`--alpha 0.2`"}
     rows, first = [], None
     for arm, row in record["summary"].items():
         mine = [r for r in record["rows"] if r["arm"] == arm]
@@ -141,8 +105,7 @@ def collapse(records: Records) -> str:
         f"\nMean ± standard deviation over seeds; PGD-50-10 on the first {record['n']:,} test "
         f"images. Time is that of the fastest run, as a ratio to the first row's, on one thread "
         f"of a shared machine. Guard is the median of its share of the training time."
-        f"{_source('collapse-mnist')} "
-        f"(`{record['command']}`).\n")
+        f"{record['source']}")
 
 
 # --- what the kernels are worth

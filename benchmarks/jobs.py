@@ -44,6 +44,7 @@ def seconds(workers, log, *args):
 def measure(args, device):
     """Images/s of both ways, and the median of their ratios."""
     args.limit = args.limit or LIMIT
+    used = train.begin(recipe.of(args, device), device)[0].args
     rows, log = [], Path(os.devnull)
     for _ in range(args.rounds):
         taken = []
@@ -54,5 +55,5 @@ def measure(args, device):
                      "side_by_side": RUNS * EPOCHS * args.limit / taken[1]})
         print("in turn {in_turn:,.0f} images/s, side by side {side_by_side:,.0f}".format(
             **rows[-1]))
-    return {**recipe.fields(recipe.of(args, device), args.limit), "runs": RUNS, "rounds": rows,
+    return {**recipe.fields(used, args.limit), "runs": RUNS, "rounds": rows,
             "ratio": median(row["side_by_side"] / row["in_turn"] for row in rows)}

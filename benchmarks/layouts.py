@@ -9,7 +9,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from advprune import attacks, layers, models
+from advprune import attacks, inputs, layers, models
 from benchmarks.floor import LAYOUTS
 from benchmarks.timing import sync
 
@@ -19,14 +19,6 @@ NETWORKS = [  # name, width, channels, size, images in a step: fewer where a ste
     ("resnet18", None, 3, 32, 128), ("vgg11", None, 3, 32, 64)]
 ROUNDS, SECONDS = 5, 0.5  # SECONDS: about how long a layout's turn takes
 EPS, ALPHA = 8 / 255, 10 / 255
-
-
-def has_bf16(device):
-    """Whether this machine computes in bfloat16, as far as torch tells."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
 def step(model, opt, x, y, autocast):
@@ -49,7 +41,7 @@ def variants(network, device):
     for layout, form in LAYOUTS.items():
         model = layers.lay_out(models.build(name, channels, 10, width, size), form).to(device)
         opt = torch.optim.SGD(model.train().parameters(), 0.001)
-        for precision in ("fp32", "bf16") if has_bf16(device) else ("fp32",):
+        for precision in ("fp32", "bf16") if inputs.has_bf16(device) else ("fp32",):
             images = x.contiguous(memory_format=form)
             autocast = torch.autocast(device.type, torch.bfloat16, precision == "bf16")
             calls[layout, precision] = (

@@ -159,6 +159,8 @@ Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t ep
   for (int64_t b = 0; b < batch; b++)
     check(row[b] >= 0 && row[b] < n, "augment", "an id is outside the images");
   if (out.numel() == 0) return out;
+  float shades[256];  // where nothing can be moved as a vector
+  for (int v = 0; v < 256; v++) shades[v] = pixel((uint8_t)v);
   const uint8_t* from = images.const_data_ptr<uint8_t>();
   float* to = out.mutable_data_ptr<float>();
   int64_t size = channels * height * width, across = channels_last ? channels : 1;
@@ -175,8 +177,11 @@ Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t ep
           int64_t first = y < 0 || y >= height ? width : std::clamp<int64_t>(-shift, 0, width);
           int64_t last = std::clamp<int64_t>(width - shift, first, width);
           for (int64_t w = 0; w < first; w++) line[w * across] = 0.0f;
-          for (int64_t w = first; w < last; w++)
-            line[w * across] = pixel(shade[place.flip ? -w : w]);
+          if (across == 1 && !place.flip)
+            for (int64_t w = first; w < last; w++) line[w] = pixel(shade[w]);
+          else
+            for (int64_t w = first; w < last; w++)
+              line[w * across] = shades[shade[place.flip ? -w : w]];
           for (int64_t w = last; w < width; w++) line[w * across] = 0.0f;
         }
     }

@@ -168,8 +168,7 @@ def test_layouts_record(bf16, monkeypatch, tmp_path):
     monkeypatch.setattr(layouts, "NETWORKS", [("mnist-net", 2, 1, 28, 4),
                                               ("preactresnet18", 1, 3, 32, 4)])
     monkeypatch.setattr(layouts, "SECONDS", 0)
-    for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, check, lambda: bf16, raising=False)
+    monkeypatch.setattr(layouts.inputs, "has_bf16", lambda device: bf16)
     seen, whole = set(), layouts.step
 
     def step(model, opt, x, y, autocast):
@@ -192,12 +191,6 @@ def test_layouts_record(bf16, monkeypatch, tmp_path):
         first = record["rows"][0 if row["model"] == "mnist-net" else len(ways)]
         assert row["ratio"] == pytest.approx(row["images_per_second"]
                                              / first["images_per_second"])
-
-
-def test_a_torch_without_the_checks_has_no_bf16(monkeypatch):
-    for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.delattr(torch.cpu, check, raising=False)
-    assert not layouts.has_bf16(CPU)
 
 
 def test_digits_are_the_default(monkeypatch):

@@ -67,7 +67,8 @@ TRAIN = {
 EVALUATE = {
     "--attack": ["clean", "fgsm", "clean,fgsm", "x", "", "fgsm,x", ","], "--n": ["4", "9", *WHOLE],
     "--epsilon": REAL, "--batch-size": ["3", *WHOLE], "--seed": SEED, "--out": FILE,
-    "--device": DEVICE, "--weights": ["run/model.safetensors", *ODD], "--dataset": DATA,
+    "--until": ["0.5", *SHARE], "--device": DEVICE, "--dataset": DATA,
+    "--weights": ["run/model.safetensors", *ODD],
     "--model": ["mnist-net", "preactresnet18", "x"], "--width": WHOLE, "--image-size": WHOLE,
     "--skip-bad": None, "--data-dir": ["empty", "afile"], "--cache-dir": ["cache"],
     "--trust-code": None}
@@ -85,7 +86,8 @@ BENCHMARK = {"--json": FILE, "--figure": FILE, "--data-dir": ["empty"], "--devic
 TIMED = {**BENCHMARK, "--dataset": DATA, "--limit": ["20", "33", *WHOLE], "--width": ["1", "x"],
          "--precision": ["fp32", "bf16", "tf32", "x"], "--epochs": ["2", "3", *WHOLE],
          "--rounds": ["1", "0", "x"], "--model": ["mnist-net", "vgg11", "x", "gone.py:net"]}
-REPRODUCE = {"--seeds": WHOLE, "--n": WHOLE, "--arms": ["full", "x", "", "full,x"],
+REPRODUCE = {"--seeds": ["2", "0-1", "1-0", *WHOLE], "--n-eval": WHOLE, "--jobs": ["1", "0", "x"],
+             "--arms": ["full", "x", "", "full,x"], "--dataset": DATA,
              "--budget": REAL, "--data-dir": ["empty", "afile"]}
 
 
@@ -118,7 +120,7 @@ COMMANDS = st.one_of(
     lines(geometry, [["synthetic"], ["synthetic", "digits"], ["mnist"], [], ["x"]], GEOMETRY),
     lines(benchmark, [["kernels"], ["ablation"], [], ["x"]], BENCHMARK),
     lines(benchmark, [["training"], ["scale"], ["layouts"]], TIMED),
-    lines(reproduce, [["pruning", "digits"], ["pruning"], ["puma", "mnist"], ["gpu"], ["x"], []],
+    lines(reproduce, [["digits"], ["puma", "--dataset", "mnist"], ["gpu"], ["x"], []],
           REPRODUCE))
 
 
@@ -148,8 +150,11 @@ def small(monkeypatch):
     monkeypatch.setattr(geometry.data, "load", lambda name, *args, **how: few(load, name, args,
                                                                              how))
     monkeypatch.setattr(geometry, "TSNE", lambda **how: TSNE(**how, max_iter=250))
-    monkeypatch.setattr(reproduce, "run_arm", lambda root, study, arm, seed, args: {
-        "arm": arm, "seed": seed, "clean_accuracy": 0.5, "robust_accuracy": 0.5})
+    monkeypatch.setattr(reproduce, "run_arm", lambda run, *_: {"robust_accuracy": 0.5})
+    monkeypatch.setattr(reproduce.studies, "record", lambda results, run: {
+        "arm": run.arm, "clean_accuracy": 0.5, "robust_accuracy": 0.5})
+    for name in reproduce.SCRIPTS:
+        monkeypatch.setitem(reproduce.SCRIPTS, name, lambda args: "made")
 
 
 def few(load, name, args, how):

@@ -4,6 +4,7 @@ import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import evaluate
 import prune
 import reproduce
 import train
-from advprune import cli, data, files, pruning, runs, tables
+from advprune import cli, data, files, pruning, runs, studies, tables
 
 RECORDS = ["null", "[]", "{}", '"x"', '{"n": 1', ""]  # JSON of the wrong kind, or cut short
 
@@ -158,19 +159,23 @@ def test_a_damaged_record_is_one_sentence(content, trained, tmp_path, capsys):
     assert "train.json is damaged" in refused(prune.main, [run], capsys)
     results = tmp_path / "results"
     results.mkdir()
-    (results / "pruning-digits.json").write_text(content)
-    assert "pruning-digits.json is damaged" in refused(reproduce.main, ["pruning", "digits"],
-                                                       capsys)
+    (results / "digits").mkdir()
+    (results / "digits/full-0.json").write_text(content)
+    assert "full-0.json is damaged" in refused(reproduce.main, ["digits"], capsys)
+    (results / "cpu-kernels.json").write_text(content)
     with pytest.raises(cli.UserError, match="is damaged"):
-        tables.Records(results)["pruning-digits"]
-    for name in ("train.json", "eval.json"):  # of an arm of a study that has ended
-        arm = tmp_path / "arms" / "full-0"
+        tables.Records(results)["cpu-kernels"]
+    (results / "digits/full-0.json").unlink()
+    first = studies.EXPERIMENTS["digits"][0].runs()[0]
+    for name in ("train.json", f"eval-{first.n}.json"):  # of a run that has ended
+        arm = Path("runs") / first.name
         shutil.rmtree(arm, ignore_errors=True)
         shutil.copytree(trained(), arm)
-        (arm / "eval.json").write_text('{"n": 5, "robust_accuracy": 0, "robust_interval": []}')
+        (arm / f"eval-{first.n}.json").write_text(
+            '{"n": 5, "robust": "", "robust_accuracy": 0, "robust_interval": []}')
         (arm / name).write_text(content)
         with pytest.raises(cli.UserError, match=f"{name} is damaged"):
-            reproduce.run_arm(arm.parent, reproduce.STUDIES["pruning", "digits"], "full", 0, None)
+            reproduce.run_arm(first, "data", 1)
 
 
 @pytest.mark.parametrize("content", [*RECORDS, '{"labels": 3, "unreadable": []}',

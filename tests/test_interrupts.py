@@ -61,8 +61,8 @@ def test_the_same_command_continues(forks, trained, tmp_path, name, flags, begun
 
 
 def test_a_study_says_that_its_command_continues_it(forks, tmp_path):
-    said = interrupted(forks, tmp_path / "log", "reproduce", ["pruning", "digits"],
-                       Path("runs/pruning-digits/full-0/state.pt").exists)
+    said = interrupted(forks, tmp_path / "log", "reproduce", ["digits"],
+                       Path("runs/digits/full-0/state.pt").exists)
     assert said == "reproduce.py: interrupted; the same command continues the study"
 
 

@@ -91,8 +91,8 @@ def test_a_lock_is_of_the_file_that_its_path_names(tmp_path, monkeypatch):
 
 
 def test_a_second_reproduce_of_a_study_is_refused(begun, tmp_path, capsys):
-    study = ["pruning", "digits", "--seeds", "1", "--n", "5"]
-    root = Path("runs/pruning-digits")
+    study = ["digits", "--seeds", "1", "--n-eval", "5"]
+    root = Path("runs/digits")
     _, started = begun("reproduce", study, (root / "full-0/config.json").exists)
     refused(capsys, reproduce.main, study, "in use by another process")
     assert (root / "full-0/config.json").exists()

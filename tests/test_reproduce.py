@@ -5,83 +5,120 @@ import re
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import killing
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, refused
 
 import reproduce
-from advprune import files, jobs, tables
+from advprune import files, jobs, render, settings, studies
 
-SMALL = reproduce.Study("--dataset synthetic --limit 200 --epochs 2", reproduce.PUMA, 5, "pgd")
+ARMS = ("full", "random-0.3-from-start", "margin-0.3", "puma-0.3")
 
 
-def test_the_study_continues_and_loses_nothing(tmp_path, monkeypatch, capsys):
-    small = reproduce.Study("--dataset synthetic --limit 200 --epochs 2", reproduce.PUMA, 5)
-    monkeypatch.setitem(reproduce.STUDIES, ("puma", "mnist"), small)
-    study = ["puma", "mnist", "--seeds", "1"]
-    first = reproduce.main([*study, "--arms", "random,puma"])
-    assert [row["arm"] for row in first["rows"]] == ["full", "random", "puma"]
-    (tmp_path / "runs/puma-mnist/keep-easy-0").mkdir()
-    (tmp_path / "runs/puma-mnist/keep-easy-0/.lock").touch()  # killed in its first epoch
-    made = (tmp_path / "runs/puma-mnist/puma-0/model.safetensors").stat().st_mtime_ns
-    whole = reproduce.main([*study, "--arms", "keep-easy"])
-    assert [row["arm"] for row in whole["rows"]] == ["full", "random", "puma", "keep-easy"]
-    assert whole["rows"][:3] == first["rows"]
-    assert (tmp_path / "runs/puma-mnist/puma-0/model.safetensors").stat().st_mtime_ns == made
-    written = json.loads((tmp_path / "results/puma-mnist.json").read_text())
-    assert written["rows"] == whole["rows"] and written["summary"]["puma"]["seeds"] == 1
-    for row in whole["rows"]:
-        assert row["n_kept"] == (200 if row["arm"] == "full" else 140) and row["n"] == 5
-    with pytest.raises(SystemExit) as stop:
-        reproduce.main([*study, "--n", "6"])
-    assert stop.value.code == 2 and (tmp_path / "results/puma-mnist.json").exists()
+def small(setups, experiments, arms=ARMS, attack="pgd"):
+    """Make an experiment `puma` of these arms, on data that take no time."""
+    setups["tiny"] = studies.Setup("--dataset synthetic --limit 200 --epochs 2", attack)
+    experiments["puma"] = (studies.Part("tiny", arms, 1, 5),)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The function `small`, undone after the test."""
+    setups, experiments = dict(studies.SETUPS), dict(studies.EXPERIMENTS)
+    monkeypatch.setattr(studies, "SETUPS", setups)
+    monkeypatch.setattr(studies, "EXPERIMENTS", experiments)
+    return partial(small, setups, experiments)
+
+
+def records(folder="."):
+    return {path.stem: json.loads(path.read_text())
+            for path in Path(folder).glob("results/tiny/*.json")}
+
+
+def test_the_study_continues_and_loses_nothing(tmp_path, tiny, capsys):
+    tiny(attack="autoattack")
+    first = reproduce.main(["puma", "--arms", "full,puma-0.3"])
+    assert first["runs"] == 2 and set(records()) == {"full-0", "puma-0.3-0"}
+    (tmp_path / "runs/tiny/margin-0.3-0").mkdir()
+    (tmp_path / "runs/tiny/margin-0.3-0/.lock").touch()  # killed in its first epoch
+    made, before = Path("runs/tiny/puma-0.3-0/model.safetensors").stat().st_mtime_ns, records()
+    whole = reproduce.main(["puma"])
+    assert set(records()) == {f"{arm}-0" for arm in ARMS}
+    assert all(records()[name] == record for name, record in before.items())
+    assert Path("runs/tiny/puma-0.3-0/model.safetensors").stat().st_mtime_ns == made
+    assert list(whole["summary"]["tiny"]) == list(ARMS)
+    assert "4 runs, 2 of them have records" in capsys.readouterr().err
+    for name, record in records().items():
+        assert record["n_kept"] == (200 if name == "full-0" else 140)
+        assert record["n"] == len(record["robust"]) == 5
+        assert record["robust_accuracy"] == record["robust"].count("1") / 5
+
+
+def test_more_images_are_attacked_and_fewer_are_a_part_of_the_record(tiny):
+    tiny(("full",))
+    reproduce.main(["puma", "--n-eval", "8"])
+    made = Path("runs/tiny/full-0/model.safetensors").stat().st_mtime_ns
+    (whole,) = records().values()
+    fewer = reproduce.main(["puma", "--n-eval", "4"])["summary"]["tiny"]["full"]
+    assert fewer["robust_accuracy"] == whole["robust"][:4].count("1") / 4
+    assert records() == {"full-0": whole}
+    reproduce.main(["puma", "--n-eval", "9"])
+    (more,) = records().values()
+    assert more["n"] == len(more["robust"]) == 9
+    assert Path("runs/tiny/full-0/model.safetensors").stat().st_mtime_ns == made
+
+
+def test_a_record_of_other_flags_is_not_taken_for_this_run(tiny, capsys):
+    tiny(("full",))
+    reproduce.main(["puma"])
+    path = Path("results/tiny/full-0.json")
+    path.write_text(path.read_text().replace("--epochs 2", "--epochs 3"))
+    capsys.readouterr()
+    said = refused(reproduce.main, ["puma"], capsys)
+    assert "full-0.json is of a run with other flags" in said
 
 
 def untimed(record):
-    """A study's record without what depends on time and on the number of jobs."""
-    rows = [{name: value for name, value in row.items()
-             if name not in ("train_seconds", "guard_seconds", "threads", "jobs")}
-            for row in record["rows"]]
-    return rows, record["summary"], record["n"], record["study"]
+    """A record without what depends on time and on the number of jobs."""
+    return {name: value for name, value in record.items()
+            if "seconds" not in name and name not in ("threads", "jobs")}
 
 
-def test_jobs_side_by_side_give_the_same_record(tmp_path, monkeypatch, capsys):
+def test_jobs_side_by_side_give_the_same_records(tmp_path, monkeypatch, tiny, capsys):
     torch.set_num_threads(1)  # as each job has, so that sums are of the same order
-    monkeypatch.setitem(reproduce.STUDIES, ("puma", "mnist"), SMALL)
-    study = ["puma", "mnist", "--seeds", "2", "--arms", "random,puma,keep-easy", "--data-dir",
-             str(tmp_path)]
-    records = {}
+    tiny()
+    study, found = ["puma", "--seeds", "2", "--data-dir", str(tmp_path)], {}
     for count in (1, 2):
         (tmp_path / str(count)).mkdir()
         monkeypatch.chdir(str(tmp_path / str(count)))
-        records[count] = reproduce.main([*study, "--jobs", str(count)])
-        assert [row["jobs"] for row in records[count]["rows"]] == [count] * 8
-        assert all(row["threads"] == 1 for row in records[count]["rows"])
-        written = json.loads(Path("results/puma-mnist.json").read_text())
-        assert written["rows"] == records[count]["rows"]
-    assert untimed(records[2]) == untimed(records[1])
-    lines = [line for line in capsys.readouterr().err.splitlines() if " runs done, " in line]
+        reproduce.main([*study, "--jobs", str(count)])
+        found[count] = records()
+        assert len(found[count]) == 8
+        assert all(row["jobs"] == count and row["threads"] == 1 for row in found[count].values())
+    assert ({name: untimed(record) for name, record in found[1].items()}
+            == {name: untimed(record) for name, record in found[2].items()})
+    lines = [line for line in capsys.readouterr().err.splitlines() if " runs done, " in line][8:]
     assert [line.split("; ")[1] for line in lines] == [
         f"{i} runs done, {8 - i} left, about {line.split()[-2]} minutes"
         for i, line in enumerate(lines, 1)] and len(lines) == 8
-    assert "robust accuracy" in Path("runs/puma-mnist/puma-1.log").read_text()
-    again = reproduce.main([*study, "--jobs", "3"])  # nothing is left to do
-    assert again["rows"] == records[2]["rows"]
+    assert "robust accuracy" in Path("runs/tiny/puma-0.3-1.log").read_text()
+    reproduce.main([*study, "--jobs", "3"])  # nothing is left to do
+    assert records() == found[2]
 
 
-def test_a_job_that_fails_is_one_sentence(monkeypatch, capsys):
-    small = reproduce.Study("--dataset synthetic --limit 200 --epochs 2",
-                            {"full": "", "wrong": "--lr x"}, 5, "pgd")
-    monkeypatch.setitem(reproduce.STUDIES, ("puma", "mnist"), small)
+def test_a_job_that_fails_is_one_sentence(monkeypatch, tiny, capsys):
+    tiny(("full", "wrong"))
+    monkeypatch.setitem(studies.ARMS, "wrong", "--lr x")
     with pytest.raises(SystemExit) as stopped:
-        reproduce.main(["puma", "mnist", "--seeds", "1", "--jobs", "2"])
+        reproduce.main(["puma", "--jobs", "2"])
     said = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2
     assert "wrong-0.log ends with: " in said[-1] and "--lr" in said[-1]
-    assert not Path("runs/puma-mnist/.lock").exists()
+    assert not Path("runs/tiny/.lock").exists()
 
 
 def children(process):
@@ -91,17 +128,16 @@ def children(process):
 
 def small_study(argv, log):
     """The body of a process."""
-    reproduce.STUDIES["puma", "mnist"] = SMALL
+    small(studies.SETUPS, studies.EXPERIMENTS)
     killing.script("reproduce", argv, log)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_study_of_jobs_that_was_ended_goes_on(how, forks, tmp_path):
-    study, log = ["puma", "mnist", "--seeds", "2", "--jobs", "2"], tmp_path / "log"
-    record = tmp_path / "results/puma-mnist.json"
+    study, log = ["puma", "--seeds", "2", "--jobs", "2"], tmp_path / "log"
     process = forks.Process(target=small_study, args=(study, log))
     process.start()
-    killing.until(record.exists, process)
+    killing.until(records, process)
     workers = children(process.pid)
     os.kill(process.pid, how)
     process.join(30)
@@ -113,15 +149,13 @@ def test_a_study_of_jobs_that_was_ended_goes_on(how, forks, tmp_path):
         assert log.read_text().endswith(
             "reproduce.py: interrupted; the same command continues the study\n")
         assert not list((tmp_path / "runs").rglob(".lock"))
-    first = json.loads(record.read_text())["rows"]
-    assert 1 <= len(first) < 12
+    first = records()
+    assert 1 <= len(first) < 8
     process = forks.Process(target=small_study, args=(study, log))
     process.start()
     process.join(120)
-    rows = json.loads(record.read_text())["rows"]
-    assert [(row["seed"], row["arm"]) for row in rows] == [
-        (seed, arm) for seed in (0, 1) for arm in reproduce.PUMA]
-    assert all(row in rows for row in first)  # with their times
+    assert set(records()) == {f"{arm}-{seed}" for seed in (0, 1) for arm in ARMS}
+    assert all(records()[name] == record for name, record in first.items())  # with their times
 
 
 def parent_of_a_long_job():
@@ -143,23 +177,22 @@ def test_jobs_end_with_their_parent_whatever_they_do(forks):
     killing.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), seconds=20)
 
 
-def test_one_job_measures_the_margins_of_a_seed(tmp_path):
-    def may_begin(arm, *running):
-        return reproduce.may_begin(tmp_path, SMALL, 1, arm, set(running))
+def test_one_job_measures_the_margins_of_a_seed(tiny):
+    tiny()
+    (full, other, margin, puma), later = (studies.EXPERIMENTS["puma"][0].runs([seed])
+                                          for seed in (0, 1))
+    assert reproduce.may_begin(full, {puma}) and reproduce.may_begin(other, {puma})
+    assert reproduce.may_begin(puma, {other, *later})
+    assert not reproduce.may_begin(puma, {full}) and not reproduce.may_begin(puma, {margin})
+    scores = Path("runs/tiny/margins-0/scores.npz")
+    scores.parent.mkdir(parents=True)
+    scores.touch()
+    assert reproduce.may_begin(puma, {margin})
 
-    assert may_begin("full") and may_begin("random") and not may_begin("puma")
-    (tmp_path / "full-1").mkdir()
-    (tmp_path / "full-1/eval.json").touch()
-    assert may_begin("puma", (1, "random")) and may_begin("puma", (0, "keep-easy"))
-    assert not may_begin("puma", (1, "keep-easy"))
-    (tmp_path / "margins-1").mkdir()
-    (tmp_path / "margins-1/scores.npz").touch()
-    assert may_begin("puma", (1, "keep-easy"))
 
-
-@pytest.mark.parametrize("flags", [["puma"], ["pruning", "cifar10"], ["nosuch"], ["gpu"],
-                                   ["puma", "mnist", "--arms", "nosuch"],
-                                   ["puma", "mnist", "--jobs", "0"]])
+@pytest.mark.parametrize("flags", [["nosuch"], ["gpu"], ["puma", "--arms", "nosuch"],
+                                   ["puma", "--jobs", "0"], ["puma", "--dataset", "digits"],
+                                   ["digits", "--seeds", "3-1"], ["digits", "--seeds", "0"]])
 def test_bad_use(flags, capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         reproduce.main(flags)
@@ -168,20 +201,27 @@ def test_bad_use(flags, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("flags", sorted({
+    run.flags for parts in studies.EXPERIMENTS.values() for part in parts
+    for run in part.runs([0])}))
+def test_every_run_of_an_experiment_is_a_command_of_train(flags, tmp_path):
+    (tmp_path / "scores.npz").touch()
+    settings.parse(flags.format(margins=tmp_path / "scores.npz", half=0.1).split())
+
+
 @pytest.fixture
 def pages(tmp_path):
     """The folder of a copy of all that `render` reads."""
-    for name in ("README.md", "docs", "results", "examples"):
+    for name in ("README.md", "docs", "results", "examples", "figures"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    (tmp_path / "figures").mkdir()
     return tmp_path
 
 
 def test_tables_and_pictures_are_those_of_the_records(pages):
     texts = {path: path.read_text() for path in [*pages.glob("*.md"), *pages.glob("docs/*.md")]}
     assert sum("<!-- render: " in text for text in texts.values()) >= 4
-    tables.render(pages)
+    render.render(pages)
     for path, text in texts.items():
         assert path.read_text() == text, f"{path.name}: run `python reproduce.py render`"
     drawn = {path.name for path in (pages / "figures").iterdir()}
@@ -191,18 +231,17 @@ def test_tables_and_pictures_are_those_of_the_records(pages):
 
 
 def test_a_changed_record_changes_the_page(pages):
-    record = pages / "results/puma-mnist.json"
-    content = json.loads(record.read_text())
-    content["summary"]["puma"]["robust_accuracy"] = 0.123456
-    files.write_json(record, content)
-    assert "docs/puma.md" in tables.render(pages)
+    for seed in range(3):
+        record = pages / f"results/mnist-pgd5/puma-0.3-{seed}.json"
+        files.write_json(record, {**json.loads(record.read_text()), "robust_accuracy": 0.123456})
+    assert "docs/puma.md" in render.render(pages)
     assert "0.123" in (pages / "docs/puma.md").read_text()
 
 
 def test_no_measured_number_stands_in_prose():
     """Accuracies, ratios and times are in rendered blocks; settings have few digits."""
     for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
-        prose = tables.PLACE.sub("", path.read_text())
+        prose = render.PLACE.sub("", path.read_text())
         prose = re.sub(r"```.*?```|`[^`]*`|^    .*$|\]\([^)]*\)", "", prose,
                        flags=re.DOTALL | re.MULTILINE)
         assert not re.findall(r"\b0\.\d{3,}|\d+(\.\d+)? (?:times|images/s)", prose), path

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 import benchmark
-from advprune import speed, tables
+from advprune import render, speed
 from benchmarks import attack, layouts, scale
 
 
@@ -22,11 +22,11 @@ def pages(tmp_path):
 
 @pytest.fixture
 def no_pictures_of_others(monkeypatch):
-    monkeypatch.setattr("advprune.plots.FIGURES", {})
+    monkeypatch.setattr(render, "FIGURES", speed.FIGURES)
 
 
 def test_what_is_not_measured_says_how_to(pages, no_pictures_of_others):
-    tables.render(pages)
+    render.render(pages)
     text = (pages / "docs/speed.md").read_text()
     said = re.findall(r"<!-- render: \w+ -->\nNot yet measured: `python (benchmark.*)`\.\n", text)
     assert [line.split()[1] for line in said] == ["training", "scale", "layouts", "jobs", "attack"]
@@ -50,8 +50,8 @@ def test_the_page_has_the_numbers_of_the_records(pages, no_pictures_of_others, m
     monkeypatch.setattr(attack, "N", 5)
     attacked = benchmark.main(["attack", *few, "--rounds", "1",
                                "--json", "results/cpu-attack.json"])
-    written = tables.render(pages)
-    assert written == ["docs/speed.md", "figures/scale.png"]
+    written = render.render(pages)
+    assert written == ["docs/speed.md", "figures/scale.png", "report.html"]
     assert (pages / "figures/scale.png").stat().st_size > 5000
     text = (pages / "docs/speed.md").read_text()
     assert "measured: `python benchmark.py" not in text and "](../figures/scale.png)" in text
@@ -80,7 +80,7 @@ def test_a_second_profile_is_a_second_table(pages, no_pictures_of_others):
     for name, precision in zip(names, ("fp32", "bf16"), strict=True):
         benchmark.main(["training", "--dataset", "digits", "--limit", "20", "--rounds", "1",
                         "--precision", precision, "--json", name])
-    text = tables.block("training", pages)
+    text = render.block("training", pages)
     assert text.count("| attack forward |") == 2
     assert "mnist-net, fp32" in text and "mnist-net, bf16" in text
 

@@ -264,10 +264,10 @@ def test_help_is_the_files_docstring(capsys):
 
 
 def test_a_cpu_without_bfloat16_is_told_so(trained, monkeypatch, capsys):
-    monkeypatch.setattr(inputs, "has_bf16", lambda: False)
+    monkeypatch.setattr(inputs, "has_bf16", lambda device: False)
     trained("--precision", "bf16", "--epochs", "1")
     assert "no bfloat16 instructions" in capsys.readouterr().err
-    monkeypatch.setattr(inputs, "has_bf16", lambda: True)
+    monkeypatch.setattr(inputs, "has_bf16", lambda device: True)
     trained("--precision", "bf16", "--epochs", "1", "--seed", "1")
     assert "no bfloat16 instructions" not in capsys.readouterr().err
 

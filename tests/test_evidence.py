@@ -1,0 +1,110 @@
+"""The verdicts, the front and the report follow from the records by hand."""
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from scipy import stats
+
+from advprune import curves, evidence, render, studies, tables
+
+
+def row(arm, seed, robust, clean=0.9, **more):
+    return {"arm": arm, "seed": seed, "robust_accuracy": robust, "clean_accuracy": clean, **more}
+
+
+def test_differences_are_paired_by_seed():
+    rows = [row("a", 0, 0.5), row("b", 0, 0.4), row("a", 1, 0.9), row("b", 1, 0.7),
+            row("a", 2, 0.1)]  # b has no seed 2
+    found = evidence.by_seed(rows, evidence._less("a", "b"))
+    np.testing.assert_allclose(found, [0.1, 0.2])
+    both = (*evidence._less("a", "b"), (2, "a", "clean_accuracy"))
+    np.testing.assert_allclose(evidence.by_seed(rows, both), [1.9, 2.0])
+
+
+def test_the_interval_is_that_of_a_t_test():
+    values = np.array([0.1, 0.4, 0.2, 0.25])
+    low, high = evidence.interval(values)
+    wanted = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((wanted.low, wanted.high))
+
+
+@pytest.mark.parametrize(("values", "bound", "below", "says"), [
+    ([0.1, 0.11, 0.12], 0, False, "holds"), ([0.1, 0.11, 0.12], 0, True, "does not hold"),
+    ([-0.1, -0.11, -0.12], 0, True, "holds"), ([-0.1, -0.11, -0.12], 0, False, "does not hold"),
+    ([0.1, 0.11, 0.12], 0.2, True, "holds"), ([0.1, -0.2, 0.3], 0, True, "cannot be told"),
+    ([0.1, 0.11], 0, False, "not yet measured"), ([], 0, False, "not yet measured")])
+def test_verdicts(values, bound, below, says):
+    assert evidence.verdict(np.array(values), bound, below).startswith(says)
+
+
+def test_every_claim_is_about_runs_of_its_experiment():
+    for claim in evidence.CLAIMS:
+        (part,) = (p for p in studies.EXPERIMENTS[claim.experiment] if p.setup == claim.setup)
+        assert {arm for _, arm, _ in claim.terms} <= set(part.arms), claim
+        assert part.seeds >= evidence.LEAST
+
+
+def test_arms_of_equal_time_have_seen_as_many_examples():
+    for setup, pairs in evidence.EQUAL.items():
+        epochs = {"mnist-robust": 8, "cifar10-width16": 15}[setup]
+        for p, fewer in pairs.items():
+            assert fewer == pytest.approx(3 + (epochs - 3) * (1 - p), abs=0.21)
+
+
+def test_the_front_has_whatever_no_other_beats():
+    points = {"slow": (1.0, 0.9, 0), "worse": (0.9, 0.7, 0), "fast": (0.5, 0.8, 0),
+              "faster": (0.4, 0.8, 0), "same time": (0.4, 0.5, 0), "best": (1.2, 0.95, 0)}
+    assert curves.front(points) == ["faster", "slow", "best"]
+
+
+def test_time_is_examples_and_scoring():
+    rows = [row("full", s, 0.8, examples=1000, train_seconds=10, prune_seconds=0) for s in (0, 1)]
+    rows += [row("high-0.4", s, 0.6 + s / 10, examples=500, train_seconds=5, prune_seconds=1)
+             for s in (0, 1)]
+    found = curves.costs(rows)
+    assert found["full"] == pytest.approx((1, 0.8, 0))
+    assert found["high-0.4"] == pytest.approx((0.5 * 1.2, 0.65, np.std([0.6, 0.7], ddof=1)))
+
+
+@pytest.fixture
+def pages(tmp_path):
+    for name in ("README.md", "docs", "results", "examples", "figures"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    return tmp_path
+
+
+def test_records_become_tables_verdicts_and_pictures(pages):
+    shutil.rmtree(pages / "results/mnist-robust", ignore_errors=True)
+    text = render.block("claims", pages)
+    assert text.count("| not yet measured: `python reproduce.py table1 --jobs 2`") >= 2
+    for part in (p for p in studies.EXPERIMENTS["frontier"] if p.setup == "mnist-robust"):
+        for i, run in enumerate(part._replace(n=500).runs(range(3))):
+            path = pages / f"results/{run.name}.json"
+            path.parent.mkdir(exist_ok=True)
+            full = run.arm == "full"
+            path.write_text(json.dumps({
+                **row(run.arm, run.seed, 0.8 if full else 0.7 + run.seed / 1000),
+                "robust": "1" * 400 + "0" * 100 if full else "0" * 500, "flags": run.flags,
+                "n": 500, "examples": 1000 - i, "train_seconds": 9, "prune_seconds": 0}))
+    said = [line for line in render.block("claims", pages).splitlines()
+            if "MNIST, robust" in line and "0.6 is more robust than all data |" in line]
+    assert len(said) == 1 and "-0.099 (-0.101 to -0.097) | 3 | does not hold |" in said[0]
+    assert "| all data | 3 | 0.900 ± 0.000 | 0.800 ± 0.000 |" in render.block("table1", pages)
+    assert "**full**" in render.block("frontier", pages)  # cut to 200 images: 1 against 0
+    written = render.render(pages)
+    assert {"figures/pruning-mnist.png", "figures/frontier.png"} <= set(written)
+
+
+def test_the_report_needs_no_other_file(pages):
+    render.render(pages)
+    text = (pages / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:|#|https?://)[^"]+"', text)
+    assert text.count("data:image/png;base64,") >= 4 and text.count("<table>") >= 8
+    assert 'name="viewport"' in text and len(text) < 8_000_000
+    for line in render.block("claims", pages).splitlines()[2:]:
+        assert line.split("|")[2].strip().replace(">", "&gt;") in text
+    assert str(tables.Records(pages / "results")["toy-model"]["n"])[:3] in text
