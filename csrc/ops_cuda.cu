@@ -10,6 +10,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <type_traits>
 
 namespace advprune {
 namespace {
@@ -19,7 +20,9 @@ using torch::stable::accelerator::DeviceGuard;
 
 constexpr int THREADS = 256;
 
-#ifdef __CUDACC__  // for other compilers the emulator of the tests defines it
+#ifdef __CUDACC__  // for other compilers the emulator of the tests defines what is here
+constexpr int64_t TALLEST = 65535;  // of a grid, in blocks
+
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 blocks, dim3 threads, cudaStream_t stream,
             Args... args) {
@@ -34,88 +37,135 @@ cudaStream_t stream_of(const Tensor& x) {
   return (cudaStream_t)stream;
 }
 
-// Four consecutive elements, moved in one access where their address allows it.
+// Four consecutive elements, moved in one access.
 template <class T>
 struct alignas(4 * sizeof(T)) Four {
   T v[4];
 };
 
-// The elements of a batch by Philox block. Contiguous: element e of example b is at b size + e.
+// How a kernel walks an example: FLAT contiguous, RGB channels last, both four elements an access;
+// ANY one element an access. A quad is four consecutive elements.
+enum Path { FLAT, RGB, ANY };
+constexpr int QUADS = 64, RGB_THREADS = 3 * QUADS;  // an RGB block has QUADS quads of each channel
+
+// Contiguous: element e of example b is at b size + e.
 // Channels last: position p of channel c, that is element c area + p, is at b size + p channels + c.
 struct Layout {
   int64_t batch, size, channels, area;
-  bool channels_last, aligned;
+  bool channels_last;
+  Path path;
 
   __device__ int64_t at(int64_t b, int64_t e) const {
     return b * size + (channels_last ? e % area * channels + e / area : e);
   }
 };
 
-// f(example, element, uniform, index) for the up to four elements of each block; with `aligned` a
-// block is one 16-byte access of float32. Blocks on x, examples on y: no division by the size.
-template <class F>
-__device__ void for_blocks(const Layout& l, const Noise& noise, const int64_t* ids, const F& f) {
-  int64_t blocks = (l.size + 3) / 4;
-  int64_t block = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-  if (block >= blocks) return;
-  for (int64_t b = blockIdx.y; b < l.batch; b += gridDim.y)
-    f(b, block, philox(noise.seed, (uint32_t)block, (uint32_t)ids[b], noise.epoch, START));
+struct Start {
+  Noise noise;
+  float eps;
+  const float* eps_i;
+  static constexpr bool READS_GRAD = false;
+
+  __device__ void take(int64_t b) {  // the next example
+    if (eps_i) eps = eps_i[b];
+  }
+  __device__ float operator()(float x, float, uint32_t bits) const {
+    return x + start_delta(x, uniform(bits), eps, noise);
+  }
+};
+
+struct Step {
+  Noise noise;
+  float eps, alpha;
+  const float *eps_i, *alpha_i;
+  bool clip_ball;
+  static constexpr bool READS_GRAD = true;
+
+  __device__ void take(int64_t b) {
+    if (eps_i) eps = eps_i[b];
+    if (alpha_i) alpha = alpha_i[b];
+  }
+  __device__ float operator()(float x, float grad, uint32_t bits) const {
+    return step(x, start_delta(x, uniform(bits), eps, noise), grad, eps, alpha, clip_ball);
+  }
+};
+
+// A thread has the same quad of memory in each of its examples: quads on x, examples on y. Its loads
+// are under way while it draws. In RGB a quad of memory is of all channels, and a quad of noise of
+// one: the threads draw for each other. QUADS is a power of two, so that nothing is divided.
+template <Path PATH, class Move, class In, class Out>
+__global__ void __launch_bounds__(PATH == RGB ? RGB_THREADS : THREADS)
+    wide_kernel(Layout l, Move move, const int64_t* ids, const In* x, const Out* grad, Out* out) {
+  int64_t quads = l.size / 4, quad = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (PATH == FLAT && quad >= quads) return;
+  uint32_t channel = threadIdx.x / QUADS, position = threadIdx.x % QUADS, counter = (uint32_t)quad;
+  if (PATH == RGB) counter = channel * (uint32_t)(l.area / 4) + blockIdx.x * QUADS + position;
+  for (int64_t b = blockIdx.y; b < l.batch; b += gridDim.y) {
+    move.take(b);
+    int64_t at = b * quads + quad;
+    Four<In> in{};
+    Four<Out> slope{}, result;
+    if (quad < quads) {
+      in = ((const Four<In>*)x)[at];
+      if constexpr (Move::READS_GRAD) slope = ((const Four<Out>*)grad)[at];
+    }
+    Words words = philox(move.noise.seed, counter, (uint32_t)ids[b], move.noise.epoch, START);
+    if constexpr (PATH == RGB) {
+      __shared__ Words drawn[RGB_THREADS];
+      if (b != blockIdx.y) __syncthreads();  // what was drawn before has been read
+#pragma unroll
+      for (int i = 0; i < 4; i++) drawn[0].w[(4 * position + i) * 3 + channel] = words.w[i];
+      __syncthreads();
+      words = drawn[threadIdx.x];
+    }
+    if (quad >= quads) continue;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      result.v[i] = (Out)move(pixel(in.v[i]), (float)slope.v[i], words.w[i]);
+    ((Four<Out>*)out)[at] = result;
+  }
 }
 
-template <class In, class Out>
-__global__ void rs_start_kernel(Layout l, Noise noise, const int64_t* ids, const In* x, Out* out,
-                                float eps, const float* eps_i) {
-  for_blocks(l, noise, ids, [&](int64_t b, int64_t block, const Words& words) {
-    float radius = eps_i ? eps_i[b] : eps;
-    int64_t first = b * l.size + 4 * block;
-    if (l.aligned) {
-      Four<In> in = *(const Four<In>*)(x + first);
-      Four<Out> result;
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        float centre = pixel(in.v[i]);
-        result.v[i] = (Out)(centre + start_delta(centre, uniform(words.w[i]), radius, noise));
-      }
-      *(Four<Out>*)(out + first) = result;
-      return;
-    }
+template <class Move, class In, class Out>
+__global__ void any_kernel(Layout l, Move move, const int64_t* ids, const In* x, const Out* grad,
+                           Out* out) {
+  int64_t first = 4 * ((int64_t)blockIdx.x * blockDim.x + threadIdx.x);
+  int count = (int)min(l.size - first, (int64_t)4);
+  for (int64_t b = blockIdx.y; b < l.batch; b += gridDim.y) {
+    move.take(b);
+    int64_t at[4];
+    In in[4]{};
+    Out slope[4]{};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      if (4 * block + i >= l.size) break;
-      int64_t at = l.at(b, 4 * block + i);
-      float centre = pixel(x[at]);
-      out[at] = (Out)(centre + start_delta(centre, uniform(words.w[i]), radius, noise));
+      if (i >= count) break;
+      at[i] = l.at(b, first + i);
+      in[i] = x[at[i]];
+      if constexpr (Move::READS_GRAD) slope[i] = grad[at[i]];
     }
-  });
+    Words words =
+        philox(move.noise.seed, (uint32_t)(first / 4), (uint32_t)ids[b], move.noise.epoch, START);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (i >= count) break;
+      out[at[i]] = (Out)move(pixel(in[i]), (float)slope[i], words.w[i]);
+    }
+  }
 }
 
-template <class In, class Out>
-__global__ void fgsm_step_kernel(Layout l, Noise noise, const int64_t* ids, const In* x,
-                                 const Out* grad, Out* out, float eps, const float* eps_i,
-                                 float alpha, const float* alpha_i, bool clip_ball) {
-  for_blocks(l, noise, ids, [&](int64_t b, int64_t block, const Words& words) {
-    float radius = eps_i ? eps_i[b] : eps, length = alpha_i ? alpha_i[b] : alpha;
-    int64_t first = b * l.size + 4 * block;
-    auto move = [&](float centre, float slope, uint32_t bits) {
-      float delta = start_delta(centre, uniform(bits), radius, noise);
-      return (Out)step(centre, delta, slope, radius, length, clip_ball);
-    };
-    if (l.aligned) {
-      Four<In> in = *(const Four<In>*)(x + first);
-      Four<Out> slope = *(const Four<Out>*)(grad + first), result;
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-        result.v[i] = move(pixel(in.v[i]), (float)slope.v[i], words.w[i]);
-      *(Four<Out>*)(out + first) = result;
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      if (4 * block + i >= l.size) break;
-      int64_t at = l.at(b, 4 * block + i);
-      out[at] = move(pixel(x[at]), (float)grad[at], words.w[i]);
-    }
-  });
+template <class Move, class In, class Out>
+void launch_move(const Layout& l, const Move& move, const int64_t* ids, const In* x,
+                 const Out* grad, Out* out, cudaStream_t stream) {
+  int64_t quads = (l.size + 3) / 4;
+  int threads = (int)std::min<int64_t>(THREADS, (quads + 31) / 32 * 32);
+  if (l.path == RGB) threads = RGB_THREADS;
+  dim3 blocks((unsigned)((quads + threads - 1) / threads),
+              (unsigned)std::min<int64_t>(l.batch, TALLEST));
+  auto* kernel = any_kernel<Move, In, Out>;
+  if (l.path == FLAT) kernel = wide_kernel<FLAT, Move, In, Out>;
+  if constexpr (!std::is_same_v<In, uint8_t>)  // walkable() makes uint8 contiguous
+    if (l.path == RGB) kernel = wide_kernel<RGB, Move, In, Out>;
+  launch(kernel, blocks, threads, stream, l, move, ids, x, grad, out);
 }
 
 bool is_channels_last(const Tensor& x) {
@@ -131,27 +181,13 @@ Tensor walkable(const Tensor& x, bool channels_last) {
 
 template <class... Tensors>
 Layout layout_of(const Tensor& x, bool channels_last, const Tensors&... tensors) {
-  int64_t batch = x.size(0), size = x.numel() / batch;
-  bool aligned = !channels_last && size % 4 == 0;
-  for (const Tensor* t : {&x, &tensors...}) {
-    size_t access = 4 * t->element_size();
-    aligned = aligned && (size_t)t->const_data_ptr() % access == 0;
-  }
-  int64_t channels = channels_last ? x.size(1) : 1;
-  return {batch, size, channels, size / channels, channels_last, aligned};
-}
-
-struct Grid {
-  dim3 blocks;
-  int threads;
-};
-
-Grid grid_of(const Layout& l) {
-  int64_t blocks = (l.size + 3) / 4;
-  int threads = (int)std::min<int64_t>(THREADS, (blocks + 31) / 32 * 32);
-  return {dim3((unsigned)((blocks + threads - 1) / threads),
-               (unsigned)std::min<int64_t>(l.batch, 65535)),
-          threads};
+  int64_t batch = x.size(0), size = x.numel() / batch, channels = channels_last ? x.size(1) : 1;
+  Layout l{batch, size, channels, size / channels, channels_last, ANY};
+  if (channels_last ? channels != 3 || l.area % 4 != 0 : size % 4 != 0) return l;
+  for (const Tensor* t : {&x, &tensors...})
+    if ((size_t)t->const_data_ptr() % (4 * t->element_size()) != 0) return l;
+  l.path = channels_last ? RGB : FLAT;
+  return l;
 }
 
 Tensor rs_start(const Tensor& x, const Tensor& ids, double eps, const std::optional<Tensor>& eps_i,
@@ -163,11 +199,10 @@ Tensor rs_start(const Tensor& x, const Tensor& ids, double eps, const std::optio
   Tensor in = walkable(x, last), out = like_pixels(in);
   if (x.numel() == 0) return laid_out_like(x, out);
   Noise noise{(uint64_t)seed, (uint32_t)epoch, (float)noise_scale, clip_start};
-  Layout layout = layout_of(in, last, out);
-  Grid grid = grid_of(layout);
-  with_pixels("rs_start", in, [&]<class In, class Out>(const In* from, Out*) {
-    launch(rs_start_kernel<In, Out>, grid.blocks, grid.threads, stream_of(x), layout, noise,
-           ids.const_data_ptr<int64_t>(), from, (Out*)out.mutable_data_ptr(), (float)eps, radii);
+  Start move{noise, (float)eps, radii};
+  with_pixels("rs_start", in, [&]<class In, class Out>(const In* from, Out* none) {
+    launch_move(layout_of(in, last, out), move, ids.const_data_ptr<int64_t>(), from, none,
+                (Out*)out.mutable_data_ptr(), stream_of(x));
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return last ? out : laid_out_like(x, out);
@@ -187,12 +222,10 @@ Tensor fgsm_step(const Tensor& x, const Tensor& grad, const Tensor& ids, double 
         "grad must have the shape and type of the start");
   if (x.numel() == 0) return laid_out_like(x, out);
   Noise noise{(uint64_t)seed, (uint32_t)epoch, (float)noise_scale, clip_start};
-  Layout layout = layout_of(in, last, slope, out);
-  Grid grid = grid_of(layout);
+  Step move{noise, (float)eps, (float)alpha, radii, steps, clip_ball};
   with_pixels("fgsm_step", in, [&]<class In, class Out>(const In* from, Out*) {
-    launch(fgsm_step_kernel<In, Out>, grid.blocks, grid.threads, stream_of(x), layout, noise,
-           ids.const_data_ptr<int64_t>(), from, (const Out*)slope.const_data_ptr(),
-           (Out*)out.mutable_data_ptr(), (float)eps, radii, (float)alpha, steps, clip_ball);
+    launch_move(layout_of(in, last, slope, out), move, ids.const_data_ptr<int64_t>(), from,
+                (const Out*)slope.const_data_ptr(), (Out*)out.mutable_data_ptr(), stream_of(x));
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return last ? out : laid_out_like(x, out);

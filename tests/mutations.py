@@ -31,7 +31,7 @@ MUTATIONS = [  # of a line: a pattern, and what takes its place
 ]
 HARMLESS = {  # what may be so and leaves every result as it is, and why it is not so
     "int threads = (int)THREADS;": "a small example would have idle threads",
-    "(unsigned)65535),": "a small batch would have idle blocks",
+    "(unsigned)TALLEST);": "a small batch would have idle blocks",
     "unsigned wide = (unsigned)chunks;": "many blocks would clear as many histograms",
     "unsigned wide = (unsigned)2048;": "few scores would have idle blocks",
 }

@@ -87,6 +87,7 @@ struct Thread : Fiber {
 struct Device {
   std::deque<Thread> threads;  // kept from launch to launch; a block uses the first `count`
   unsigned count = 0, at_barrier = 0;
+  int64_t launches = 0;
   std::vector<Thread*> ready;
   uint64_t given[1024];  // what each thread gave in the last operation of its warp
   Thread* running = nullptr;
@@ -215,6 +216,7 @@ struct Device {
       throw std::runtime_error("no card launches " + text(grid) + " blocks of " + text(block) +
                                " threads");
     gridDim = grid, blockDim = block, count = (unsigned)size, kernel = std::move(body);
+    launches++;
     std::vector<uint64_t> order(blocks);
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), random);
@@ -329,6 +331,18 @@ constexpr std::common_type_t<A, B> max(A a, B b) {
 }
 
 // --- what the host calls --------------------------------------------------------------------------
+
+static int64_t TALLEST = 65535;  // as on a card; a test may set less, so that a few blocks go around
+extern "C" __attribute__((visibility("default"))) void emulator_tallest(int64_t blocks) {
+  TALLEST = blocks;
+}
+// How many launches there were, and the threads of a block of the last one.
+extern "C" __attribute__((visibility("default"))) int64_t emulator_launches() {
+  return emulator::device.launches;
+}
+extern "C" __attribute__((visibility("default"))) int emulator_threads() {
+  return (int)emulator::device.count;
+}
 
 using cudaStream_t = struct CUstream_st*;
 using cudaError_t = int;
