@@ -139,13 +139,13 @@ def machine(records: Records) -> str:
     cards = "; ".join(
         f"{name}: {card['SMs']} SMs, {card['bytes_per_second'] / 1e12:g} TB/s, "
         f"{card['hertz'] / 1e9:g} GHz" for name, card in record["cards"].items())
-    chosen = record["selection"]
+    chosen = [[f"{part[name]:,}" for name in ("n", "drop", "launches", "bytes", "least_bytes")]
+              for part in record["selection"]]
     return _table(["", "registers", "occupancy", "instructions an element",
                    "bytes an element", *(f"of a copy, {card}" for card in record["cards"]),
                    "busiest unit / memory"], rows) + (
-        "\n`select_kept` of {n:,} scores that drops {drop:,} has {launches} launches and moves "
-        "{bytes:,} bytes. Three reads of the scores and one write of the ids are {least_bytes:,}."
-        "\n".format(**chosen) +
+        "\n" + _table(["`select_kept`: scores", "dropped", "kernels launched", "bytes moved",
+                       "three reads and one write, bytes"], chosen, left=0) +
         f"\nComputed from the machine code for {record['arch']} of nvcc {record['nvcc']}, not "
         f"measured. Assumed: {cards}.{_source('machine')} (`{record['command']}`).\n")
 

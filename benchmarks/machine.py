@@ -22,11 +22,13 @@ LANES = {"issue": 128, "integer": 64, "multiply": 64, "float32": 128, "float64":
 SIZES = {"float": 4, "unsigned char": 1, "Half": 2, "BFloat16": 2}
 PIXELS = {"float": "float32", "unsigned char": "uint8", "Half": "float16", "BFloat16": "bfloat16"}
 LAYOUTS, MOVES = ("contiguous", "channels last"), {"Start": "rs_start", "Step": "fgsm_step"}
-BLOCK, BLOCK_RGB = 256, 192  # THREADS and RGB_THREADS of ops_cuda.cu
+# Threads of a block: THREADS, RGB_THREADS and ALONE of ops_cuda.cu.
+BLOCK, BLOCK_RGB, BLOCK_ALONE = 256, 192, 1024
 SELECTION = {  # what select_kept launches: how often, and how often that reads all scores
-    "begin_kernel": (1, 0), "cudaMemsetAsync": (3, 0), "histogram_kernel": (3, 3),
-    "advance_kernel": (3, 0), "tally_kernel": (1, 1), "scan_kernel": (1, 0),
-    "write_kernel": (1, 1)}
+    "begin_kernel": (1, 0), "histogram_kernel": (3, 3), "advance_kernel": (3, 0),
+    "tally_kernel": (1, 1), "scan_kernel": (1, 0), "write_kernel": (1, 1)}
+ALONE = "select_kernel", (1, 1)  # instead of all these, where the keys fit one block's memory:
+FIT = (227 * 1024 - 4096) // 4 - 2 * 2048  # all that a block may have, without the histograms
 
 
 def wide(kernel):
@@ -89,7 +91,7 @@ def way(kernel):
 def occupancy(kernel):
     """The share of an SM's warps that can be there at once."""
     rgb = wide(kernel) and wide(kernel)[1] == "channels last"
-    warps = (BLOCK_RGB if rgb else BLOCK) // 32
+    warps = (BLOCK_RGB if rgb else BLOCK_ALONE if kernel.name == ALONE[0] else BLOCK) // 32
     a_warp = -(-kernel.registers // 8) * 8 * 32  # in steps of 256, from the fourth of its warp
     blocks = min(WARPS // warps, 4 * (REGISTERS // 4 // a_warp) // warps,
                  SHARED // max(kernel.shared, 1024))
@@ -135,9 +137,10 @@ def model(kernel):
     return found
 
 
-def selection(n, drop):
+def selection(names, n, drop):
     """The launches and the bytes of select_kept, beside those of three reads and one write."""
-    launches, reads = map(sum, zip(*SELECTION.values(), strict=True))
+    alone = ALONE[0] in names and n <= FIT
+    launches, reads = ALONE[1] if alone else map(sum, zip(*SELECTION.values(), strict=True))
     written = 8 * (n - drop)  # ids of 64 bits
     return {"n": n, "drop": drop, "launches": launches, "reads": reads,
             "bytes": 4 * n * reads + written, "least_bytes": 4 * n * 3 + written}
@@ -166,9 +169,11 @@ def measure(args, device):
                  + f"; {row['slowest_unit']} "
                  + ", ".join(f"{card['busy']:.2f}" for card in row["cards"].values())
                  if "cards" in row else ""))
-    chosen = selection(10_000_000, 4_000_000)
-    print("select_kept of {n:,} scores: {launches} launches, {bytes:,} bytes; three reads and one "
-          "write are {least_bytes:,}".format(**chosen))
+    chosen = [selection([row["kernel"] for row in rows], n, n * 2 // 5)
+              for n in (50_000, 10_000_000)]
+    for part in chosen:
+        print("select_kept of {n:,} scores: launches {launches}, {bytes:,} bytes; three reads and "
+              "one write are {least_bytes:,}".format(**part))
     nvcc = subprocess.run([sass.tools()[0], "--version"], capture_output=True, text=True).stdout
     return {"what": "computed, not measured", "arch": "sm_90",
             "nvcc": re.search(r"release [\d.]+, (V[\d.]+)", nvcc)[1],

@@ -14,7 +14,7 @@ from benchmarks import machine, sass
 # three quarters, 64 half. The kernels of one block may have more.
 REGISTERS = {"wide_kernel": 40, "any_kernel": 64, "augment_kernel": 40, "cross_entropy_kernel": 40,
              "begin_kernel": 32, "histogram_kernel": 32, "advance_kernel": 32, "tally_kernel": 40,
-             "scan_kernel": 128, "write_kernel": 64}
+             "scan_kernel": 128, "write_kernel": 64, "select_kernel": 64}
 TYPES = [("float", "float"), ("Half", "Half"), ("BFloat16", "BFloat16")]
 WIDE = [(operator, layout, *types) for operator in ("rs_start", "fgsm_step")
         for layout in machine.LAYOUTS for types in TYPES]
@@ -51,7 +51,7 @@ def test_no_kernel_spills(kernels):
 
 
 def test_registers(kernels):
-    assert {template(k) for k in kernels} == REGISTERS.keys()
+    assert {template(k) for k in kernels} <= REGISTERS.keys()
     assert [(k.name, k.registers) for k in kernels if k.registers > REGISTERS[template(k)]] == []
 
 
@@ -190,18 +190,19 @@ def test_a_kernel_of_many_instructions_is_slower_than_a_copy(by_hand, monkeypatc
 
 
 def test_the_selection_by_hand(monkeypatch):
-    monkeypatch.setattr(machine, "SELECTION", {"a_kernel": (2, 5), "cudaMemsetAsync": (1, 0)})
-    assert machine.selection(100, 40) == {
-        "n": 100, "drop": 40, "launches": 3, "reads": 5, "bytes": 5 * 400 + 8 * 60,
-        "least_bytes": 3 * 400 + 8 * 60}
+    monkeypatch.setattr(machine, "SELECTION", {"a_kernel": (2, 5), "b_kernel": (1, 0)})
+    many = {"n": 100, "drop": 40, "launches": 3, "reads": 5, "bytes": 5 * 400 + 8 * 60,
+            "least_bytes": 3 * 400 + 8 * 60}
+    assert machine.selection(["a_kernel", "b_kernel"], 100, 40) == many
+    one = many | {"launches": 1, "reads": 1, "bytes": 400 + 8 * 60}
+    assert machine.selection(["a_kernel", "b_kernel", "select_kernel"], 100, 40) == one
+    assert machine.selection(["select_kernel"], machine.FIT + 1, 0)["launches"] == 3
 
 
 def test_the_selection_is_counted(kernels):
     others = {"wide_kernel", "any_kernel", "augment_kernel", "cross_entropy_kernel"}
-    counted = machine.SELECTION.keys() - {"cudaMemsetAsync"}
-    assert counted == {template(k) for k in kernels} - others
-    source = (ROOT / "csrc/ops_cuda.cu").read_text()
-    assert ("cudaMemsetAsync" in source) == ("cudaMemsetAsync" in machine.SELECTION)
+    found = {template(k) for k in kernels} - others
+    assert found - {machine.ALONE[0]} == machine.SELECTION.keys()
 
 
 # --- the record and the page
