@@ -165,12 +165,17 @@ struct Seek {
   int64_t rank;   // how many of the competitors are below the key sought
   int64_t equal;  // how many competitors there are
 
+  // With one more digit, `bin`: `below` competitors have a lower one there, `count` the same.
+  HD Seek next(Digit digit, int bin, int64_t below, int64_t count) const {
+    return {prefix << digit.bits | (uint32_t)bin, rank - below, count};
+  }
+
   template <class Count>
   HD int advance(const Count* histogram, Digit digit) {  // returns the digit it chose
     int bin = 0;
-    while (rank >= (int64_t)histogram[bin]) rank -= (int64_t)histogram[bin++];
-    equal = (int64_t)histogram[bin];
-    prefix = prefix << digit.bits | (uint32_t)bin;
+    int64_t below = 0;
+    while (rank >= below + (int64_t)histogram[bin]) below += (int64_t)histogram[bin++];
+    *this = next(digit, bin, below, (int64_t)histogram[bin]);
     return bin;
   }
 };
@@ -182,6 +187,31 @@ HD Cut make_cut(const Seek& low, const Seek& high) {
   int64_t keep_low = low.equal - low.rank, keep_high = high.rank + 1;
   if (low.prefix == high.prefix) keep_low = keep_high - low.rank;
   return {low.prefix, high.prefix, keep_low, keep_high};
+}
+
+// The passes of CUDA, which has to fit two histograms into the shared memory of a block.
+HD Digit digit_of(int pass) {
+  if (pass == 0) return {21, 11};
+  return pass == 1 ? Digit{10, 11} : Digit{0, 10};
+}
+
+struct Tally {  // of a run of keys, by side
+  int64_t in, low, high;
+};
+
+struct Add {
+  HD Tally operator()(const Tally& a, const Tally& b) const {
+    return {a.in + b.in, a.low + b.low, a.high + b.high};
+  }
+};
+
+HD Tally tally_of(const uint32_t* keys, int count, const Cut& cut) {
+  Tally tally{0, 0, 0};
+  for (int i = 0; i < count; i++) {
+    Side where = side(keys[i], cut);
+    tally.in += where == IN, tally.low += where == TIE_LOW, tally.high += where == TIE_HIGH;
+  }
+  return tally;
 }
 
 // --- arguments ------------------------------------------------------------------------------------

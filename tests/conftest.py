@@ -141,6 +141,7 @@ def emulated(request, monkeypatch):
         pytest.skip(f"the emulator needs a C++ compiler, and {emulation.COMPILER} is not one")
     library, _ = emulation.load()
     library.emulator_tallest(65535)
+    library.emulator_shared(227 * 1024)
     library.emulator_seed(zlib.crc32(request.node.name.encode()))
     monkeypatch.setattr(torch.ops, "advprune", torch.ops.advprune_emulated)
     torch.use_deterministic_algorithms(True)  # then new tensors hold NaN or the largest integer

@@ -53,7 +53,7 @@ def build():
                     f"-DTORCH_TARGET_VERSION={setup.TARGET}", f'-DSOURCE="{SOURCE}"',
                     f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in include_paths()),
                     *(f"-L{path}" for path in library_paths()), "-ltorch", "-ltorch_cpu", "-lc10",
-                    needs=(SOURCE, ROOT / "csrc/ops.h"))
+                    needs=(SOURCE, *ROOT.glob("csrc/*.h")))
 
 
 @cache
@@ -78,5 +78,6 @@ def run_tests(*options, source=SOURCE, sanitized=False, timeout=None):
                 "ASAN_OPTIONS": "detect_leaks=0", "ADVPRUNE_EMULATED_FLAGS": " ".join(SANITIZERS)}
         options = "-k", "emulated and not more and not opcheck", *options
     return subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p",
-                           "no:xdist", "-k", "emulated", "tests/test_kernels.py", *options],
+                           "no:xdist", "-k", "emulated", "tests/test_kernels.py",
+                           "tests/test_kernel_paths.py", *options],
                           cwd=ROOT, capture_output=True, text=True, env=env, timeout=timeout)

@@ -88,29 +88,6 @@ def test_more_examples_than_a_grid_is_high(device):
                        ops.REFERENCES["rs_start"](x, ids, *args))
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("shape", "offset", "wide"), [
-    ((5, 3, 16, 16), 0, True), ((5, 3, 26, 30), 0, True),  # three blocks and a part of one
-    ((5, 3, 2, 2), 0, True), ((5, 3, 16, 20), 1, False), ((5, 3, 3, 6), 0, False),
-    ((5, 4, 16, 16), 0, False)])
-def test_emulated_channels_last_is_wide_where_it_can_be(emulated, dtype, shape, offset, wide):
-    emulated.emulator_tallest(2)  # so that a block has more than one example
-    n, c, h, w = shape
-    x, ids = batch(shape, dtype, "cpu")
-    room = torch.empty(x.numel() + offset, dtype=dtype)
-    laid = room.as_strided(shape, (h * w * c, 1, w * c, c), offset).copy_(x)
-    grad = special_gradients(x).contiguous(memory_format=torch.channels_last)
-    eps = torch.linspace(0, 0.3, n)
-    start = torch.ops.advprune.rs_start(laid, ids, 0.0, eps, 5, 1, True, 1.0)
-    assert (emulated.emulator_threads() == 192) == wide
-    assert torch.equal(start, ops.REFERENCES["rs_start"](x, ids, 0.0, eps, 5, 1, True, 1.0))
-    rest = ids, 0.0, eps, 0.1, None, 5, 1, True, 1.0, True
-    adv = torch.ops.advprune.fgsm_step(laid, grad, *rest)
-    assert (emulated.emulator_threads() == 192) == wide
-    assert torch.equal(adv, ops.REFERENCES["fgsm_step"](x, grad, *rest))
-    assert adv.stride() == laid.stride()
-
-
 def test_every_shade_is_its_255th(device):
     shades = torch.arange(256, dtype=torch.uint8, device=device).view(1, 1, 16, 16)
     wanted = torch.tensor([np.float32(v) / np.float32(255) for v in range(256)], device=device)
