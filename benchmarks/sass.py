@@ -136,8 +136,8 @@ def disassembled(folder=SOURCES, arch="sm_90"):
                *(f"-isystem={path}" for path in extension.include_paths("cuda"))]
     version = subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
     digest = hashlib.sha256(repr((command, extension.torch.__version__)).encode() + version)
-    for name in ("ops_cuda.cu", "ops.h"):
-        digest.update((folder / name).read_bytes())
+    for file in (folder / "ops_cuda.cu", *sorted(folder.glob("*.h"))):
+        digest.update(file.read_bytes())
     path = Path(tempfile.gettempdir(), f"advprune-{os.getuid()}-{digest.hexdigest()[:16]}.sass")
     with open(path.with_suffix(".lock"), "w") as lock:  # parallel tests compile it once
         fcntl.flock(lock, fcntl.LOCK_EX)
