@@ -62,12 +62,16 @@ def stored(code):
 
 
 def loop(code):
-    """The innermost loop that stores; of several, the one that stores the most a round."""
+    """The innermost loop that loads and stores; of several, the one that stores the most."""
+
+    def moves(body):
+        return stored(body) and any(i.op.startswith("LDG") for i in body)
+
     index = {i.at: n for n, i in enumerate(code)}
     loops = [(index[i.target], n) for n, i in enumerate(code)
              if i.target is not None and index[i.target] < n]
-    loops = [code[a:b + 1] for a, b in loops if stored(code[a:b + 1])
-             and not any(a <= c and d <= b and (c, d) != (a, b) and stored(code[c:d + 1])
+    loops = [code[a:b + 1] for a, b in loops if moves(code[a:b + 1])
+             and not any(a <= c and d <= b and (c, d) != (a, b) and moves(code[c:d + 1])
                          for c, d in loops)]
     return max(loops, key=stored)
 
