@@ -180,6 +180,10 @@ struct Seek {
   }
 };
 
+struct Seeks {  // of the first key that stays, and of the last
+  Seek side[2];
+};
+
 // From the two sought keys: `low` the first key that stays, `high` the last one.
 HD Cut make_cut(const Seek& low, const Seek& high) {
   // Of the keys equal to low's, low.rank are dropped from below; of those equal to high's,

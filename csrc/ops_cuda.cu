@@ -1,6 +1,5 @@
 // The operators on CUDA: one launch each, but for the few passes of the selection. Mirrors ops_cpu.cpp.
 #include "launch.h"
-#include "ops.h"
 
 #include <algorithm>
 #include <type_traits>
@@ -12,12 +11,6 @@ using torch::stable::contiguous;
 using torch::stable::accelerator::DeviceGuard;
 
 constexpr int THREADS = 256;
-
-// Four consecutive elements, moved in one access.
-template <class T>
-struct alignas(4 * sizeof(T)) Four {
-  T v[4];
-};
 
 // How a kernel walks an example: FLAT contiguous, RGB channels last, both four elements an access;
 // ANY one element an access. A quad is four consecutive elements.
@@ -207,32 +200,52 @@ Tensor fgsm_step(const Tensor& x, const Tensor& grad, const Tensor& ids, double 
   return last ? out : laid_out_like(x, out);
 }
 
-// A block an example: its crop is drawn once. Threads follow the output, so that writes coalesce.
+// Blocks of one example on x, of its rows on y; the crop is drawn once a block. A thread makes four
+// columns of all channels of a row, so that nothing is divided and writes coalesce.
 __global__ void augment_kernel(const uint8_t* images, int64_t n, const int64_t* ids,
                                const int64_t* rows, float* out, int channels, int height,
                                int width, uint64_t seed, uint32_t epoch, int pad, bool flip,
-                               bool channels_last) {
+                               bool channels_last, int* wrong) {
   __shared__ Crop place;
-  int64_t row = rows[blockIdx.x];
-  if (row < 0 || row >= n) __trap();
-  if (threadIdx.x == 0) place = crop(seed, epoch, ids[blockIdx.x], pad, flip);
+  int64_t row = rows[blockIdx.x], area = (int64_t)height * width, size = channels * area;
+  bool known = row >= 0 && row < n;
+  if (!known) *wrong = 1;
+  if (threadIdx.x == 0 && threadIdx.y == 0) place = crop(seed, epoch, ids[blockIdx.x], pad, flip);
   __syncthreads();
-  int size = channels * height * width;
-  for (int o = threadIdx.x; o < size; o += blockDim.x) {
-    int c = channels_last ? o % channels : o / (height * width);
-    int p = channels_last ? o / channels : o % (height * width);
-    int w = p % width, y = p / width + place.dy;
-    int x = (place.flip ? width - 1 - w : w) + place.dx;
-    bool inside = y >= 0 && y < height && x >= 0 && x < width;
-    out[(int64_t)blockIdx.x * size + o] =
-        inside ? pixel(images[((row * channels + c) * height + y) * width + x]) : 0.0f;
+  out += blockIdx.x * size;
+  int step = place.flip ? -1 : 1, corner = (place.flip ? width - 1 : 0) + place.dx;
+  for (int h = blockIdx.y * blockDim.y + threadIdx.y; h < height; h += gridDim.y * blockDim.y) {
+    int y = h + place.dy;
+    bool within = y >= 0 && y < height;
+    auto value = [&](int c, int w) {
+      int x = corner + step * w;
+      if (!known) return NAN;
+      return within && x >= 0 && x < width ? pixel(images[row * size + c * area + y * width + x])
+                                           : 0.0f;
+    };
+    for (int w = 4 * threadIdx.x; w < width; w += 4 * blockDim.x) {
+      if (channels_last && channels == 3 && width % 4 == 0) {
+        Four<float>* to = (Four<float>*)(out + ((int64_t)h * width + w) * 3);
+#pragma unroll
+        for (int i = 0; i < 12; i += 4)
+          to[i / 4] = {{value(i % 3, w + i / 3), value((i + 1) % 3, w + (i + 1) / 3),
+                        value((i + 2) % 3, w + (i + 2) / 3), value(i % 3, w + i / 3 + 1)}};
+      } else {
+        for (int c = 0; c < channels; c++)
+          for (int v = w; v < min(w + 4, width); v++)
+            out[channels_last ? ((int64_t)h * width + v) * channels + c
+                              : c * area + (int64_t)h * width + v] = value(c, v);
+      }
+    }
   }
 }
 
 Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t epoch, int64_t pad,
                bool flip, bool channels_last, const std::optional<Tensor>& rows) {
+  static const Report report("augment", "an id is outside the images");
   const int64_t* row = rows_of("augment", images, ids, rows);
   DeviceGuard guard(images.get_device_index());
+  report.raise();
   int64_t batch = ids.numel(), channels = images.size(1);
   int64_t height = images.size(2), width = images.size(3);
   Tensor out = torch::stable::empty({batch, channels, height, width}, ScalarType::Float,
@@ -240,22 +253,26 @@ Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t ep
                                     channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
                                                   : torch::headeronly::MemoryFormat::Contiguous);
   if (out.numel() == 0) return out;
-  launch(augment_kernel, (unsigned)batch, THREADS, stream_of(images),
+  int across = (int)std::min<int64_t>((width + 3) / 4, THREADS), down = THREADS / across;
+  dim3 blocks((unsigned)batch, (unsigned)std::min<int64_t>((height + down - 1) / down, TALLEST));
+  launch(augment_kernel, blocks, dim3(across, down), stream_of(images),
          images.const_data_ptr<uint8_t>(), images.size(0), ids.const_data_ptr<int64_t>(), row,
          out.mutable_data_ptr<float>(), (int)channels, (int)height, (int)width, (uint64_t)seed,
-         (uint32_t)epoch, (int)pad, flip, channels_last);
+         (uint32_t)epoch, (int)pad, flip, channels_last, report.flag);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
+  report.raise();
   return out;
 }
 
 // A warp a row.
 template <class T>
 __global__ void cross_entropy_kernel(const T* logits, const int64_t* labels, float* loss,
-                                     bool* correct, int64_t batch, int classes) {
+                                     bool* correct, int64_t batch, int classes, int* wrong) {
   int64_t b = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 32;
   int lane = threadIdx.x % 32;
   if (b >= batch) return;
-  if (labels[b] < 0 || labels[b] >= classes) __trap();
+  bool known = labels[b] >= 0 && labels[b] < classes;
+  if (!known) *wrong = 1;
   const T* row = logits + b * classes;
   int best = lane < classes ? lane : 0;
   for (int k = lane; k < classes; k += 32)
@@ -271,7 +288,7 @@ __global__ void cross_entropy_kernel(const T* logits, const int64_t* labels, flo
     if (k != best) rest += exp((double)(float)row[k] - top);
   for (int offset = 16; offset; offset /= 2) rest += __shfl_xor_sync(~0u, rest, offset);
   if (lane == 0) {
-    loss[b] = cross_entropy(top, rest, (float)row[labels[b]]);
+    loss[b] = known ? cross_entropy(top, rest, (float)row[labels[b]]) : NAN;
     correct[b] = best == labels[b];
   }
 }
@@ -282,7 +299,9 @@ std::tuple<Tensor, Tensor> cross_entropy_scores(const Tensor& logits, const Tens
             labels.numel() == logits.size(0) && labels.is_cuda() == logits.is_cuda() &&
             labels.get_device_index() == logits.get_device_index(),
         "cross_entropy_scores", "labels must be a contiguous int64 vector as long as logits");
+  static const Report report("cross_entropy_scores", "a label is no class");
   DeviceGuard guard(logits.get_device_index());
+  report.raise();
   int64_t batch = logits.size(0);
   Tensor in = contiguous(logits);
   Tensor loss = new_empty(logits, {batch}, ScalarType::Float);
@@ -292,9 +311,10 @@ std::tuple<Tensor, Tensor> cross_entropy_scores(const Tensor& logits, const Tens
     launch(cross_entropy_kernel<T>, (unsigned)((batch * 32 + THREADS - 1) / THREADS), THREADS,
            stream_of(logits), rows, labels.const_data_ptr<int64_t>(),
            loss.mutable_data_ptr<float>(), (bool*)correct.mutable_data_ptr(), batch,
-           (int)logits.size(1));
+           (int)logits.size(1), report.flag);
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
+  report.raise();
   return {loss, correct};
 }
 
@@ -302,8 +322,7 @@ std::tuple<Tensor, Tensor> cross_entropy_scores(const Tensor& logits, const Tens
 
 // Scores whose keys fit the shared memory of one block take one launch of ALONE threads, others
 // a few passes over memory. SPARE is more than such a block has of shared memory beside the keys.
-constexpr int ALONE = 1024, SPARE = 4096;
-constexpr int ITEMS = 16, CHUNK = THREADS * ITEMS;
+constexpr int ALONE = 1024, SPARE = 4096, ITEMS = 16, CHUNK = THREADS * ITEMS;
 constexpr int BINS = 2048, PASSES = 3;  // two histograms fit in shared memory
 
 struct Scores {
@@ -313,10 +332,6 @@ struct Scores {
   bool centred;
 
   __device__ uint32_t key(int64_t i) const { return score_key(score[i], centred, centre); }
-};
-
-struct Seeks {  // of the first key that stays, and of the last
-  Seek side[2];
 };
 
 template <class T, int SIZE>
@@ -349,8 +364,7 @@ __device__ void write_ids(const uint32_t* keys, int64_t first, int count, const 
                           const Tally& before_block, int64_t* ids) {
   __shared__ typename Scan<Tally, SIZE>::TempStorage storage;
   Tally before;
-  Scan<Tally, SIZE>(storage).ExclusiveScan(tally_of(keys, count, cut), before, Tally{0, 0, 0},
-                                           Add());
+  Scan<Tally, SIZE>(storage).ExclusiveScan(tally_of(keys, count, cut), before, Tally{0, 0, 0}, Add());
   before = Add()(before_block, before);
   int64_t place = before.in + min(before.low, cut.keep_low) + min(before.high, cut.keep_high);
   for (int i = 0; i < count; i++) {
@@ -379,8 +393,7 @@ __global__ void __launch_bounds__(ALONE)
   for (int pass = 0; pass < PASSES; pass++) {
     for (int bin = threadIdx.x; bin < 2 * BINS; bin += ALONE) counts[bin] = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < n; i += ALONE)
-      count(keys[i], seeks[pass], digit_of(pass), counts);
+    for (int i = threadIdx.x; i < n; i += ALONE) count(keys[i], seeks[pass], digit_of(pass), counts);
     for (int s = 0; s < 2; s++) {
       __syncthreads();
       advance<ALONE>(seeks[pass], seeks[pass + 1], s, counts, digit_of(pass));

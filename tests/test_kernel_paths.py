@@ -62,3 +62,12 @@ def test_emulated_selection_in_many_launches(emulated, n, values, middle):
     scores[n // 2] = torch.nan
     for low in (0, n):
         assert torch.ops.advprune.select_kept(scores, low, 0, None)[1] == 1
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 70, 40), (2, 3, 5, 1100), (2, 2, 70, 41)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_emulated_augment_of_large_images(emulated, shape, channels_last):
+    emulated.emulator_tallest(2)  # so that a thread has more rows than one
+    images, ids = torch.randint(256, shape, dtype=torch.uint8), torch.tensor([1, 0, 1])
+    args = ids, 5, 2, 4, True, channels_last
+    assert torch.equal(ops.augment(images, *args), ops.REFERENCES["augment"](images, *args))

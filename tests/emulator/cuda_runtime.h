@@ -367,6 +367,12 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
   return 0;
 }
 
+enum { cudaHostAllocPortable = 1, cudaHostAllocMapped = 2 };
+inline cudaError_t cudaHostAlloc(void** at, size_t bytes, unsigned) {
+  *at = ::operator new(bytes);
+  return 0;
+}
+
 // A kernel without this attribute may have 48 KiB.
 static std::map<void*, size_t> shared_allowed;
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
