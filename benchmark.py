@@ -7,6 +7,7 @@
     python benchmark.py layouts [--json FILE]
     python benchmark.py jobs --dataset mnist [--json FILE]
     python benchmark.py attack --dataset mnist [--json FILE]
+    python benchmark.py machine [--json FILE]
 
 kernels   times each operator beside a copy, eager torch as fast_adversarial writes it,
           torch.compile of the same lines, and for the selection torch.topk, torch.sort and
@@ -22,6 +23,8 @@ scale     trains on all data and with 20 to 80 % dropped: seconds against exampl
 layouts   times training steps of several networks, in both memory layouts and in two precisions.
 jobs      trains two networks side by side, each with half of the threads, and in turn with all.
 attack    runs AutoAttack as evaluate.py does and as pyautoattack does, and compares the verdicts.
+machine   computes from the machine code of the CUDA kernels what a GPU could reach. It times
+          nothing. It needs nvcc, and no GPU.
 
 Numbers are medians of rounds in which the things to compare take turns, so that a machine that
 slows down meanwhile does not decide. docs/kernels.md and docs/speed.md explain the tables.
@@ -36,10 +39,10 @@ from pathlib import Path
 import torch
 
 from advprune import cli, data, files, ops, plots, runs, settings, speed
-from benchmarks import ablation, attack, jobs, kernels, layouts, scale, training
+from benchmarks import ablation, attack, jobs, kernels, layouts, machine, scale, training
 
 MEASURES = {"ablation": ablation, "kernels": kernels, "training": training, "scale": scale,
-            "layouts": layouts, "jobs": jobs, "attack": attack}
+            "layouts": layouts, "jobs": jobs, "attack": attack, "machine": machine}
 DRAW = {"kernels": plots.kernels, "scale": speed.draw_scale}
 USES = {  # flag -> what it is for
     "dataset": ("ablation", "training", "scale", "jobs", "attack"),

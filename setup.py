@@ -29,6 +29,8 @@ except ImportError:
     torch = None
 
 TARGET = "0x020a000000000000"  # LibTorch stable ABI of torch 2.10: one tree for 2.10 and later
+NVCC_FLAGS = ["-O3", "-std=c++20", "--fmad=false", "-DUSE_CUDA",
+              f"-DTORCH_TARGET_VERSION={TARGET}"]
 
 
 def cuda_home():
@@ -66,14 +68,13 @@ def extension():
                                            extra_compile_args={"cxx": flags})]
     os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = home
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
-    cuda = ["-O3", "-std=c++20", "--fmad=false", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TARGET}"]
     return [cpp_extension.CUDAExtension(
         name, ["csrc/ops_cpu.cpp", "csrc/ops_cuda.cu"], py_limited_api=True,
-        extra_compile_args={"cxx": [*flags, "-DUSE_CUDA"], "nvcc": cuda})]
+        extra_compile_args={"cxx": [*flags, "-DUSE_CUDA"], "nvcc": NVCC_FLAGS})]
 
 
 if __name__ != "__main__":
-    pass  # the tests import cuda_home
+    pass  # the tests and benchmark.py import what is above
 elif os.environ.get("ADVPRUNE_KERNELS") == "0":
     setup()
 elif torch is None:

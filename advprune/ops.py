@@ -1,10 +1,9 @@
 """The operators of adversarial training on pruned data; a kernel does each in one pass.
 
-Each operator is declared once, in this file: schema, plain-torch reference, and a
-fake that gives the output's shape.
-Callers write `ops.rs_start(...)`. Where csrc/ has been built, the dispatcher runs its kernel,
-otherwise the reference. ADVPRUNE_KERNELS=0 ignores the build. `ops.KERNELS` says what is in use:
-`reference`, `cpu` or `cpu+cuda`. This module needs torch and nothing else.
+Each operator is declared once, in this file: schema, plain-torch reference, and a fake that gives
+the output's shape. Callers write `ops.rs_start(...)`. Where csrc/ has been built, the dispatcher
+runs its kernel, otherwise the reference. ADVPRUNE_KERNELS=0 ignores the build. `ops.KERNELS` says
+what is in use: `reference`, `cpu` or `cpu+cuda`. This module needs torch and nothing else.
 
 All randomness is counter-based (Philox4x32-10, Salmon et al. 2011): key = seed, counter =
 (element // 4, example id, epoch, stream). So the noise of an example does not depend on its place
@@ -47,7 +46,8 @@ def rs_start(x: Tensor, ids: Tensor, eps: float | Tensor, seed: int, epoch: int,
 
     x [B, ...] uint8 (read as x / 255) or float32, float16, bfloat16 in [0, 1]; ids [B] int64; eps
     a float or [B], in units of [0, 1] pixels; clip_start keeps the start in [0, 1]. Returns
-    float32 for uint8, else x's own type, in x's memory layout.
+    float32 for uint8, else x's own type, in x's memory layout. A captured CUDA graph keeps seed
+    and epoch as they were, so that each replay draws the same noise.
     """
     return torch.ops.advprune.rs_start(x, ids.contiguous(), *_split(eps, x), seed, epoch,
                                        clip_start, noise_scale)
@@ -60,8 +60,8 @@ def fgsm_step(x: Tensor, grad: Tensor, ids: Tensor, eps: float | Tensor, alpha: 
 
     delta = clip(start - x + alpha sign(grad), -eps_i, eps_i), then x + delta clipped to [0, 1];
     sign(0) = sign(NaN) = 0. alpha is a float or [B]. N-FGSM (de Jorge et al. 2022, Algorithm 1) is
-    noise_scale=2, clip_ball=False. grad has the shape and type of the start. The other
-    arguments are those of `rs_start`.
+    noise_scale=2, clip_ball=False. grad has the shape and type of the start. The other arguments
+    are those of `rs_start`; a replay of a CUDA graph has the same seed and epoch here too.
     """
     return torch.ops.advprune.fgsm_step(x, grad, ids.contiguous(), *_split(eps, x),
                                         *_split(alpha, x), seed, epoch, clip_start, noise_scale,
@@ -72,9 +72,10 @@ def augment(images: Tensor, ids: Tensor, seed: int, epoch: int, pad: int = 0, fl
             channels_last: bool = False, rows: Tensor | None = None) -> Tensor:
     """Images [N, C, H, W] uint8 of these ids [B], zero-padded, cropped, flipped; float32 / 255.
 
-    Offsets 0 to 2 pad of the crop are equally likely. A flip has probability 1/2.
-    rows [B] int64 gives the place of each id's image where images hold only a part of the set.
-    Raises IndexError or RuntimeError for an id, or with rows a row, outside the images.
+    Offsets 0 to 2 pad of the crop are equally likely, a flip has probability 1/2. A replay of a
+    CUDA graph repeats them: it keeps seed and epoch. rows [B] int64 gives the place of each id's
+    image where images hold only a part of the set. Raises IndexError or RuntimeError for an id, or
+    with rows a row, outside the images. On a card its image is NaN, and a later call raises.
     """
     return torch.ops.advprune.augment(images, ids.contiguous(), seed, epoch, pad, flip,
                                       channels_last, None if rows is None else rows.contiguous())
@@ -84,7 +85,8 @@ def cross_entropy_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     """(loss [B] float32, correct [B] bool) of logits [B, K], any float type, and labels [B].
 
     The sum is in float64 and does not include the largest logit. So small losses keep all the
-    digits of float32, and kernel and reference give the same order of examples.
+    digits of float32, and kernel and reference give the same order of examples. Raises for a label
+    that is no class; on a card its loss is NaN, and a later call raises.
     """
     return torch.ops.advprune.cross_entropy_scores(logits, labels.contiguous())
 
@@ -251,15 +253,12 @@ FAKES: dict[str, Callable] = {
 # --- declaration, and the build
 
 HERE = Path(__file__).resolve().parent
-SOURCES = [HERE.parent / "csrc" / name for name in ("ops.h", "ops_cpu.cpp", "ops_cuda.cu")]
+SOURCES = sorted((HERE.parent / "csrc").glob("*.[ch]*"))
 
 
 def _build_name() -> str:
-    """The build's file name: a digest of schemas and sources, so that an old build is noticed.
-
-    An installed package has its build beside it and no sources; then that build is used.
-    """
-    if not all(source.exists() for source in SOURCES):
+    """The build's file name: a digest of schemas and sources, so that an old build is noticed."""
+    if not SOURCES:  # an installed package: the build beside it is used
         return "_C_"
     content = b"".join([repr(SCHEMAS).encode(), *(s.read_bytes() for s in SOURCES)])
     return f"_C_{hashlib.sha256(content).hexdigest()[:12]}"

@@ -122,6 +122,34 @@ def attack(records: Records) -> str:
         f"{_from(record, 'cpu-attack')}")
 
 
+def machine(records: Records) -> str:
+    """What the machine code of the CUDA kernels allows on each card: computed, not measured."""
+    if not (records.folder / "machine.json").exists():
+        return _absent("machine", "machine")
+    record = records["machine"]
+    rows = []
+    for row in record["rows"]:
+        cells = [f"`{row['what']}`", str(row["registers"]), f"{row['occupancy']:.0%}"]
+        if "cards" in row:
+            busy = ", ".join(f"{card['busy']:.2f}" for card in row["cards"].values())
+            cells += [f"{row['instructions_each']:.1f}", str(row["bytes_each"]),
+                      *(f"{card['share']:.2f}" for card in row["cards"].values()),
+                      f"{row['slowest_unit']} {busy}"]
+        rows.append(cells + [""] * (6 + len(record["cards"]) - len(cells)))
+    cards = "; ".join(
+        f"{name}: {card['SMs']} SMs, {card['bytes_per_second'] / 1e12:g} TB/s, "
+        f"{card['hertz'] / 1e9:g} GHz" for name, card in record["cards"].items())
+    chosen = [[f"{part[name]:,}" for name in ("n", "drop", "launches", "bytes", "least_bytes")]
+              for part in record["selection"]]
+    return _table(["", "registers", "occupancy", "instructions an element",
+                   "bytes an element", *(f"of a copy, {card}" for card in record["cards"]),
+                   "busiest unit / memory"], rows) + (
+        "\n" + _table(["`select_kept`: scores", "dropped", "kernels launched", "bytes moved",
+                       "three reads and one write, bytes"], chosen, left=0) +
+        f"\nComputed from the machine code for {record['arch']} of nvcc {record['nvcc']}, not "
+        f"measured. Assumed: {cards}.{_source('machine')} (`{record['command']}`).\n")
+
+
 def precision(records: Records) -> str:
     """Accuracy in float32 and in bfloat16."""
     record = records.study("precision", "cifar10-width8")
@@ -171,7 +199,7 @@ def draw_scale(record: dict) -> Figure:
 
 BLOCKS: dict[str, Callable[[Records], str]] = {
     "training": training, "scale": scale, "layouts": layouts, "precision": precision,
-    "jobs": jobs, "attack": attack}
+    "jobs": jobs, "attack": attack, "machine": machine}
 FIGURES: dict[str, Callable[[Records], Figure | None]] = {  # None without a record
     "scale": lambda records: (draw_scale(records["cpu-scale"])
                               if (records.folder / "cpu-scale.json").exists() else None)}

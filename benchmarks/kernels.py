@@ -61,7 +61,7 @@ def rows_of_batches(device):
     largest = 0.5 * (torch.cuda.get_device_properties(device).total_memory
                      if device.type == "cuda" else 4e9)
     compiled_both = torch.compile(eager_both)
-    for shape in [s for s in BATCHES if 16 * np.prod(s) < largest]:
+    for shape in [s for s in BATCHES if 24 * np.prod(s) < largest]:
         x, ids = torch.rand(shape, device=device), torch.arange(shape[0], device=device)
         grad, images = torch.randn_like(x), (x * 255).to(torch.uint8)
         logits, labels = torch.randn(shape[0], 10, device=device), ids % 10
@@ -83,6 +83,14 @@ def rows_of_batches(device):
                                      size_of(logits, labels) + 5 * len(ids),
                                      {"eager": lambda: eager_scores(logits, labels)}),
         }
+        if shape[1] > 1:  # with one channel, both layouts are one
+            last, slope = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+            calls |= {
+                "rs_start, channels last": (lambda: ops.rs_start(last, ids, EPS, 0, 0),
+                                            size_of(x, start), {}),
+                "fgsm_step, channels last": (
+                    lambda: ops.fgsm_step(last, slope, ids, EPS, ALPHA, 0, 0),
+                    size_of(x, grad, x), {})}
         for name, (call, moved, others) in calls.items():
             yield row_of(name, x.numel(), call, moved, others, copy, device)
 

@@ -35,9 +35,17 @@ using torch::stable::Tensor;
 enum Stream : uint32_t { START = 0, CROP = 1 };
 constexpr uint32_t M0 = 0xD2511F53, M1 = 0xCD9E8D57, W0 = 0x9E3779B9, W1 = 0xBB67AE85;
 
-struct Words {
+struct alignas(16) Words {
   uint32_t w[4];
 };
+
+HD uint32_t upper(uint32_t a, uint32_t b) {  // the upper half of a product
+#ifdef __CUDA_ARCH__
+  return __umulhi(a, b);  // nvcc makes more than this of a 64-bit product
+#else
+  return (uint32_t)((uint64_t)a * b >> 32);
+#endif
+}
 
 HD Words philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
   uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
@@ -45,9 +53,8 @@ HD Words philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c
 #pragma unroll
 #endif
   for (int round = 0; round < 10; round++) {
-    uint64_t p0 = (uint64_t)c0 * M0, p1 = (uint64_t)c2 * M1;
-    uint32_t next0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0, next2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
-    c0 = next0, c1 = (uint32_t)p1, c2 = next2, c3 = (uint32_t)p0;
+    uint32_t next0 = upper(c2, M1) ^ c1 ^ k0, next2 = upper(c0, M0) ^ c3 ^ k1;
+    c1 = c2 * M1, c3 = c0 * M0, c0 = next0, c2 = next2;
     k0 += W0, k1 += W1;
   }
   return {{c0, c1, c2, c3}};
@@ -88,7 +95,10 @@ HD float pixel(T v) {
 }
 template <>
 HD float pixel<uint8_t>(uint8_t v) {
-  return (float)v / 255.0f;
+  // v / 255.0f to the bit without a division: a product, and one step of Newton's.
+  constexpr float inverse = 1 / 255.0f;
+  float q = (float)v * inverse;
+  return fmaf(fmaf(q, -255.0f, (float)v), inverse, q);
 }
 
 // --- augmentation: the place of an example's crop, and its side ----------------------------------
@@ -155,14 +165,23 @@ struct Seek {
   int64_t rank;   // how many of the competitors are below the key sought
   int64_t equal;  // how many competitors there are
 
+  // With one more digit, `bin`: `below` competitors have a lower one there, `count` the same.
+  HD Seek next(Digit digit, int bin, int64_t below, int64_t count) const {
+    return {prefix << digit.bits | (uint32_t)bin, rank - below, count};
+  }
+
   template <class Count>
   HD int advance(const Count* histogram, Digit digit) {  // returns the digit it chose
     int bin = 0;
-    while (rank >= (int64_t)histogram[bin]) rank -= (int64_t)histogram[bin++];
-    equal = (int64_t)histogram[bin];
-    prefix = prefix << digit.bits | (uint32_t)bin;
+    int64_t below = 0;
+    while (rank >= below + (int64_t)histogram[bin]) below += (int64_t)histogram[bin++];
+    *this = next(digit, bin, below, (int64_t)histogram[bin]);
     return bin;
   }
+};
+
+struct Seeks {  // of the first key that stays, and of the last
+  Seek side[2];
 };
 
 // From the two sought keys: `low` the first key that stays, `high` the last one.
@@ -172,6 +191,31 @@ HD Cut make_cut(const Seek& low, const Seek& high) {
   int64_t keep_low = low.equal - low.rank, keep_high = high.rank + 1;
   if (low.prefix == high.prefix) keep_low = keep_high - low.rank;
   return {low.prefix, high.prefix, keep_low, keep_high};
+}
+
+// The passes of CUDA, which has to fit two histograms into the shared memory of a block.
+HD Digit digit_of(int pass) {
+  if (pass == 0) return {21, 11};
+  return pass == 1 ? Digit{10, 11} : Digit{0, 10};
+}
+
+struct Tally {  // of a run of keys, by side
+  int64_t in, low, high;
+};
+
+struct Add {
+  HD Tally operator()(const Tally& a, const Tally& b) const {
+    return {a.in + b.in, a.low + b.low, a.high + b.high};
+  }
+};
+
+HD Tally tally_of(const uint32_t* keys, int count, const Cut& cut) {
+  Tally tally{0, 0, 0};
+  for (int i = 0; i < count; i++) {
+    Side where = side(keys[i], cut);
+    tally.in += where == IN, tally.low += where == TIE_LOW, tally.high += where == TIE_HIGH;
+  }
+  return tally;
 }
 
 // --- arguments ------------------------------------------------------------------------------------

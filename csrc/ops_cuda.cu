@@ -1,15 +1,8 @@
 // The operators on CUDA: one launch each, but for the few passes of the selection. Mirrors ops_cpu.cpp.
-#include "ops.h"
-
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
-
-#include <cub/block/block_reduce.cuh>
-#include <cub/block/block_scan.cuh>
-#include <cuda_runtime.h>
+#include "launch.h"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace advprune {
 namespace {
@@ -19,103 +12,129 @@ using torch::stable::accelerator::DeviceGuard;
 
 constexpr int THREADS = 256;
 
-#ifdef __CUDACC__  // for other compilers the emulator of the tests defines it
-template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 blocks, dim3 threads, cudaStream_t stream,
-            Args... args) {
-  kernel<<<blocks, threads, 0, stream>>>(args...);
-}
-#endif
+// How a kernel walks an example: FLAT contiguous, RGB channels last, both four elements an access;
+// ANY one element an access. A quad is four consecutive elements.
+enum Path { FLAT, RGB, ANY };
+constexpr int QUADS = 64, RGB_THREADS = 3 * QUADS;  // an RGB block has QUADS quads of each channel
 
-cudaStream_t stream_of(const Tensor& x) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-  return (cudaStream_t)stream;
-}
-
-// Four consecutive elements, moved in one access where their address allows it.
-template <class T>
-struct alignas(4 * sizeof(T)) Four {
-  T v[4];
-};
-
-// The elements of a batch by Philox block. Contiguous: element e of example b is at b size + e.
+// Contiguous: element e of example b is at b size + e.
 // Channels last: position p of channel c, that is element c area + p, is at b size + p channels + c.
 struct Layout {
   int64_t batch, size, channels, area;
-  bool channels_last, aligned;
+  bool channels_last;
+  Path path;
 
   __device__ int64_t at(int64_t b, int64_t e) const {
     return b * size + (channels_last ? e % area * channels + e / area : e);
   }
 };
 
-// f(example, element, uniform, index) for the up to four elements of each block; with `aligned` a
-// block is one 16-byte access of float32. Blocks on x, examples on y: no division by the size.
-template <class F>
-__device__ void for_blocks(const Layout& l, const Noise& noise, const int64_t* ids, const F& f) {
-  int64_t blocks = (l.size + 3) / 4;
-  int64_t block = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-  if (block >= blocks) return;
-  for (int64_t b = blockIdx.y; b < l.batch; b += gridDim.y)
-    f(b, block, philox(noise.seed, (uint32_t)block, (uint32_t)ids[b], noise.epoch, START));
+struct Start {
+  Noise noise;
+  float eps;
+  const float* eps_i;
+  static constexpr bool READS_GRAD = false;
+
+  __device__ void take(int64_t b) {  // the next example
+    if (eps_i) eps = eps_i[b];
+  }
+  __device__ float operator()(float x, float, uint32_t bits) const {
+    return x + start_delta(x, uniform(bits), eps, noise);
+  }
+};
+
+struct Step {
+  Noise noise;
+  float eps, alpha;
+  const float *eps_i, *alpha_i;
+  bool clip_ball;
+  static constexpr bool READS_GRAD = true;
+
+  __device__ void take(int64_t b) {
+    if (eps_i) eps = eps_i[b];
+    if (alpha_i) alpha = alpha_i[b];
+  }
+  __device__ float operator()(float x, float grad, uint32_t bits) const {
+    return step(x, start_delta(x, uniform(bits), eps, noise), grad, eps, alpha, clip_ball);
+  }
+};
+
+// A thread has the same quad of memory in each of its examples: quads on x, examples on y. Its loads
+// are under way while it draws. In RGB a quad of memory is of all channels, and a quad of noise of
+// one: the threads draw for each other. QUADS is a power of two, so that nothing is divided.
+template <Path PATH, class Move, class In, class Out>
+__global__ void __launch_bounds__(PATH == RGB ? RGB_THREADS : THREADS)
+    wide_kernel(Layout l, Move move, const int64_t* ids, const In* x, const Out* grad, Out* out) {
+  int64_t quads = l.size / 4, quad = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+  if (PATH == FLAT && quad >= quads) return;
+  uint32_t channel = threadIdx.x / QUADS, position = threadIdx.x % QUADS, counter = (uint32_t)quad;
+  if (PATH == RGB) counter = channel * (uint32_t)(l.area / 4) + blockIdx.x * QUADS + position;
+  for (int64_t b = blockIdx.y; b < l.batch; b += gridDim.y) {
+    move.take(b);
+    int64_t at = b * quads + quad;
+    Four<In> in{};
+    Four<Out> slope{}, result;
+    if (quad < quads) {
+      in = ((const Four<In>*)x)[at];
+      if constexpr (Move::READS_GRAD) slope = ((const Four<Out>*)grad)[at];
+    }
+    Words words = philox(move.noise.seed, counter, (uint32_t)ids[b], move.noise.epoch, START);
+    if constexpr (PATH == RGB) {
+      __shared__ Words drawn[RGB_THREADS];
+      if (b != blockIdx.y) __syncthreads();  // what was drawn before has been read
+#pragma unroll
+      for (int i = 0; i < 4; i++) drawn[0].w[(4 * position + i) * 3 + channel] = words.w[i];
+      __syncthreads();
+      words = drawn[threadIdx.x];
+    }
+    if (quad >= quads) continue;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      result.v[i] = (Out)move(pixel(in.v[i]), (float)slope.v[i], words.w[i]);
+    ((Four<Out>*)out)[at] = result;
+  }
 }
 
-template <class In, class Out>
-__global__ void rs_start_kernel(Layout l, Noise noise, const int64_t* ids, const In* x, Out* out,
-                                float eps, const float* eps_i) {
-  for_blocks(l, noise, ids, [&](int64_t b, int64_t block, const Words& words) {
-    float radius = eps_i ? eps_i[b] : eps;
-    int64_t first = b * l.size + 4 * block;
-    if (l.aligned) {
-      Four<In> in = *(const Four<In>*)(x + first);
-      Four<Out> result;
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        float centre = pixel(in.v[i]);
-        result.v[i] = (Out)(centre + start_delta(centre, uniform(words.w[i]), radius, noise));
-      }
-      *(Four<Out>*)(out + first) = result;
-      return;
-    }
+template <class Move, class In, class Out>
+__global__ void any_kernel(Layout l, Move move, const int64_t* ids, const In* x, const Out* grad,
+                           Out* out) {
+  int64_t first = 4 * ((int64_t)blockIdx.x * blockDim.x + threadIdx.x);
+  int count = (int)min(l.size - first, (int64_t)4);
+  for (int64_t b = blockIdx.y; b < l.batch; b += gridDim.y) {
+    move.take(b);
+    int64_t at[4];
+    In in[4]{};
+    Out slope[4]{};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      if (4 * block + i >= l.size) break;
-      int64_t at = l.at(b, 4 * block + i);
-      float centre = pixel(x[at]);
-      out[at] = (Out)(centre + start_delta(centre, uniform(words.w[i]), radius, noise));
+      if (i >= count) break;
+      at[i] = l.at(b, first + i);
+      in[i] = x[at[i]];
+      if constexpr (Move::READS_GRAD) slope[i] = grad[at[i]];
     }
-  });
+    Words words =
+        philox(move.noise.seed, (uint32_t)(first / 4), (uint32_t)ids[b], move.noise.epoch, START);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (i >= count) break;
+      out[at[i]] = (Out)move(pixel(in[i]), (float)slope[i], words.w[i]);
+    }
+  }
 }
 
-template <class In, class Out>
-__global__ void fgsm_step_kernel(Layout l, Noise noise, const int64_t* ids, const In* x,
-                                 const Out* grad, Out* out, float eps, const float* eps_i,
-                                 float alpha, const float* alpha_i, bool clip_ball) {
-  for_blocks(l, noise, ids, [&](int64_t b, int64_t block, const Words& words) {
-    float radius = eps_i ? eps_i[b] : eps, length = alpha_i ? alpha_i[b] : alpha;
-    int64_t first = b * l.size + 4 * block;
-    auto move = [&](float centre, float slope, uint32_t bits) {
-      float delta = start_delta(centre, uniform(bits), radius, noise);
-      return (Out)step(centre, delta, slope, radius, length, clip_ball);
-    };
-    if (l.aligned) {
-      Four<In> in = *(const Four<In>*)(x + first);
-      Four<Out> slope = *(const Four<Out>*)(grad + first), result;
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-        result.v[i] = move(pixel(in.v[i]), (float)slope.v[i], words.w[i]);
-      *(Four<Out>*)(out + first) = result;
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      if (4 * block + i >= l.size) break;
-      int64_t at = l.at(b, 4 * block + i);
-      out[at] = move(pixel(x[at]), (float)grad[at], words.w[i]);
-    }
-  });
+template <class Move, class In, class Out>
+void launch_move(const Layout& l, const Move& move, const int64_t* ids, const In* x,
+                 const Out* grad, Out* out, cudaStream_t stream) {
+  int64_t quads = (l.size + 3) / 4;
+  int threads = (int)std::min<int64_t>(THREADS, (quads + 31) / 32 * 32);
+  if (l.path == RGB) threads = RGB_THREADS;
+  dim3 blocks((unsigned)((quads + threads - 1) / threads),
+              (unsigned)std::min<int64_t>(l.batch, TALLEST));
+  auto* kernel = any_kernel<Move, In, Out>;
+  if (l.path == FLAT) kernel = wide_kernel<FLAT, Move, In, Out>;
+  if constexpr (!std::is_same_v<In, uint8_t>)  // walkable() makes uint8 contiguous
+    if (l.path == RGB) kernel = wide_kernel<RGB, Move, In, Out>;
+  launch(kernel, blocks, threads, stream, l, move, ids, x, grad, out);
 }
 
 bool is_channels_last(const Tensor& x) {
@@ -131,27 +150,13 @@ Tensor walkable(const Tensor& x, bool channels_last) {
 
 template <class... Tensors>
 Layout layout_of(const Tensor& x, bool channels_last, const Tensors&... tensors) {
-  int64_t batch = x.size(0), size = x.numel() / batch;
-  bool aligned = !channels_last && size % 4 == 0;
-  for (const Tensor* t : {&x, &tensors...}) {
-    size_t access = 4 * t->element_size();
-    aligned = aligned && (size_t)t->const_data_ptr() % access == 0;
-  }
-  int64_t channels = channels_last ? x.size(1) : 1;
-  return {batch, size, channels, size / channels, channels_last, aligned};
-}
-
-struct Grid {
-  dim3 blocks;
-  int threads;
-};
-
-Grid grid_of(const Layout& l) {
-  int64_t blocks = (l.size + 3) / 4;
-  int threads = (int)std::min<int64_t>(THREADS, (blocks + 31) / 32 * 32);
-  return {dim3((unsigned)((blocks + threads - 1) / threads),
-               (unsigned)std::min<int64_t>(l.batch, 65535)),
-          threads};
+  int64_t batch = x.size(0), size = x.numel() / batch, channels = channels_last ? x.size(1) : 1;
+  Layout l{batch, size, channels, size / channels, channels_last, ANY};
+  if (channels_last ? channels != 3 || l.area % 4 != 0 : size % 4 != 0) return l;
+  for (const Tensor* t : {&x, &tensors...})
+    if ((size_t)t->const_data_ptr() % (4 * t->element_size()) != 0) return l;
+  l.path = channels_last ? RGB : FLAT;
+  return l;
 }
 
 Tensor rs_start(const Tensor& x, const Tensor& ids, double eps, const std::optional<Tensor>& eps_i,
@@ -163,11 +168,10 @@ Tensor rs_start(const Tensor& x, const Tensor& ids, double eps, const std::optio
   Tensor in = walkable(x, last), out = like_pixels(in);
   if (x.numel() == 0) return laid_out_like(x, out);
   Noise noise{(uint64_t)seed, (uint32_t)epoch, (float)noise_scale, clip_start};
-  Layout layout = layout_of(in, last, out);
-  Grid grid = grid_of(layout);
-  with_pixels("rs_start", in, [&]<class In, class Out>(const In* from, Out*) {
-    launch(rs_start_kernel<In, Out>, grid.blocks, grid.threads, stream_of(x), layout, noise,
-           ids.const_data_ptr<int64_t>(), from, (Out*)out.mutable_data_ptr(), (float)eps, radii);
+  Start move{noise, (float)eps, radii};
+  with_pixels("rs_start", in, [&]<class In, class Out>(const In* from, Out* none) {
+    launch_move(layout_of(in, last, out), move, ids.const_data_ptr<int64_t>(), from, none,
+                (Out*)out.mutable_data_ptr(), stream_of(x));
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return last ? out : laid_out_like(x, out);
@@ -187,43 +191,61 @@ Tensor fgsm_step(const Tensor& x, const Tensor& grad, const Tensor& ids, double 
         "grad must have the shape and type of the start");
   if (x.numel() == 0) return laid_out_like(x, out);
   Noise noise{(uint64_t)seed, (uint32_t)epoch, (float)noise_scale, clip_start};
-  Layout layout = layout_of(in, last, slope, out);
-  Grid grid = grid_of(layout);
+  Step move{noise, (float)eps, (float)alpha, radii, steps, clip_ball};
   with_pixels("fgsm_step", in, [&]<class In, class Out>(const In* from, Out*) {
-    launch(fgsm_step_kernel<In, Out>, grid.blocks, grid.threads, stream_of(x), layout, noise,
-           ids.const_data_ptr<int64_t>(), from, (const Out*)slope.const_data_ptr(),
-           (Out*)out.mutable_data_ptr(), (float)eps, radii, (float)alpha, steps, clip_ball);
+    launch_move(layout_of(in, last, slope, out), move, ids.const_data_ptr<int64_t>(), from,
+                (const Out*)slope.const_data_ptr(), (Out*)out.mutable_data_ptr(), stream_of(x));
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return last ? out : laid_out_like(x, out);
 }
 
-// A block an example: its crop is drawn once. Threads follow the output, so that writes coalesce.
+// Blocks of one example on x, of its rows on y; the crop is drawn once a block. A thread makes four
+// columns of all channels of a row, so that nothing is divided and writes coalesce.
 __global__ void augment_kernel(const uint8_t* images, int64_t n, const int64_t* ids,
                                const int64_t* rows, float* out, int channels, int height,
                                int width, uint64_t seed, uint32_t epoch, int pad, bool flip,
-                               bool channels_last) {
+                               bool channels_last, int* wrong) {
   __shared__ Crop place;
-  int64_t row = rows[blockIdx.x];
-  if (row < 0 || row >= n) __trap();
-  if (threadIdx.x == 0) place = crop(seed, epoch, ids[blockIdx.x], pad, flip);
+  int64_t row = rows[blockIdx.x], area = (int64_t)height * width, size = channels * area;
+  bool known = row >= 0 && row < n;
+  if (!known) *wrong = 1;
+  if (threadIdx.x == 0 && threadIdx.y == 0) place = crop(seed, epoch, ids[blockIdx.x], pad, flip);
   __syncthreads();
-  int size = channels * height * width;
-  for (int o = threadIdx.x; o < size; o += blockDim.x) {
-    int c = channels_last ? o % channels : o / (height * width);
-    int p = channels_last ? o / channels : o % (height * width);
-    int w = p % width, y = p / width + place.dy;
-    int x = (place.flip ? width - 1 - w : w) + place.dx;
-    bool inside = y >= 0 && y < height && x >= 0 && x < width;
-    out[(int64_t)blockIdx.x * size + o] =
-        inside ? pixel(images[((row * channels + c) * height + y) * width + x]) : 0.0f;
+  out += blockIdx.x * size;
+  int step = place.flip ? -1 : 1, corner = (place.flip ? width - 1 : 0) + place.dx;
+  for (int h = blockIdx.y * blockDim.y + threadIdx.y; h < height; h += gridDim.y * blockDim.y) {
+    int y = h + place.dy;
+    bool within = y >= 0 && y < height;
+    auto value = [&](int c, int w) {
+      int x = corner + step * w;
+      if (!known) return NAN;
+      return within && x >= 0 && x < width ? pixel(images[row * size + c * area + y * width + x])
+                                           : 0.0f;
+    };
+    for (int w = 4 * threadIdx.x; w < width; w += 4 * blockDim.x) {
+      if (channels_last && channels == 3 && width % 4 == 0) {
+        Four<float>* to = (Four<float>*)(out + ((int64_t)h * width + w) * 3);
+#pragma unroll
+        for (int i = 0; i < 12; i += 4)
+          to[i / 4] = {{value(i % 3, w + i / 3), value((i + 1) % 3, w + (i + 1) / 3),
+                        value((i + 2) % 3, w + (i + 2) / 3), value(i % 3, w + i / 3 + 1)}};
+      } else {
+        for (int c = 0; c < channels; c++)
+          for (int v = w; v < min(w + 4, width); v++)
+            out[channels_last ? ((int64_t)h * width + v) * channels + c
+                              : c * area + (int64_t)h * width + v] = value(c, v);
+      }
+    }
   }
 }
 
 Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t epoch, int64_t pad,
                bool flip, bool channels_last, const std::optional<Tensor>& rows) {
+  static const Report report("augment", "an id is outside the images");
   const int64_t* row = rows_of("augment", images, ids, rows);
   DeviceGuard guard(images.get_device_index());
+  report.raise();
   int64_t batch = ids.numel(), channels = images.size(1);
   int64_t height = images.size(2), width = images.size(3);
   Tensor out = torch::stable::empty({batch, channels, height, width}, ScalarType::Float,
@@ -231,22 +253,26 @@ Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t ep
                                     channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
                                                   : torch::headeronly::MemoryFormat::Contiguous);
   if (out.numel() == 0) return out;
-  launch(augment_kernel, (unsigned)batch, THREADS, stream_of(images),
+  int across = (int)std::min<int64_t>((width + 3) / 4, THREADS), down = THREADS / across;
+  dim3 blocks((unsigned)batch, (unsigned)std::min<int64_t>((height + down - 1) / down, TALLEST));
+  launch(augment_kernel, blocks, dim3(across, down), stream_of(images),
          images.const_data_ptr<uint8_t>(), images.size(0), ids.const_data_ptr<int64_t>(), row,
          out.mutable_data_ptr<float>(), (int)channels, (int)height, (int)width, (uint64_t)seed,
-         (uint32_t)epoch, (int)pad, flip, channels_last);
+         (uint32_t)epoch, (int)pad, flip, channels_last, report.flag);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
+  report.raise();
   return out;
 }
 
 // A warp a row.
 template <class T>
 __global__ void cross_entropy_kernel(const T* logits, const int64_t* labels, float* loss,
-                                     bool* correct, int64_t batch, int classes) {
+                                     bool* correct, int64_t batch, int classes, int* wrong) {
   int64_t b = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 32;
   int lane = threadIdx.x % 32;
   if (b >= batch) return;
-  if (labels[b] < 0 || labels[b] >= classes) __trap();
+  bool known = labels[b] >= 0 && labels[b] < classes;
+  if (!known) *wrong = 1;
   const T* row = logits + b * classes;
   int best = lane < classes ? lane : 0;
   for (int k = lane; k < classes; k += 32)
@@ -262,7 +288,7 @@ __global__ void cross_entropy_kernel(const T* logits, const int64_t* labels, flo
     if (k != best) rest += exp((double)(float)row[k] - top);
   for (int offset = 16; offset; offset /= 2) rest += __shfl_xor_sync(~0u, rest, offset);
   if (lane == 0) {
-    loss[b] = cross_entropy(top, rest, (float)row[labels[b]]);
+    loss[b] = known ? cross_entropy(top, rest, (float)row[labels[b]]) : NAN;
     correct[b] = best == labels[b];
   }
 }
@@ -273,7 +299,9 @@ std::tuple<Tensor, Tensor> cross_entropy_scores(const Tensor& logits, const Tens
             labels.numel() == logits.size(0) && labels.is_cuda() == logits.is_cuda() &&
             labels.get_device_index() == logits.get_device_index(),
         "cross_entropy_scores", "labels must be a contiguous int64 vector as long as logits");
+  static const Report report("cross_entropy_scores", "a label is no class");
   DeviceGuard guard(logits.get_device_index());
+  report.raise();
   int64_t batch = logits.size(0);
   Tensor in = contiguous(logits);
   Tensor loss = new_empty(logits, {batch}, ScalarType::Float);
@@ -283,17 +311,19 @@ std::tuple<Tensor, Tensor> cross_entropy_scores(const Tensor& logits, const Tens
     launch(cross_entropy_kernel<T>, (unsigned)((batch * 32 + THREADS - 1) / THREADS), THREADS,
            stream_of(logits), rows, labels.const_data_ptr<int64_t>(),
            loss.mutable_data_ptr<float>(), (bool*)correct.mutable_data_ptr(), batch,
-           (int)logits.size(1));
+           (int)logits.size(1), report.flag);
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
+  report.raise();
   return {loss, correct};
 }
 
 // --- selection ------------------------------------------------------------------------------------
 
-constexpr int ITEMS = 16, CHUNK = THREADS * ITEMS;
-constexpr int BINS = 2048;  // two histograms fit in shared memory
-constexpr Digit DIGITS[] = {{21, 11}, {10, 11}, {0, 10}};
+// Scores whose keys fit the shared memory of one block take one launch of ALONE threads, others
+// a few passes over memory. SPARE is more than such a block has of shared memory beside the keys.
+constexpr int ALONE = 1024, SPARE = 4096, ITEMS = 16, CHUNK = THREADS * ITEMS;
+constexpr int BINS = 2048, PASSES = 3;  // two histograms fit in shared memory
 
 struct Scores {
   const float* score;
@@ -304,33 +334,92 @@ struct Scores {
   __device__ uint32_t key(int64_t i) const { return score_key(score[i], centred, centre); }
 };
 
-struct Selection {  // lives on the device; zeroed before the first pass
-  Seek seeks[2];
-  Cut cut;
-};
+template <class T, int SIZE>
+using Scan = cub::BlockScan<T, SIZE, cub::BLOCK_SCAN_WARP_SCANS>;  // it needs little shared memory
 
-struct Tally {
-  int64_t in, low, high;
-};
-
-__global__ void begin_kernel(Selection* selection, int64_t first, int64_t last) {
-  selection->seeks[0] = {0, first, 0};
-  selection->seeks[1] = {0, last, 0};
+__device__ void count(uint32_t key, const Seeks& seeks, Digit digit, uint32_t* counts) {
+  uint32_t prefix = digit.before(key), low = seeks.side[0].prefix, high = seeks.side[1].prefix;
+  if (prefix == low) atomicAdd(&counts[digit.of(key)], 1u);
+  if (prefix == high && high != low) atomicAdd(&counts[BINS + digit.of(key)], 1u);
 }
 
-__global__ void histogram_kernel(Scores s, const Selection* selection, Digit digit,
+// The next digit of one side, by a whole block. `to` is not `from`, so nobody waits to write it.
+template <int SIZE, class Count>
+__device__ void advance(const Seeks& from, Seeks& to, int side, const Count* counts, Digit digit) {
+  __shared__ typename Scan<int64_t, SIZE>::TempStorage storage;
+  constexpr int OWN = BINS / SIZE;
+  Seek seek = from.side[side];
+  if (from.side[0].prefix != from.side[1].prefix) counts += side * BINS;
+  int64_t own[OWN], sum = 0, below;
+  for (int i = 0; i < OWN; i++) sum += own[i] = (int64_t)counts[threadIdx.x * OWN + i];
+  Scan<int64_t, SIZE>(storage).ExclusiveSum(sum, below);
+  for (int i = 0; i < OWN; below += own[i++])
+    if (seek.rank >= below && seek.rank < below + own[i])
+      to.side[side] = seek.next(digit, threadIdx.x * OWN + i, below, own[i]);
+}
+
+// Each thread has a run of keys, from id `first` on; the runs of a block follow one another.
+template <int SIZE>
+__device__ void write_ids(const uint32_t* keys, int64_t first, int count, const Cut& cut,
+                          const Tally& before_block, int64_t* ids) {
+  __shared__ typename Scan<Tally, SIZE>::TempStorage storage;
+  Tally before;
+  Scan<Tally, SIZE>(storage).ExclusiveScan(tally_of(keys, count, cut), before, Tally{0, 0, 0}, Add());
+  before = Add()(before_block, before);
+  int64_t place = before.in + min(before.low, cut.keep_low) + min(before.high, cut.keep_high);
+  for (int i = 0; i < count; i++) {
+    Side where = side(keys[i], cut);
+    bool stays = where == IN || (where == TIE_LOW && before.low++ < cut.keep_low) ||
+                 (where == TIE_HIGH && before.high++ < cut.keep_high);
+    if (stays) ids[place++] = first + i;
+  }
+}
+
+__global__ void __launch_bounds__(ALONE)
+    select_kernel(Scores s, Seeks start, int64_t kept, int64_t* ids, int64_t* bad) {
+  __shared__ Seeks seeks[PASSES + 1];
+  __shared__ unsigned non_finite;
+  uint32_t *counts = dynamic_shared(), *keys = counts + 2 * BINS;
+  int n = (int)s.n;
+  if (threadIdx.x == 0) seeks[0] = start, non_finite = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < n; i += ALONE) {
+    keys[i] = s.key(i);
+    if (!finite_key(keys[i])) atomicAdd(&non_finite, 1u);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) *bad = non_finite;
+  if (kept == 0) return;
+  for (int pass = 0; pass < PASSES; pass++) {
+    for (int bin = threadIdx.x; bin < 2 * BINS; bin += ALONE) counts[bin] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < n; i += ALONE) count(keys[i], seeks[pass], digit_of(pass), counts);
+    for (int s = 0; s < 2; s++) {
+      __syncthreads();
+      advance<ALONE>(seeks[pass], seeks[pass + 1], s, counts, digit_of(pass));
+    }
+    __syncthreads();
+  }
+  Cut cut = make_cut(seeks[PASSES].side[0], seeks[PASSES].side[1]);
+  int run = (n + ALONE - 1) / ALONE | 1;  // odd, so that a warp reads from 32 banks
+  int first = min((int)threadIdx.x * run, n);
+  write_ids<ALONE>(keys + first, first, min(run, n - first), cut, Tally{0, 0, 0}, ids);
+}
+
+__global__ void begin_kernel(Seeks* seeks, Seeks start) { seeks[0] = start; }
+
+__global__ void histogram_kernel(Scores s, const Seeks* seeks, int pass,
                                  unsigned long long* counts, unsigned long long* bad) {
   __shared__ uint32_t local[2 * BINS];
   for (int bin = threadIdx.x; bin < 2 * BINS; bin += blockDim.x) local[bin] = 0;
   __syncthreads();
-  uint32_t low = selection->seeks[0].prefix, high = selection->seeks[1].prefix;
+  Seeks now = seeks[pass];
   unsigned long long non_finite = 0;
   for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < s.n;
        i += (int64_t)gridDim.x * blockDim.x) {
-    uint32_t key = s.key(i), prefix = digit.before(key);
-    if (digit.shift > 16) non_finite += !finite_key(key);
-    if (prefix == low) atomicAdd(&local[digit.of(key)], 1u);
-    if (prefix == high && high != low) atomicAdd(&local[BINS + digit.of(key)], 1u);
+    uint32_t key = s.key(i);
+    if (pass == 0) non_finite += !finite_key(key);
+    count(key, now, digit_of(pass), local);
   }
   if (non_finite) atomicAdd(bad, non_finite);
   __syncthreads();
@@ -338,70 +427,54 @@ __global__ void histogram_kernel(Scores s, const Selection* selection, Digit dig
     if (local[bin]) atomicAdd(&counts[bin], (unsigned long long)local[bin]);
 }
 
-__global__ void advance_kernel(Selection* selection, Digit digit, const unsigned long long* counts) {
-  int s = threadIdx.x;  // two threads, one a side
-  bool apart = selection->seeks[0].prefix != selection->seeks[1].prefix;
-  __syncthreads();
-  selection->seeks[s].advance(counts + (apart ? s * BINS : 0), digit);
-  __syncthreads();
-  if (s == 0 && digit.shift == 0)
-    selection->cut = make_cut(selection->seeks[0], selection->seeks[1]);
+__global__ void advance_kernel(Seeks* seeks, int pass, const unsigned long long* counts) {
+  advance<THREADS>(seeks[pass], seeks[pass + 1], blockIdx.x, counts, digit_of(pass));
 }
 
-struct Add {
-  __device__ Tally operator()(const Tally& a, const Tally& b) const {
-    return {a.in + b.in, a.low + b.low, a.high + b.high};
-  }
+// The block's chunk of keys, read together. A thread's run is ITEMS long and one bank further on.
+struct Run {
+  int64_t first;
+  int count;
+  const uint32_t* keys;
 };
 
-__device__ Tally tally_of(const Scores& s, const Cut& cut, int64_t first) {
-  Tally tally{0, 0, 0};
-  for (int64_t i = first; i < min(first + ITEMS, s.n); i++) {
-    Side where = side(s.key(i), cut);
-    tally.in += where == IN, tally.low += where == TIE_LOW, tally.high += where == TIE_HIGH;
-  }
-  return tally;
+__device__ Run run_of(const Scores& s) {
+  __shared__ uint32_t keys[CHUNK + THREADS];
+  int64_t chunk = (int64_t)blockIdx.x * CHUNK, first = chunk + threadIdx.x * ITEMS;
+  for (int i = threadIdx.x; i < CHUNK && chunk + i < s.n; i += THREADS)
+    keys[i + i / ITEMS] = s.key(chunk + i);
+  __syncthreads();
+  int64_t count = max(min(s.n - first, (int64_t)ITEMS), (int64_t)0);
+  return {first, (int)count, keys + threadIdx.x * (ITEMS + 1)};
 }
 
-__global__ void tally_kernel(Scores s, const Selection* selection, Tally* tallies) {
+__global__ void tally_kernel(Scores s, const Seeks* found, Tally* tallies) {
   using Reduce = cub::BlockReduce<Tally, THREADS>;
   __shared__ typename Reduce::TempStorage storage;
-  int64_t first = (int64_t)blockIdx.x * CHUNK + threadIdx.x * ITEMS;
-  Tally sum = Reduce(storage).Reduce(tally_of(s, selection->cut, first), Add());
+  Run run = run_of(s);
+  Cut cut = make_cut(found->side[0], found->side[1]);
+  Tally sum = Reduce(storage).Reduce(tally_of(run.keys, run.count, cut), Add());
   if (threadIdx.x == 0) tallies[blockIdx.x] = sum;
 }
 
 // In place: what comes before each chunk. One block walks over all chunks.
 __global__ void scan_kernel(Tally* tallies, int64_t chunks) {
-  using Scan = cub::BlockScan<Tally, THREADS>;
-  __shared__ typename Scan::TempStorage storage;
+  __shared__ typename Scan<Tally, THREADS>::TempStorage storage;
   Tally before{0, 0, 0};
   for (int64_t first = 0; first < chunks; first += THREADS) {
     int64_t chunk = first + threadIdx.x;
     Tally own = chunk < chunks ? tallies[chunk] : Tally{0, 0, 0}, exclusive, all;
-    Scan(storage).ExclusiveScan(own, exclusive, Tally{0, 0, 0}, Add(), all);
+    Scan<Tally, THREADS>(storage).ExclusiveScan(own, exclusive, Tally{0, 0, 0}, Add(), all);
     if (chunk < chunks) tallies[chunk] = Add()(before, exclusive);
     before = Add()(before, all);
     __syncthreads();
   }
 }
 
-__global__ void write_kernel(Scores s, const Selection* selection, const Tally* tallies,
-                             int64_t* ids) {
-  using Scan = cub::BlockScan<Tally, THREADS>;
-  __shared__ typename Scan::TempStorage storage;
-  Cut cut = selection->cut;
-  int64_t first = (int64_t)blockIdx.x * CHUNK + threadIdx.x * ITEMS;
-  Tally before;
-  Scan(storage).ExclusiveScan(tally_of(s, cut, first), before, Tally{0, 0, 0}, Add());
-  before = Add()(tallies[blockIdx.x], before);
-  int64_t place = before.in + min(before.low, cut.keep_low) + min(before.high, cut.keep_high);
-  for (int64_t i = first; i < min(first + ITEMS, s.n); i++) {
-    Side where = side(s.key(i), cut);
-    bool stays = where == IN || (where == TIE_LOW && before.low++ < cut.keep_low) ||
-                 (where == TIE_HIGH && before.high++ < cut.keep_high);
-    if (stays) ids[place++] = i;
-  }
+__global__ void write_kernel(Scores s, const Seeks* found, const Tally* tallies, int64_t* ids) {
+  Run run = run_of(s);
+  Cut cut = make_cut(found->side[0], found->side[1]);
+  write_ids<THREADS>(run.keys, run.first, run.count, cut, tallies[blockIdx.x], ids);
 }
 
 std::tuple<Tensor, Tensor> select_kept(const Tensor& scores, int64_t low, int64_t high,
@@ -413,32 +486,44 @@ std::tuple<Tensor, Tensor> select_kept(const Tensor& scores, int64_t low, int64_
   DeviceGuard guard(scores.get_device_index());
   cudaStream_t stream = stream_of(scores);
   Tensor ids = new_empty(scores, {kept}, ScalarType::Long);
-  Tensor bad = new_zeros(scores, {}, ScalarType::Long);
-  if (n == 0) return {ids, bad};
+  if (n == 0) return {ids, new_zeros(scores, {}, ScalarType::Long)};
+  int64_t* to = ids.mutable_data_ptr<int64_t>();
+  Scores s{scores.const_data_ptr<float>(), n, centre.value_or(0), centre.has_value()};
+  Seeks start{{{0, low, 0}, {0, n - high - 1, 0}}};
 
+  int most = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                        scores.get_device_index()));
+  if (int64_t bytes = (2 * BINS + n) * sizeof(uint32_t); bytes + SPARE <= most) {
+    Tensor bad = new_empty(scores, {}, ScalarType::Long);
+    STD_CUDA_CHECK(cudaFuncSetAttribute(select_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        most - SPARE));
+    launch_with(bytes, select_kernel, 1, ALONE, stream, s, start, kept, to,
+                bad.mutable_data_ptr<int64_t>());
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    return {ids, bad};
+  }
   int64_t chunks = (n + CHUNK - 1) / CHUNK;
-  Tensor counts = new_empty(scores, {2 * BINS}, ScalarType::Long);
-  Tensor room = new_empty(scores, {(int64_t)sizeof(Selection) / 8}, ScalarType::Long);
+  Tensor bad = new_zeros(scores, {}, ScalarType::Long);
+  Tensor counts = new_zeros(scores, {PASSES * 2 * BINS}, ScalarType::Long);
+  Tensor sought = new_empty(scores, {(PASSES + 1) * (int64_t)sizeof(Seeks) / 8}, ScalarType::Long);
   Tensor tallies = new_empty(scores, {3 * chunks}, ScalarType::Long);
   auto* count = (unsigned long long*)counts.mutable_data_ptr();
-  auto* selection = (Selection*)room.mutable_data_ptr();
+  auto* seeks = (Seeks*)sought.mutable_data_ptr();
   auto* tally = (Tally*)tallies.mutable_data_ptr();
-  Scores s{scores.const_data_ptr<float>(), n, centre.value_or(0), centre.has_value()};
   unsigned wide = (unsigned)std::min<int64_t>(chunks, 2048);
 
-  launch(begin_kernel, 1, 1, stream, selection, low, n - high - 1);
-  for (Digit digit : DIGITS) {
-    STD_CUDA_CHECK(cudaMemsetAsync(count, 0, 2 * BINS * sizeof(*count), stream));
-    launch(histogram_kernel, wide, THREADS, stream, s, selection, digit, count,
+  launch(begin_kernel, 1, 1, stream, seeks, start);
+  for (int pass = 0; pass < PASSES; pass++, count += 2 * BINS) {
+    launch(histogram_kernel, wide, THREADS, stream, s, seeks, pass, count,
            (unsigned long long*)bad.mutable_data_ptr());
     if (kept == 0) break;  // what is not finite has been counted
-    launch(advance_kernel, 1, 2, stream, selection, digit, count);
+    launch(advance_kernel, 2, THREADS, stream, seeks, pass, count);
   }
   if (kept > 0) {
-    launch(tally_kernel, (unsigned)chunks, THREADS, stream, s, selection, tally);
+    launch(tally_kernel, (unsigned)chunks, THREADS, stream, s, seeks + PASSES, tally);
     launch(scan_kernel, 1, THREADS, stream, tally, chunks);
-    launch(write_kernel, (unsigned)chunks, THREADS, stream, s, selection, tally,
-           ids.mutable_data_ptr<int64_t>());
+    launch(write_kernel, (unsigned)chunks, THREADS, stream, s, seeks + PASSES, tally, to);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {ids, bad};

@@ -133,12 +133,17 @@ def away(tmp_path, monkeypatch):
 
 @pytest.fixture
 def emulated(request, monkeypatch):
-    """The operators are those of the CUDA kernels, which run on the CPU (emulation.py)."""
+    """The operators are those of the CUDA kernels, which run on the CPU (emulation.py).
+
+    It is the emulator's library, with what a test may set.
+    """
     if shutil.which(emulation.COMPILER) is None:
         pytest.skip(f"the emulator needs a C++ compiler, and {emulation.COMPILER} is not one")
     library, _ = emulation.load()
+    library.emulator_tallest(65535)
+    library.emulator_shared(227 * 1024)
     library.emulator_seed(zlib.crc32(request.node.name.encode()))
     monkeypatch.setattr(torch.ops, "advprune", torch.ops.advprune_emulated)
     torch.use_deterministic_algorithms(True)  # then new tensors hold NaN or the largest integer
-    yield
+    yield library
     torch.use_deterministic_algorithms(False)

@@ -58,7 +58,7 @@ def build():
                     f"-DTORCH_TARGET_VERSION={setup.TARGET}", f'-DSOURCE="{SOURCE}"',
                     f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in include_paths()),
                     *(f"-L{path}" for path in library_paths()), "-ltorch", "-ltorch_cpu", "-lc10",
-                    needs=(SOURCE, ROOT / "csrc/ops.h"))
+                    needs=(SOURCE, *ROOT.glob("csrc/*.h")))
 
 
 @cache
@@ -76,7 +76,7 @@ def load():
 def run_tests(*options, source=SOURCE, sanitizer=None, timeout=None):
     """The emulated tests of the kernels in a process of their own; sanitizers get small ones."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-s",
-               "tests/test_kernels.py", "-k", "emulated", *options]
+               "tests/test_kernels.py", "tests/test_kernel_paths.py", "-k", "emulated", *options]
     env = {**os.environ, "ADVPRUNE_EMULATED_SOURCE": str(source)}
     if sanitizer:
         flags, runtime, tests = SANITIZERS[sanitizer]

@@ -34,7 +34,7 @@ UNSEEN = {  # what no test can see, and why
     "if (local[bin]) counts[bin] += (unsigned long long)local[bin];": "blocks run in turn here",
     "return b * size + (true ? e % area * channels + e / area : e);": "a division for one channel",
     "int threads = (int)THREADS;": "a small example would have idle threads",
-    "(unsigned)65535),": "a small batch would have idle blocks",
+    "(unsigned)TALLEST);": "a small batch would have idle blocks",
     "unsigned wide = (unsigned)chunks;": "many blocks would clear as many histograms",
     "unsigned wide = (unsigned)2048;": "few scores would have idle blocks",
 }

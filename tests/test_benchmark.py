@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(kernels, "BATCHES", [(4, 1, 6, 6)])
+    monkeypatch.setattr(kernels, "BATCHES", [(4, 3, 6, 6)])
     monkeypatch.setattr(kernels, "SELECTIONS", [1000])
     whole = kernels.median_us
     monkeypatch.setattr(kernels, "median_us", lambda call, device: whole(call, device, 0.01))
@@ -32,8 +32,22 @@ def test_kernels_record(small, tmp_path, capsys):
     assert rows["rs_start + fgsm_step"].keys() >= {"us", "GB/s", "of copy", "eager", "compile"}
     assert rows["select_kept"].keys() >= {"topk", "sort", "argpartition"}
     assert all(value > 0 for row in record["rows"] for value in list(row.values())[1:])
-    start = rows["rs_start"]  # float32 in and out: 8 bytes an element
-    assert start["GB/s"] == pytest.approx(8 * 4 * 36 / start["us"] / 1e3)
+    for layout in ("", ", channels last"):  # float32 in and out: 8 bytes an element
+        start, step = rows[f"rs_start{layout}"], rows[f"fgsm_step{layout}"]
+        assert start["GB/s"] == pytest.approx(8 * 4 * 108 / start["us"] / 1e3)
+        assert step["GB/s"] == pytest.approx(12 * 4 * 108 / step["us"] / 1e3)
+
+
+def test_both_layouts_reach_the_kernels(small, monkeypatch):
+    seen, whole = set(), ops.rs_start
+
+    def start(x, *args):
+        seen.add((x.is_contiguous(), x.is_contiguous(memory_format=torch.channels_last)))
+        return whole(x, *args)
+
+    monkeypatch.setattr(kernels.ops, "rs_start", start)
+    assert len(list(kernels.rows_of_batches(CPU))) == 7
+    assert seen == {(True, False), (False, True)}
 
 
 def test_alternatives_compute_the_same():

@@ -5,7 +5,6 @@ import torch
 
 from advprune import ops
 
-# Not on a card: after a trap it serves the process no more.
 HOST = pytest.mark.parametrize("device", ["cpu", "emulated"], indirect=True)
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(0, 3, 8, 8), (1, 1, 1, 1), (3, 1, 5, 5), (2, 3, 7, 9), (5, 1, 28, 28), (4, 3, 32, 32),
@@ -88,6 +87,15 @@ def test_more_examples_than_a_grid_is_high(device):
                        ops.REFERENCES["rs_start"](x, ids, *args))
 
 
+def test_every_shade_is_its_255th(device):
+    shades = torch.arange(256, dtype=torch.uint8, device=device).view(1, 1, 16, 16)
+    wanted = torch.tensor([np.float32(v) / np.float32(255) for v in range(256)], device=device)
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    for out in (ops.augment(shades, zero, 0, 0), ops.rs_start(shades, zero, 0.0, 0, 0),
+                ops.augment(shades, zero, 0, 0, channels_last=True)):
+        assert torch.equal(out.flatten(), wanted)
+
+
 @pytest.mark.parametrize("shape", [(5, 1, 28, 28), (9, 3, 32, 32), (4, 2, 5, 3), (1, 1, 1, 1)])
 @pytest.mark.parametrize(("pad", "flip"), [(0, False), (0, True), (4, True), (2, False)])
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -103,16 +111,23 @@ def test_augment_is_the_references(device, shape, pad, flip, channels_last):
         assert torch.equal(ops.augment(images[ids], ids, *how, rows), wanted)
 
 
-@HOST
 def test_ids_and_labels_outside_are_refused(device):
-    images = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
+    images = torch.zeros(3, 1, 4, 4, dtype=torch.uint8, device=device)
+    zero, logits = torch.tensor([0], device=device), torch.zeros(1, 3, device=device)
+
+    def both(call, wrong, right):  # on a card the call after it says so
+        call(wrong)
+        torch.cuda.synchronize()
+        call(right)
+
     for i in (-1, 3):
-        with pytest.raises(RuntimeError, match="id|__trap"):
-            ops.augment(images, torch.tensor([i]), 0, 0)
-        with pytest.raises(RuntimeError, match="id|__trap"):
-            ops.augment(images, torch.tensor([0]), 0, 0, rows=torch.tensor([i]))
-        with pytest.raises(RuntimeError, match="label|__trap"):
-            ops.cross_entropy_scores(torch.zeros(2, 3), torch.tensor([0, i]))
+        for call, match in [
+                (lambda ids: ops.augment(images, ids, 0, 0), "augment: an id is outside"),
+                (lambda rows: ops.augment(images, zero, 0, 0, rows=rows), "the images"),
+                (lambda y: ops.cross_entropy_scores(logits, y), "scores: a label is no class")]:
+            with pytest.raises(RuntimeError, match=match):
+                both(call, zero + i, zero)
+            call(zero)  # it is said once
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -14,6 +14,7 @@
 #include <deque>
 #include <exception>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -85,6 +86,9 @@ struct Thread : Fiber {
 struct Device {
   std::deque<Thread> threads;  // kept from launch to launch; a block uses the first `count`
   unsigned count = 0, at_barrier = 0;
+  int64_t launches = 0;
+  std::unique_ptr<char[]> shared;  // what a launch asks for
+  size_t shared_bytes = 0;
   std::vector<Thread*> ready;
   uint64_t given[1024];  // what each thread gave in the last operation of its warp
   Thread* running = nullptr;
@@ -166,6 +170,7 @@ struct Device {
 
   void run_block() {
     for (char* p = __start_emulated_shared; p < __stop_emulated_shared; p++) poison(p);
+    memset(shared.get(), 0xCD, shared_bytes);
     at_barrier = 0;
     turn++;
     ready.clear();
@@ -207,8 +212,10 @@ struct Device {
          one.place);
   }
 
-  void run(dim3 grid, dim3 block, std::function<void()> body) {
+  void run(dim3 grid, dim3 block, size_t bytes, std::function<void()> body) {
     std::lock_guard lock(one_at_a_time);
+    shared.reset(new char[bytes]);  // of this size, so that the sanitizer sees its end
+    shared_bytes = bytes;
     uint64_t size = (uint64_t)grid.x * grid.y * grid.z;
     uint64_t width = (uint64_t)block.x * block.y * block.z;
     auto text = [](dim3 d) {
@@ -222,6 +229,7 @@ struct Device {
     sanitizers::Unseen unseen;
     scheduler.tsan = __tsan_get_current_fiber();
     gridDim = grid, blockDim = block, count = (unsigned)width, kernel = std::move(body);
+    launches++;
     std::vector<uint64_t> order(size);
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), random);
@@ -328,6 +336,8 @@ T atomicAdd(T* at, std::type_identity_t<T> value) {
   return std::atomic_ref<T>(*at).fetch_add(value, std::memory_order_relaxed);
 }
 
+inline uint32_t* dynamic_shared() { return (uint32_t*)emulator::device.shared.get(); }
+
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 template <class T>
@@ -345,15 +355,62 @@ constexpr std::common_type_t<A, B> max(A a, B b) {
 
 // --- what the host calls --------------------------------------------------------------------------
 
+static int64_t TALLEST = 65535;  // as on a card; a test may set less, so that a few blocks go around
+extern "C" __attribute__((visibility("default"))) void emulator_tallest(int64_t blocks) {
+  TALLEST = blocks;
+}
+// How many launches there were, and the threads of a block of the last one.
+extern "C" __attribute__((visibility("default"))) int64_t emulator_launches() {
+  return emulator::device.launches;
+}
+extern "C" __attribute__((visibility("default"))) int emulator_threads() {
+  return (int)emulator::device.count;
+}
+
 using cudaStream_t = struct CUstream_st*;
 using cudaError_t = int;
 
-inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t) {
-  memset(at, value, bytes);
+// The shared memory that a block may have; a test may set less.
+static int shared_limit = 227 << 10;
+extern "C" __attribute__((visibility("default"))) void emulator_shared(int bytes) {
+  shared_limit = bytes;
+}
+
+enum { cudaDevAttrMaxSharedMemoryPerBlockOptin };
+inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
+  *value = shared_limit;
+  return 0;
+}
+
+enum { cudaHostAllocPortable = 1, cudaHostAllocMapped = 2 };
+inline cudaError_t cudaHostAlloc(void** at, size_t bytes, unsigned) {
+  *at = ::operator new(bytes);
+  return 0;
+}
+
+// A kernel without this attribute may have 48 KiB.
+static std::map<void*, size_t> shared_allowed;
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
+template <class... Params>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Params...), int, int bytes) {
+  if (bytes < 0 || bytes > shared_limit)
+    throw std::runtime_error("no block has " + std::to_string(bytes) + " bytes of shared memory");
+  shared_allowed[(void*)kernel] = (size_t)bytes;
   return 0;
 }
 
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 blocks, dim3 threads, cudaStream_t, Args... args) {
-  emulator::device.run(blocks, threads, [&] { kernel(args...); });
+void launch_with(size_t bytes, void (*kernel)(Params...), dim3 blocks, dim3 threads, cudaStream_t,
+                 Args... args) {
+  size_t allowed = shared_allowed.contains((void*)kernel) ? shared_allowed[(void*)kernel] : 48 << 10;
+  if (bytes > allowed)
+    throw std::runtime_error("the kernel may have " + std::to_string(allowed) +
+                             " bytes of shared memory, not " + std::to_string(bytes));
+  emulator::device.run(blocks, threads, bytes, [&] { kernel(args...); });
+}
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 blocks, dim3 threads, cudaStream_t stream,
+            Args... args) {
+  launch_with(0, kernel, blocks, threads, stream, args...);
 }

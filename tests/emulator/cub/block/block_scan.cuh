@@ -5,7 +5,9 @@
 
 namespace cub {
 
-template <class T, int THREADS>
+enum BlockScanAlgorithm { BLOCK_SCAN_RAKING, BLOCK_SCAN_WARP_SCANS };
+
+template <class T, int THREADS, BlockScanAlgorithm = BLOCK_SCAN_RAKING>
 class BlockScan {
  public:
   struct TempStorage {
@@ -32,6 +34,10 @@ class BlockScan {
                      emulator::Place place = emulator::Place::current()) {
     T all;
     ExclusiveScan(value, before, first, op, all, place);
+  }
+
+  void ExclusiveSum(T value, T& before, emulator::Place place = emulator::Place::current()) {
+    ExclusiveScan(value, before, T(0), std::plus<T>(), place);
   }
 
  private:

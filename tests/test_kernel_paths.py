@@ -1,0 +1,73 @@
+"""What only the CUDA kernels have, emulated: wide channels last, selection in one launch."""
+import pytest
+import torch
+from test_kernels import FLOATS, batch, special_gradients
+
+from advprune import ops
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("shape", "offset", "wide"), [
+    ((5, 3, 16, 16), 0, True), ((5, 3, 26, 30), 0, True),  # three blocks and a part of one
+    ((5, 3, 2, 2), 0, True), ((5, 3, 16, 20), 1, False), ((5, 3, 3, 6), 0, False),
+    ((5, 4, 16, 16), 0, False)])
+def test_emulated_channels_last_is_wide_where_it_can_be(emulated, dtype, shape, offset, wide):
+    emulated.emulator_tallest(2)  # so that a block has more than one example
+    n, c, h, w = shape
+    x, ids = batch(shape, dtype, "cpu")
+    room = torch.empty(x.numel() + offset, dtype=dtype)
+    laid = room.as_strided(shape, (h * w * c, 1, w * c, c), offset).copy_(x)
+    grad = special_gradients(x).contiguous(memory_format=torch.channels_last)
+    eps = torch.linspace(0, 0.3, n)
+    start = torch.ops.advprune.rs_start(laid, ids, 0.0, eps, 5, 1, True, 1.0)
+    assert (emulated.emulator_threads() == 192) == wide
+    assert torch.equal(start, ops.REFERENCES["rs_start"](x, ids, 0.0, eps, 5, 1, True, 1.0))
+    rest = ids, 0.0, eps, 0.1, None, 5, 1, True, 1.0, True
+    adv = torch.ops.advprune.fgsm_step(laid, grad, *rest)
+    assert (emulated.emulator_threads() == 192) == wide
+    assert torch.equal(adv, ops.REFERENCES["fgsm_step"](x, grad, *rest))
+    assert adv.stride() == laid.stride()
+
+
+def selections_are_the_references(scores, middle=False):
+    n = len(scores)
+    for low, high in {(0, 0), (n // 3, 0), (0, n // 2), (n // 3, n // 2), (n // 2, n - n // 2),
+                      (0, n - 1), (n - 1, 0)}:
+        args = scores, low, high, 500.5 if middle else None
+        for out, wanted in zip(torch.ops.advprune.select_kept(*args),
+                               ops.REFERENCES["select_kept"](*args), strict=True):
+            assert torch.equal(out, wanted), (n, low, high)
+
+
+def test_emulated_selection_in_one_launch(emulated):
+    scores, before = torch.randn(50_000), emulated.emulator_launches()
+    out = torch.ops.advprune.select_kept(scores, 10_000, 15_000, None)[0]
+    assert emulated.emulator_launches() == before + 1
+    assert torch.equal(out, ops.REFERENCES["select_kept"](scores, 10_000, 15_000, None)[0])
+    emulated.emulator_shared(4 * (2 * 2048 + 1500) + 4096)  # 1,500 scores are the most
+    for n, alone in [(1, True), (1024, True), (1025, True), (1500, True), (1501, False)]:
+        scores, before = torch.randint(40, (n,)).float(), emulated.emulator_launches()
+        torch.ops.advprune.select_kept(scores, n // 2, 0, None)
+        assert (emulated.emulator_launches() == before + 1) == alone
+        selections_are_the_references(scores)
+
+
+@pytest.mark.parametrize("n", [1, 17, 4096, 4097, 9000])
+@pytest.mark.parametrize("values", [3, 1000])
+@pytest.mark.parametrize("middle", [False, True])
+def test_emulated_selection_in_many_launches(emulated, n, values, middle):
+    emulated.emulator_shared(0)
+    scores = torch.randint(values, (n,)).float()
+    selections_are_the_references(scores, middle)
+    scores[n // 2] = torch.nan
+    for low in (0, n):
+        assert torch.ops.advprune.select_kept(scores, low, 0, None)[1] == 1
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 70, 40), (2, 3, 5, 1100), (2, 2, 70, 41)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_emulated_augment_of_large_images(emulated, shape, channels_last):
+    emulated.emulator_tallest(2)  # so that a thread has more rows than one
+    images, ids = torch.randint(256, shape, dtype=torch.uint8), torch.tensor([1, 0, 1])
+    args = ids, 5, 2, 4, True, channels_last
+    assert torch.equal(ops.augment(images, *args), ops.REFERENCES["augment"](images, *args))
