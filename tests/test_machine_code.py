@@ -91,12 +91,11 @@ def test_float32_can_be_as_fast_as_a_copy(kernels, operator, layout):
 def test_worse_sources_are_noticed(kernels, tmp_path):
     """float64, a division in the step, four times the noise, elements that move one by one."""
     folder = shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    for name, old, new in [("ops.h", "0x1p-23f - 1.0f", "0x1p-23 - 1.0"),
-                           ("ops.h", "delta += alpha * sign", "delta += alpha / (sign + 2)"),
-                           ("ops.h", "round < 10", "round < 40"),
-                           ("ops_cuda.cu", "alignas(4 * sizeof(T)) Four", "Four")]:
-        path = folder / name
-        assert path.read_text().count(old) == 1, old
+    for old, new in {"0x1p-23f - 1.0f": "0x1p-23 - 1.0", "round < 10": "round < 40",
+                     "delta += alpha * sign": "delta += alpha / (sign + 2)",
+                     "alignas(4 * sizeof(T)) Four": "Four"}.items():
+        (path,) = [path for path in (folder / "ops_cuda.cu", *folder.glob("*.h"))
+                   if old in path.read_text()]
         path.write_text(path.read_text().replace(old, new))
     worse = list(filter(machine.wide, sass.compiled(folder)))
     assert len(worse) == len(WIDE)
