@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(PATH == RGB ? RGB_THREADS : THREADS)
       __shared__ Words drawn[RGB_THREADS];
       if (b != blockIdx.y) __syncthreads();  // what was drawn before has been read
 #pragma unroll
-      for (int i = 0; i < 4; i++) drawn[0].w[(4 * position + i) * 3 + channel] = words.w[i];
+      for (int i = 0; i < 4; i++) ((uint32_t*)drawn)[(4 * position + i) * 3 + channel] = words.w[i];
       __syncthreads();
       words = drawn[threadIdx.x];
     }
