@@ -94,6 +94,10 @@ def test_shuffles_and_atomics(misuse):
     assert blocks != sorted(blocks)
 
 
+sanitizers = pytest.mark.skipif(shutil.which("setarch") is None, reason="setarch is missing")
+
+
+@sanitizers
 @pytest.mark.parametrize("sanitizer", [
     "address", pytest.param("thread", marks=pytest.mark.slow)])
 def test_the_kernels_under_sanitizers(sanitizer):
@@ -102,6 +106,7 @@ def test_the_kernels_under_sanitizers(sanitizer):
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 90
 
 
+@sanitizers
 def test_the_thread_sanitizer_sees_a_race():
     program = emulation.compiled(emulation.EMULATOR / "misuse.cpp", "-fsanitize=thread")
     for name, code in (("neighbours", 0), ("sums", 0), ("ranks", 0), ("race", 66)):
