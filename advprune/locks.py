@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from typing import IO
 
-from advprune import cli
+from advprune import cli, signals
 from advprune.cli import UserError
 
 
@@ -63,10 +63,12 @@ def lock(path: str | Path, what: str, file: IO | None = None) -> None:
     the lock.
     """
     path = Path(path)
-    file = file or take(path)
+    with signals.interrupts_wait():  # or the file could stay
+        file = file or take(path)
+        if file is not None:
+            cli.at_end(lambda: _release(path, file))
     if file is None:
         raise UserError(f"{what} is in use by another process; wait for it, or end it")
-    cli.at_end(lambda: _release(path, file))
 
 
 def _release(path, file):

@@ -3,7 +3,10 @@
 Every script calls `die_of_interrupts` first; cli.script lets Ctrl-C raise KeyboardInterrupt in
 between.
 """
+import contextlib
 import signal
+import threading
+from collections.abc import Iterator
 
 
 def die_of_interrupts() -> None:
@@ -16,3 +19,19 @@ def raise_interrupts() -> None:
     """From now on Ctrl-C raises KeyboardInterrupt again."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Ctrl-C within the block comes at its end; a thread other than the main one gets none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list = []
+    handler = signal.signal(signal.SIGINT, lambda *args: came.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)

@@ -8,6 +8,8 @@ from pathlib import Path
 import killing
 import pytest
 
+from advprune import locks
+
 SCRIPTS = sorted(path.name for path in killing.ROOT.glob("*.py")
                  if "\n    main()" in path.read_text())
 PYTHON = [sys.executable]
@@ -75,3 +77,22 @@ def test_no_traceback_during_the_imports(script):
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60) == ("", "")
     assert process.returncode == -signal.SIGINT
+
+
+def test_an_interrupt_while_a_lock_is_taken_leaves_none(tmp_path, monkeypatch):
+    take = locks.take
+
+    def interrupted_take(path):
+        file = take(path)
+        signal.raise_signal(signal.SIGINT)
+        return file
+
+    released = []
+    monkeypatch.setattr(locks, "take", interrupted_take)
+    monkeypatch.setattr(locks.cli, "at_end", released.append)
+    with pytest.raises(KeyboardInterrupt):
+        locks.lock(tmp_path / "a.lock", "a")
+    (release,) = released
+    release()
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
