@@ -8,6 +8,7 @@ import glob
 import os
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -54,6 +55,16 @@ def take(path: Path) -> IO | None:
         except FileNotFoundError:
             pass
         file.close()  # its owner deleted it after we had opened it
+
+
+def made_once(path: Path, make: Callable[[Path], None]) -> Path:
+    """The file `path`. One process makes it, by make(a path to write); others wait for that."""
+    with open(path.with_suffix(".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not path.exists():
+            make(path.with_suffix(".part"))
+            path.with_suffix(".part").rename(path)
+    return path
 
 
 def lock(path: str | Path, what: str, file: IO | None = None) -> None:

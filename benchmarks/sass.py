@@ -2,7 +2,6 @@
 
 It needs nvcc, cuobjdump of the CUDA toolkit or of triton, and c++filt. It needs no GPU.
 """
-import fcntl
 import hashlib
 import os
 import re
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from advprune import locks
 from advprune.cli import UserError
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc"
@@ -139,20 +139,19 @@ def disassembled(folder=SOURCES, arch="sm_90"):
     for file in (folder / "ops_cuda.cu", *sorted(folder.glob("*.h"))):
         digest.update(file.read_bytes())
     path = Path(tempfile.gettempdir(), f"advprune-{os.getuid()}-{digest.hexdigest()[:16]}.sass")
-    with open(path.with_suffix(".lock"), "w") as lock:  # parallel tests compile it once
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            cubin, part = path.with_suffix(".cubin"), path.with_suffix(".part")
-            done = subprocess.run([*command, str(folder / "ops_cuda.cu"), "-o", str(cubin)],
-                                  capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(done.stderr)
-            part.write_bytes(subprocess.run(
-                [dump, "--dump-resource-usage", "--dump-sass", str(cubin)], capture_output=True,
-                check=True).stdout)
-            cubin.unlink()
-            part.rename(path)
-    return path.read_text()
+
+    def make(part):
+        cubin = path.with_suffix(".cubin")
+        done = subprocess.run([*command, str(folder / "ops_cuda.cu"), "-o", str(cubin)],
+                              capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        part.write_bytes(subprocess.run(
+            [dump, "--dump-resource-usage", "--dump-sass", str(cubin)], capture_output=True,
+            check=True).stdout)
+        cubin.unlink()
+
+    return locks.made_once(path, make).read_text()  # parallel tests compile it once
 
 
 def compiled(folder=SOURCES):

@@ -1,6 +1,5 @@
 """Builds csrc/ops_cuda.cu with the emulator of tests/emulator, and loads it into torch."""
 import ctypes
-import fcntl
 import hashlib
 import os
 import re
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from advprune import ops
+from advprune import locks, ops
 
 ROOT = Path(__file__).resolve().parent.parent
 EMULATOR = ROOT / "tests/emulator"
@@ -38,14 +37,12 @@ def compiled(source, *flags, needs=()):
         digest.update(file.read_bytes())
     path = BUILDS / f"emulated-{source.stem}-{digest.hexdigest()[:12]}"
     path.parent.mkdir(exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:  # the tests' processes build it once
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            part = path.with_suffix(".part")
-            done = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            part.rename(path)
-    return path
+
+    def make(part):
+        done = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    return locks.made_once(path, make)
 
 
 def build():
