@@ -63,7 +63,7 @@ def flags():
     flag("--dataset", choices=data.NAMES, help="what to train on (digits; for ablation, mnist on "
          "a CPU and cifar10 on a GPU)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
-    flag("--limit", type=cli.positive_int, metavar="N", help="use the first N examples (scale: "
+    flag("--limit", type=cli.positive_int, metavar="N", help="use the first N examples (scale "
          "and attack: all; others: 10,000)")
     flag("--model", type=settings.model_name, metavar="NAME", help="as for train.py")
     flag("--width", type=cli.positive_int, help="as for train.py")

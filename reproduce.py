@@ -1,8 +1,8 @@
 """The papers' experiments: the runs behind them, then tables and pictures.
 
-    python reproduce.py table1 --dataset mnist --jobs 2       two CPU cores, three hours
+    python reproduce.py table1 --dataset mnist --jobs 2       two CPU cores, some hours
     python reproduce.py figure3 [--dataset D] [--seeds 0-2] [--n-eval N] [--jobs N]
-    python reproduce.py all --jobs 2                          two CPU cores, a day
+    python reproduce.py all --jobs 2                          two CPU cores, more than a day
     python reproduce.py gpu [--budget SECONDS]                a GPU: `make gpu-records`
     python reproduce.py render                                tables of README and docs/, figures/
 

@@ -64,6 +64,7 @@ SETUPS = {
                             "--attack n-fgsm", "pgd"),
     "cifar10-width16": Setup("--dataset cifar10 --width 16 --precision bf16"),
 }
+LEAST = 3  # seeds, for a verdict or a dot of a picture
 FRACTIONS, STRATEGIES = (0.2, 0.4, 0.6, 0.8), ("random", "high", "low", "low+high")
 
 
@@ -78,23 +79,21 @@ def _named(pattern: str, flags: str, **values: Iterable) -> dict[str, str]:
 # {margins}: the scores under this seed's run on all data. {half}: half of the budget.
 ARMS = {
     "full": "", "undefended": "--attack none",
-    **_named("{how}-{p}", "--prune {how} --p {p} --epoch 3", how=(*STRATEGIES, "middle"),
-             p=FRACTIONS),
+    **_named("{how}-{p}", "--prune {how} --p {p} --epoch 3", how=STRATEGIES, p=FRACTIONS),
+    **_named("middle-{p}", "--prune middle --p {p} --epoch 3", p=(0.4, 0.6)),
     **_named("random-{p}-after-{e}", "--prune random --p {p} --epoch {e}", p=(0.1, 0.3),
              e=(0, 1, 3, 6)),
-    **_named("full-{e}-epochs", "--epochs {e}", e=range(4, 15)),
-    **_named("random-{p}-{e}-epochs", "--prune random --p {p} --epoch 3 --epochs {e}",
-             p=(0.4,), e=(5, 6, 7)),
+    **_named("full-{e}-epochs", "--epochs {e}", e=(4, 5, 6, 7, 8, 10)),
+    "random-0.4-6-epochs": "--prune random --p 0.4 --epoch 3 --epochs 6",
     **_named("{how}-{p}-running", "--prune {how} --p {p} --epoch 3 --score running-loss",
-             how=("high", "low+high"), p=FRACTIONS),
+             how=("high", "low+high"), p=(0.4, 0.6)),
     **_named("low+high-{p}-balanced", "--prune low+high --p {p} --epoch 3 --class-balanced",
-             p=FRACTIONS),
-    **_named("margin-{p}", "--prune high --p {p} --scores {{margins}}", p=(0.3, *FRACTIONS)),
-    **_named("keep-easy-{p}", "--prune low --p {p} --scores {{margins}}", p=(0.3,)),
-    **_named("puma-{p}", "--prune puma --p {p} --scores {{margins}}", p=(0.3, *FRACTIONS)),
-    **_named("puma-floor-{p}", "--prune puma --p {p} --scores {{margins}} --eps-floor {{half}}",
-             p=(0.3,)),
-    **_named("random-{p}-from-start", "--prune random --p {p} --epoch 0", p=(0.3,)),
+             p=(0.4, 0.6)),
+    **_named("margin-{p}", "--prune high --p {p} --scores {{margins}}", p=(0.3, 0.4, 0.6)),
+    **_named("puma-{p}", "--prune puma --p {p} --scores {{margins}}", p=(0.3, 0.4, 0.6)),
+    "keep-easy-0.3": "--prune low --p 0.3 --scores {margins}",
+    "puma-floor-0.3": "--prune puma --p 0.3 --scores {margins} --eps-floor {half}",
+    "random-0.3-from-start": "--prune random --p 0.3 --epoch 0",
     "robust": "--recipe robust", "rollback": "--on-collapse rollback",
     "small-step": "--alpha 0.2", "bf16": "--precision bf16",
 }
