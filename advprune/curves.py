@@ -1,8 +1,9 @@
 """The pictures of docs/evidence.md: the papers' figures, from our own runs."""
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
+from statistics import mean, median
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from advprune import studies
@@ -14,35 +15,30 @@ LOOKS = {"random": (ORANGE, "s"), "high": (BLUE, "o"), "low": (RED, "v"),
 PANELS = {"robust_accuracy": "AutoAttack accuracy", "clean_accuracy": "accuracy without attack"}
 
 
-def _spread(rows: Iterable[dict], name: str) -> tuple[float, float]:
-    values = [row[name] for row in rows]
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+def _line(axes: Any, table: dict, arms: dict[float, str], name: str, **how: Any) -> None:
+    """Mean and standard deviation of those arms that are there, at their x."""
+    there = {x: table[arm] for x, arm in arms.items() if arm in table}
+    if there:
+        axes.errorbar(list(there), [row[name] for row in there.values()],
+                      [row[f"{name}_std"] for row in there.values()], capsize=3, lw=2, **how)
 
 
-def _of(rows: list[dict], arm: str) -> list[dict]:
-    return [row for row in rows if row["arm"] == arm]
-
-
-def _band(axes: Any, rows: list[dict], name: str) -> None:
+def _band(axes: Any, table: dict, name: str) -> None:
     """The runs on all data, as a band of a standard deviation to each side of the mean."""
-    mean, deviation = _spread(_of(rows, "full"), name)
-    axes.axhspan(mean - deviation, mean + deviation, color=GREEN, alpha=0.2, lw=0)
-    axes.axhline(mean, color=GREEN, lw=2, label="all data")
+    middle, deviation = table["full"][name], table["full"][f"{name}_std"]
+    axes.axhspan(middle - deviation, middle + deviation, color=GREEN, alpha=0.2, lw=0)
+    axes.axhline(middle, color=GREEN, lw=2, label="all data")
 
 
 @style
 def pruning(rows: list[dict], title: str) -> Figure:
     """Figures 2, 3, 4 and 7: both accuracies against the fraction that is left."""
-    figure = _figure(3.6)
+    figure, table = _figure(3.6), studies.summary(rows)
     for axes, (name, label) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
         for how, (color, marker) in LOOKS.items():
-            points = [(1 - p, *_spread(mine, name)) for p in studies.FRACTIONS
-                      if (mine := _of(rows, f"{how}-{p}"))]
-            if points:
-                x, mean, deviation = zip(*points, strict=True)
-                axes.errorbar(x, mean, deviation, marker=marker, color=color, capsize=3, lw=2,
-                              label=how)
-        _band(axes, rows, name)
+            _line(axes, table, {1 - p: f"{how}-{p}" for p in studies.FRACTIONS}, name,
+                  marker=marker, color=color, label=how)
+        _band(axes, table, name)
         axes.set(xlabel="fraction of the data left after pruning", ylabel=label,
                  title=title if name == "robust_accuracy" else "")
     axes.legend(loc="lower right")
@@ -52,15 +48,12 @@ def pruning(rows: list[dict], title: str) -> Figure:
 @style
 def late(rows: list[dict]) -> Figure:
     """Figure 1: AutoAttack accuracy against the epoch of random pruning."""
-    figure = _figure(3.4)
+    figure, table = _figure(3.4), studies.summary(rows)
     axes = figure.subplots()
     for p, (color, marker) in zip((0.1, 0.3), (LOOKS["high"], LOOKS["random"]), strict=True):
-        points = [(e, *_spread(mine, "robust_accuracy")) for e in (0, 1, 3, 6)
-                  if (mine := _of(rows, f"random-{p}-after-{e}"))]
-        x, mean, deviation = zip(*points, strict=True)
-        axes.errorbar(x, mean, deviation, marker=marker, color=color, capsize=3, lw=2,
-                      label=f"random, p = {p}")
-    _band(axes, rows, "robust_accuracy")
+        _line(axes, table, {e: f"random-{p}-after-{e}" for e in (0, 1, 3, 6)}, "robust_accuracy",
+              marker=marker, color=color, label=f"random, p = {p}")
+    _band(axes, table, "robust_accuracy")
     axes.set(xlabel="pruned after epoch", ylabel="AutoAttack accuracy", title="MNIST")
     axes.legend(loc="lower right")
     return figure
@@ -72,22 +65,22 @@ def costs(rows: list[dict]) -> dict[str, tuple[float, float, float]]:
     Time is examples seen and scoring, both as shares of the run on all data. Scoring is measured
     beside the same run's training, so that a busy machine slows both.
     """
-    whole = float(np.mean([row["examples"] for row in _of(rows, "full")]))
-    found = {}
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        mine = _of(rows, arm)
-        share = np.median([row["prune_seconds"] / row["train_seconds"] for row in mine])
-        found[arm] = (float(mine[0]["examples"] / whole * (1 + share)),
-                      *_spread(mine, "robust_accuracy"))
+    mine = {row["arm"]: [r for r in rows if r["arm"] == row["arm"]] for row in rows}
+    whole, found = mean(row["examples"] for row in mine["full"]), {}
+    for arm, row in studies.summary(rows).items():
+        share = median(r["prune_seconds"] / r["train_seconds"] for r in mine[arm])
+        found[arm] = (mine[arm][0]["examples"] / whole * (1 + share), row["robust_accuracy"],
+                      row["robust_accuracy_std"])
     return found
 
 
 def front(points: dict[str, tuple[float, float, float]]) -> list[str]:
     """The arms that no other beats in both time and mean accuracy, the fastest first."""
     best, names = -1.0, []
-    for arm, (_, mean, _) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
-        if mean > best:
-            best = mean
+    order = sorted(points.items(), key=lambda item: (item[1][0], -item[1][1]))
+    for arm, (_, accuracy, _) in order:
+        if accuracy > best:
+            best = accuracy
             names.append(arm)
     return names
 
@@ -97,9 +90,9 @@ def frontier(rows: list[dict]) -> Figure:
     """AutoAttack accuracy against time, of every strategy, and the arms that none beats."""
     figure, points = _figure(5), costs(rows)
     axes = figure.subplots()
-    for arm, (time, mean, deviation) in points.items():
+    for arm, (time, accuracy, deviation) in points.items():
         all_data = arm.startswith("full")
-        axes.errorbar([time], [mean], [deviation], marker="D" if all_data else "o",
+        axes.errorbar([time], [accuracy], [deviation], marker="D" if all_data else "o",
                       color=GREEN if all_data else GREY, capsize=2, lw=1)
     best = front(points)
     axes.plot([points[arm][0] for arm in best], [points[arm][1] for arm in best], color=BLUE,
@@ -113,27 +106,29 @@ def frontier(rows: list[dict]) -> Figure:
     return figure
 
 
-def _pruning(experiment: str, setup: str, title: str) -> Callable[[Records], Figure | None]:
-    def draw(records):
-        rows = records.study(experiment, setup)["rows"]
-        arms = {row["arm"] for row in rows}
-        return pruning(rows, title) if "full" in arms and len(arms) > 1 else None
-    return draw
+def _rows(experiment: str, setup: str) -> Callable[[Records], list[dict]]:
+    """The runs to draw: of arms with enough seeds, if those on all data and others are there."""
+    def rows(records):
+        study = records.study(experiment, setup)
+        arms = {arm for arm, row in study["summary"].items() if row["seeds"] >= studies.LEAST}
+        return ([row for row in study["rows"] if row["arm"] in arms]
+                if "full" in arms and len(arms) > 1 else [])
+    return rows
 
 
-def _late(records: Records) -> Figure | None:
-    rows = records.study("figure1", "mnist-robust")["rows"]
-    wanted = set(studies.EXPERIMENTS["figure1"][0].arms)
-    return late(rows) if wanted <= {row["arm"] for row in rows} else None
+ROWS = {  # of each picture; none where there are too few
+    "pruning-mnist": _rows("figure3", "mnist-robust"),
+    "pruning-cifar10": _rows("figure4", "cifar10-width16"),
+    "figure1": _rows("figure1", "mnist-robust"), "frontier": _rows("frontier", "mnist-robust")}
 
 
-def _frontier(records: Records) -> Figure | None:
-    rows = records.study("frontier", "mnist-robust")["rows"]
-    return frontier(rows) if any(row["arm"] != "full" for row in rows) else None
+def _figure_of(name: str, draw: Callable[[list[dict]], Figure]
+               ) -> Callable[[Records], Figure | None]:
+    return lambda records: draw(rows) if (rows := ROWS[name](records)) else None
 
 
-# of figures/, from records; None where there are none yet
-FIGURES: dict[str, Callable[[Records], Figure | None]] = {
-    "pruning-mnist": _pruning("figure3", "mnist-robust", "MNIST, robust recipe"),
-    "pruning-cifar10": _pruning("figure4", "cifar10-width16", "CIFAR-10, width 16"),
-    "figure1": _late, "frontier": _frontier}
+DRAW: dict[str, Callable[[list[dict]], Figure]] = {
+    "pruning-mnist": partial(pruning, title="MNIST, robust recipe"),
+    "pruning-cifar10": partial(pruning, title="CIFAR-10, width 16"),
+    "figure1": late, "frontier": frontier}
+FIGURES = {name: _figure_of(name, draw) for name, draw in DRAW.items()}  # of figures/

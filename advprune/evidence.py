@@ -2,7 +2,7 @@
 
 A claim is about a sum of accuracies of arms with signs, such as one arm less another. It is
 computed for each seed, so that what a seed does to all arms cancels, and Student's 95 % interval
-over seeds decides. Fewer than three seeds decide nothing.
+over seeds decides. Fewer than LEAST seeds decide nothing.
 """
 import re
 from collections.abc import Callable
@@ -12,12 +12,12 @@ import numpy as np
 from scipy import stats
 
 from advprune import curves, studies
+from advprune.studies import LEAST
 from advprune.tables import Records, _spread, _table
 
 ROBUST, CLEAN = "robust_accuracy", "clean_accuracy"
-LEAST = 3  # seeds, for a verdict
 SETUPS = {"mnist-paper": "MNIST, paper's recipe", "mnist-robust": "MNIST, robust recipe",
-          "cifar10-width16": "CIFAR-10, width 16", "fashion-mnist": "Fashion-MNIST"}
+          "mnist-pgd5": "MNIST, PGD-5", "cifar10-width16": "CIFAR-10, width 16"}
 NAMES = {"full": "all data", "small-step": "all data, `--alpha 0.2`"}
 
 # Table 1 of Kaufmann et al. 2022: clean and AutoAttack accuracy in percent, mean and deviation.
@@ -124,6 +124,13 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean() - spread), float(values.mean() + spread)
 
 
+def _measured(values: np.ndarray) -> str:
+    """The mean of values [n] and its interval; a dash where they are too few for a verdict."""
+    if len(values) < LEAST:
+        return "—"
+    return "{:+.3f} ({:+.3f} to {:+.3f})".format(values.mean(), *interval(values))
+
+
 def verdict(values: np.ndarray, bound: float, below: bool) -> str:
     """Whether the mean of values [n] is above the bound (or below it)."""
     if len(values) < LEAST:
@@ -139,21 +146,13 @@ def claims(records: Records) -> str:
     for claim in CLAIMS:
         values = by_seed(records.study(claim.experiment, claim.setup)["rows"], claim.terms)
         said = verdict(values, claim.bound, claim.below)
-        measured = "—"
-        if len(values) >= LEAST:
-            low, high = interval(values)
-            measured = f"{values.mean():+.3f} ({low:+.3f} to {high:+.3f})"
-        else:
+        if len(values) < LEAST:
             said += f": `python reproduce.py {claim.experiment} --jobs 2`"
         sign = "<" if claim.below else ">"
-        rows.append([claim.source, claim.says, _setup(claim.setup), f"{sign} {claim.bound:g}",
-                     measured, str(len(values)), said])
+        rows.append([claim.source, claim.says, SETUPS[claim.setup], f"{sign} {claim.bound:g}",
+                     _measured(values), str(len(values)), said])
     return _table(["source", "claim", "on", "difference asked", "measured (95 % interval)",
                    "seeds", "verdict"], rows, left=7)
-
-
-def _setup(name: str) -> str:
-    return SETUPS.get(name, {"mnist-pgd5": "MNIST, PGD-5"}.get(name, name))
 
 
 def table1(records: Records) -> str:
@@ -185,20 +184,17 @@ def equal_time(records: Records) -> str:
     for setup, pairs in EQUAL.items():
         rows = records.study("frontier", setup)["rows"]
         if setup == "cifar10-width16":
-            rows += records.study("figure4", setup)["rows"]
+            rows = [*rows, *records.study("figure4", setup)["rows"]]
         table = []
         for p, epochs in pairs.items():
             for arm in dict.fromkeys(row["arm"] for row in rows):
                 if not re.fullmatch(rf"[a-z+]+-{p}(-running|-balanced)?", arm):
                     continue
-                cells = []
-                for accuracy in (CLEAN, ROBUST):
-                    values = by_seed(rows, _less(arm, f"full-{epochs}-epochs", accuracy))
-                    if len(values) >= LEAST:
-                        cells.append("{:+.3f} ({:+.3f} to {:+.3f})".format(
-                            values.mean(), *interval(values)))
-                if cells:
-                    table.append([arm, f"{epochs} epochs", str(len(values)), *cells])
+                clean, robust = (by_seed(rows, _less(arm, f"full-{epochs}-epochs", accuracy))
+                                 for accuracy in (CLEAN, ROBUST))
+                if len(robust) >= LEAST:
+                    table.append([arm, f"{epochs} epochs", str(len(robust)), _measured(clean),
+                                  _measured(robust)])
         if table:
             text.append(f"**{SETUPS[setup]}**\n\n" + _table(
                 ["pruned after epoch 3", "all data for", "seeds", "clean: difference",
@@ -213,8 +209,8 @@ def equal_time(records: Records) -> str:
 
 def frontier(records: Records) -> str:
     """Time and accuracy of every strategy, and which of them no other beats."""
-    rows = records.study("frontier", "mnist-robust")["rows"]
-    if not any(row["arm"] != "full" for row in rows):
+    rows = curves.ROWS["frontier"](records)
+    if not rows:
         return "Not yet measured: `python reproduce.py frontier --jobs 2`.\n"
     points = curves.costs(rows)
     best = curves.front(points)
@@ -234,7 +230,7 @@ def figures(records: Records) -> str:
     for name, (says, command) in PICTURES.items():
         text += (f"![{says}](../figures/{name}.png)\n\n{says}. Dots are means over seeds, bars "
                  f"standard deviations.\n(`python reproduce.py {command} --jobs 2`)\n\n"
-                 if curves.FIGURES[name](records) else
+                 if curves.ROWS[name](records) else
                  f"{says}: not yet measured: `python reproduce.py {command} --jobs 2`.\n\n")
     return text
 

@@ -34,7 +34,7 @@ def render(root: Path) -> list[str]:
     records, written = tables.Records(root / "results"), []
     for path in [*root.glob("*.md"), *(root / "docs").glob("*.md")]:
         text = path.read_text()
-        filled = PLACE.sub(lambda place: place[1] + block(place[2], root) + place[3], text)
+        filled = PLACE.sub(lambda at: at[1] + block(at[2], root, records) + at[3], text)
         if filled != text:
             files.write(path, filled)
             written.append(str(path.relative_to(root)))
@@ -46,12 +46,12 @@ def render(root: Path) -> list[str]:
     return [*written, "report.html"]
 
 
-def block(name: str, root: Path) -> str:
-    """The text of one place."""
+def block(name: str, root: Path, records: tables.Records | None = None) -> str:
+    """The text of one place; records: those of root, where they are at hand."""
     kind, _, file = name.partition(" ")
     if kind == "example":
         return f"```python\n{(root / 'examples' / f'{file}.py').read_text()}```\n"
-    return BLOCKS[name](tables.Records(root / "results"))
+    return BLOCKS[name](records or tables.Records(root / "results"))
 
 
 def report(root: Path) -> str:

@@ -15,6 +15,13 @@ def _absent(what: str, name: str) -> str:
     return f"Not yet measured: `python benchmark.py {what} --json results/{name}.json`.\n"
 
 
+def _of(name: str, what: str) -> Callable[[Callable[[dict], str]], Callable[[Records], str]]:
+    """A block from the record `name`, which `benchmark.py WHAT` measures."""
+    def block(text: Callable[[dict], str]) -> Callable[[Records], str]:
+        return lambda records: text(records[name]) if name in records else _absent(what, name)
+    return block
+
+
 def _from(record: dict, name: str) -> str:
     return f"{_machine(record)}.{_source(name)} (`{record['command']}`).\n"
 
@@ -51,11 +58,9 @@ def _profile(record: dict, name: str) -> str:
             + _from(record, name))
 
 
-def scale(records: Records) -> str:
+@_of("cpu-scale", "scale --dataset mnist")
+def scale(record: dict) -> str:
     """Seconds against examples seen, and memory against the number of examples."""
-    if not (records.folder / "cpu-scale.json").exists():
-        return _absent("scale --dataset mnist", "cpu-scale")
-    record = records["cpu-scale"]
     rows = [[f"{row['p']:.0%}", f"{row['examples']:,}", f"{row['seconds']:.2f}",
              f"{row['deviation']:+.1%}", f"{row['prune_seconds']:.2f}",
              f"{row['guard_seconds']:.2f}"] for row in record["rows"]]
@@ -73,12 +78,10 @@ def scale(records: Records) -> str:
         f"{record['prune_epoch']}; {_from(record, 'cpu-scale')}")
 
 
-def layouts(records: Records) -> str:
+@_of("cpu-layouts", "layouts")
+def layouts(record: dict) -> str:
     """Images/s of each network in contiguous fp32, and the other ways as ratios to it."""
-    if not (records.folder / "cpu-layouts.json").exists():
-        return _absent("layouts", "cpu-layouts")
     networks: dict[tuple, dict] = {}
-    record = records["cpu-layouts"]
     for row in record["rows"]:
         width = f" {row['width']}" if row["width"] else ""
         of = networks.setdefault((f"{row['model']}{width}", row["image"]), {})
@@ -92,11 +95,9 @@ def layouts(records: Records) -> str:
         f"turn; {_from(record, 'cpu-layouts')}")
 
 
-def jobs(records: Records) -> str:
+@_of("cpu-jobs", "jobs --dataset mnist")
+def jobs(record: dict) -> str:
     """Two runs side by side, beside the same in turn."""
-    if not (records.folder / "cpu-jobs.json").exists():
-        return _absent("jobs --dataset mnist", "cpu-jobs")
-    record = records["cpu-jobs"]
     rows = [[f"{row[way]:,.0f}" for way in ("in_turn", "side_by_side")]
             for row in record["rounds"]]
     return _table(["images/s in turn, all threads each", "side by side"], rows) + (
@@ -104,11 +105,9 @@ def jobs(records: Records) -> str:
         f"{record['runs']} runs; {_network(record)}; {_from(record, 'cpu-jobs')}")
 
 
-def attack(records: Records) -> str:
+@_of("cpu-attack", "attack --dataset mnist")
+def attack(record: dict) -> str:
     """AutoAttack of evaluate.py beside pyautoattack by hand."""
-    if not (records.folder / "cpu-attack.json").exists():
-        return _absent("attack --dataset mnist", "cpu-attack")
-    record = records["cpu-attack"]
     rows = [[*(f"{row[name]:.1f}" for name in ("seconds", "plain_seconds", "cpu_seconds",
                                                "plain_cpu_seconds")),
              f"{row['robust']} and {row['plain_robust']}", str(row["differ"])]
@@ -122,11 +121,9 @@ def attack(records: Records) -> str:
         f"{_from(record, 'cpu-attack')}")
 
 
-def machine(records: Records) -> str:
+@_of("machine", "machine")
+def machine(record: dict) -> str:
     """What the machine code of the CUDA kernels allows on each card: computed, not measured."""
-    if not (records.folder / "machine.json").exists():
-        return _absent("machine", "machine")
-    record = records["machine"]
     rows = []
     for row in record["rows"]:
         cells = [f"`{row['what']}`", str(row["registers"]), f"{row['occupancy']:.0%}"]
@@ -201,5 +198,5 @@ BLOCKS: dict[str, Callable[[Records], str]] = {
     "training": training, "scale": scale, "layouts": layouts, "precision": precision,
     "jobs": jobs, "attack": attack, "machine": machine}
 FIGURES: dict[str, Callable[[Records], Figure | None]] = {  # None without a record
-    "scale": lambda records: (draw_scale(records["cpu-scale"])
-                              if (records.folder / "cpu-scale.json").exists() else None)}
+    "scale": lambda records: (draw_scale(records["cpu-scale"]) if "cpu-scale" in records
+                              else None)}

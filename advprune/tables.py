@@ -1,4 +1,5 @@
 """Tables of README and docs, in Markdown, from the records in results/."""
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -10,11 +11,15 @@ class Records:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.study = cache(self._study)  # many tables are of the same runs, each a file
 
     def __getitem__(self, name: str) -> dict:
         return runs.read_record(self.folder / f"{name}.json")
 
-    def study(self, experiment: str, setup: str) -> dict:
+    def __contains__(self, name: str) -> bool:
+        return (self.folder / f"{name}.json").exists()
+
+    def _study(self, experiment: str, setup: str) -> dict:
         """rows, summary, n, source and command of an experiment's runs of this setup."""
         part = next(p for p in studies.EXPERIMENTS[experiment] if p.setup == setup)
         rows = studies.rows(self.folder, part)

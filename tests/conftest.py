@@ -147,3 +147,12 @@ def emulated(request, monkeypatch):
     torch.use_deterministic_algorithms(True)  # then new tensors hold NaN or the largest integer
     yield library
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def pages(tmp_path):
+    """The folder of a copy of all that `reproduce.py render` reads."""
+    for name in ("README.md", "docs", "results", "examples", "figures"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    return tmp_path

@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from scipy import stats
 
 from advprune import curves, evidence, render, studies, tables
@@ -67,14 +66,6 @@ def test_time_is_examples_and_scoring():
     found = curves.costs(rows)
     assert found["full"] == pytest.approx((1, 0.8, 0))
     assert found["high-0.4"] == pytest.approx((0.5 * 1.2, 0.65, np.std([0.6, 0.7], ddof=1)))
-
-
-@pytest.fixture
-def pages(tmp_path):
-    for name in ("README.md", "docs", "results", "examples", "figures"):
-        source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    return tmp_path
 
 
 def test_records_become_tables_verdicts_and_pictures(pages):

@@ -2,7 +2,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import time
 from functools import partial
@@ -206,16 +205,8 @@ def test_bad_use(flags, capsys, tmp_path):
     for run in part.runs([0])}))
 def test_every_run_of_an_experiment_is_a_command_of_train(flags, tmp_path):
     (tmp_path / "scores.npz").touch()
-    settings.parse(flags.format(margins=tmp_path / "scores.npz", half=0.1).split())
-
-
-@pytest.fixture
-def pages(tmp_path):
-    """The folder of a copy of all that `render` reads."""
-    for name in ("README.md", "docs", "results", "examples", "figures"):
-        source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    return tmp_path
+    parsed = settings.parse(flags.format(margins=tmp_path / "scores.npz", half=0.1).split())
+    assert parsed.dataset == flags.split()[1]
 
 
 def test_tables_and_pictures_are_those_of_the_records(pages):
