@@ -4,7 +4,8 @@ Channels-last is the faster layout of most convolutional networks (docs/speed.md
 matrix products are oneDNN's: MKL's took twice as long on a CPU of AMD.
 
 An attack needs the gradient with respect to the image. With one input channel PyTorch's takes many
-times the forward pass on a CPU; `conv_input_grad` takes a few times the forward pass.
+times the forward pass on a CPU; `conv_input_grad` takes a few times the forward pass. The update
+needs the bias' gradient, for which oneDNN takes a slow way there.
 """
 import platform
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from advprune import ops  # noqa: F401  it registers conv_input_grad
 
 ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+VECTOR = 16  # float32 numbers in the longest vector of a CPU
 LARGE = 2**16  # weights of a layer from which on oneDNN's products are faster
 
 
@@ -31,10 +33,10 @@ def conv_input_grad(grad: Tensor, weight: Tensor, height: int, width: int, strid
 
 
 class GreyConv2d(nn.Conv2d):
-    """nn.Conv2d for one input channel: the same function, with another way to its gradient."""
+    """nn.Conv2d for one input channel: the same function, with another way to its gradients."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if (x.device.type == "cpu" and x.requires_grad and x.dtype == torch.float32
+        if (x.device.type == "cpu" and torch.is_grad_enabled() and x.dtype == torch.float32
                 and not torch.compiler.is_compiling()):
             return _GreyConv.apply(x, self.weight, self.bias, self.stride[0], self.padding[0])
         return super().forward(x)
@@ -45,7 +47,7 @@ class _GreyConv(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int,
                 padding: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.how, ctx.biases = (stride, padding), None if bias is None else list(bias.shape)
+        ctx.how = stride, padding
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
@@ -53,14 +55,17 @@ class _GreyConv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         stride, padding = ctx.how
-        image = conv_input_grad(grad.float(), weight, x.shape[2], x.shape[3], stride, padding)
-        others = [None, None]
-        if any(ctx.needs_input_grad[1:3]):
+        image = filters = biases = None
+        if ctx.needs_input_grad[0]:
+            image = conv_input_grad(grad.float(), weight, x.shape[2], x.shape[3], stride, padding)
+        if ctx.needs_input_grad[1]:
             x, weight = x.to(grad.dtype), weight.to(grad.dtype)  # bfloat16 under autocast
-            _, *others = torch.ops.aten.convolution_backward(
-                grad, x, weight, ctx.biases, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0],
-                1, [False, *ctx.needs_input_grad[1:3]])
-        return image, *others, None, None
+            filters = torch.ops.aten.convolution_backward(
+                grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1,
+                [False, True, False])[1]
+        if ctx.needs_input_grad[2]:  # by itself: with it, oneDNN's gradient takes thrice the time
+            biases = grad.sum((0, 2, 3))
+        return image, filters, biases, None, None
 
 
 class DnnLinear(nn.Linear):
@@ -107,6 +112,20 @@ def _channels_last(grad):
     return grad.contiguous(memory_format=torch.channels_last)
 
 
+class StridedConv2d(nn.Conv2d):
+    """nn.Conv2d of 1x1 filters with a stride: it chooses the pixels first, then convolves.
+
+    Of few channels in channels-last, oneDNN's gradient of the filters is wrong and writes beyond
+    its memory on a CPU with AVX2 (its issue 6035, open as of version 3.14).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        rows, columns = self.stride
+        return F.conv2d(x[..., ::rows, ::columns], self.weight, self.bias, groups=self.groups)
+
+
 class Compiled(nn.Module):
     """torch.compile of a network for batches of one size; others go through the network itself.
 
@@ -130,6 +149,9 @@ def speed_up(model: nn.Module, x: Tensor) -> nn.Module:
     Attacks differentiate once, and so do the fast layers; `plain` undoes it all.
     """
     for layer in model.modules():
+        if (type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.padding == (0, 0)
+                and layer.stride != (1, 1) and layer.in_channels // layer.groups < VECTOR):
+            layer.__class__ = StridedConv2d
         if (type(layer) is nn.Conv2d and layer.in_channels == 1 and layer.kernel_size[0] <= 7
                 and layer.padding_mode == "zeros" and layer.dilation == (1, 1)
                 and isinstance(layer.padding, tuple)
@@ -148,7 +170,10 @@ def speed_up(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The same network of PyTorch's own layers, contiguous, as other libraries expect it."""
+    """The same network of PyTorch's own layers, contiguous, as other libraries expect it.
+
+    StridedConv2d stays: with it the network is right in channels-last too.
+    """
     own: dict[type, Any] = {GreyConv2d: nn.Conv2d, DnnLinear: nn.Linear, FastFlatten: nn.Flatten}
     for layer in model.modules():
         layer.__class__ = own.get(type(layer), type(layer))

@@ -33,7 +33,7 @@ def test_the_gradient_of_a_grey_image_is_autograds(kernels, side, stride, paddin
 @pytest.mark.parametrize("kwargs", [
     {"kernel_size": 3}, {"kernel_size": 4, "stride": 2, "padding": 1, "bias": False},
     {"kernel_size": 5, "padding": "same"}, {"kernel_size": (3, 5)}, {"kernel_size": 9},
-    {"kernel_size": 3, "dilation": 2},
+    {"kernel_size": 1, "stride": 2}, {"kernel_size": 3, "dilation": 2},
     {"kernel_size": 3, "padding": 1, "padding_mode": "circular"}])
 def test_any_grey_convolution_keeps_its_function_and_gradients(kwargs):
     torch.manual_seed(0)
@@ -45,6 +45,25 @@ def test_any_grey_convolution_keeps_its_function_and_gradients(kwargs):
                      for model in (fast, plain))
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(found, wanted, strict=True))
     assert not torch.equal(found[1], torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6, 15])
+def test_a_strided_layer_of_few_channels_has_the_gradients_of_float64(channels):
+    """PyTorch's own ends the process, or never ends, on a CPU with AVX2."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(channels, 2 * channels, 1, stride=(2, 3))
+    x = torch.rand(4, channels, 31, 32, requires_grad=True)
+    fast = layers.plain(layers.speed_up(copy.deepcopy(plain), x.detach()))
+    assert type(fast) is layers.StridedConv2d  # before it could go wrong
+    layers.lay_out(fast, torch.channels_last)
+    double, shape = copy.deepcopy(plain).double(), plain(x).shape
+    for _ in range(20):
+        grad = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+        found = torch.autograd.grad(fast(x.contiguous(memory_format=torch.channels_last)),
+                                    [x, *fast.parameters()], grad)
+        exact = torch.autograd.grad(double(x.double()), [x, *double.parameters()], grad.double())
+        for a, b in zip(found, exact, strict=True):
+            assert torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-3)
 
 
 def test_the_mnist_network_takes_the_fast_way(monkeypatch):
