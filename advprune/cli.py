@@ -160,7 +160,10 @@ seed = number(int, 0, 2**63 - 1)
 
 
 def device(name: str | None) -> torch.device:
-    """The device of this name (`cpu`, `cuda`, `cuda:1`), or the best one present for None."""
+    """The device of this name (`cpu`, `cuda`, `cuda:1`), or the best one present for None.
+
+    Where it is the CPU, memory stays with the process from now on (memory.keep_freed).
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kinds that are no longer in use
@@ -168,6 +171,8 @@ def device(name: str | None) -> torch.device:
         torch.zeros(1, device=chosen).item()  # meta and its like hold no values
     except Exception:  # each kind of device has its own
         raise UserError(f"device {name!r} is not available here; try --device cpu") from None
+    if chosen.type == "cpu":
+        memory.keep_freed()
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return chosen

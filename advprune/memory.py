@@ -1,7 +1,23 @@
-"""Batches that do not fit into memory."""
+"""Memory of the CPU that is used again, and batches that do not fit into memory."""
+import ctypes
+import platform
 import sys
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def keep_freed() -> None:
+    """From now on freed memory stays with this process, where the C library is glibc.
+
+    A step of training frees what the next one needs. By default glibc returns large tensors to the
+    system, which then has to clear all their pages again (docs/speed.md).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)  # or large tensors are mapped, and unmapped when freed
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def exhausted(error: BaseException) -> bool:

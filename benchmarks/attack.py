@@ -1,8 +1,9 @@
 """benchmark.py attack: AutoAttack as evaluate.py runs it, beside pyautoattack called by hand.
 
 Both attack the first test images, at a network that is adversarially trained first, with the same
-seed and batch. By hand means PyTorch's own contiguous layers and the library as it comes. The two
-take turns. CPU time counts beside wall time, because it suffers less from other programs.
+seed and batch. By hand means PyTorch's own contiguous layers and the library, in a process of its
+own whose memory is as it comes. The two take turns. CPU time counts beside wall time, because it
+suffers less from other programs.
 """
 import copy
 import tempfile
@@ -17,7 +18,7 @@ from tqdm import tqdm
 import train
 from advprune import evaluation, layers, members
 from benchmarks import recipe
-from benchmarks.timing import sync
+from benchmarks.timing import apart, sync
 
 N, ROUNDS, BATCH, SEED = 500, 3, 500, 0
 
@@ -67,15 +68,17 @@ def measure(args, device):
     fast, dataset, eps = robust_network(args, device)
     images, labels = dataset.test_images[:N], dataset.test_labels[:N]
     plain, rows = layers.plain(copy.deepcopy(fast)), []
-    for _ in range(args.rounds):
-        found, seconds, cpu = timed(ours, fast, images, labels, eps)
-        wanted, plain_seconds, plain_cpu = timed(by_hand, plain, images, labels, eps)
-        rows.append({"seconds": seconds, "cpu_seconds": cpu, "plain_seconds": plain_seconds,
-                     "plain_cpu_seconds": plain_cpu, "robust": int(found.sum()),
-                     "plain_robust": int(wanted.sum()), "differ": int((found != wanted).sum())})
-        print("evaluate.py {seconds:.1f} s ({cpu_seconds:.1f} s of CPU), pyautoattack "
-              "{plain_seconds:.1f} s ({plain_cpu_seconds:.1f}); {robust} and {plain_robust} "
-              "images stand, {differ} differ".format(**rows[-1]))
+    with apart(timed) as other:
+        for _ in range(args.rounds):
+            found, seconds, cpu = timed(ours, fast, images, labels, eps)
+            wanted, plain_seconds, plain_cpu = other(by_hand, plain, images, labels, eps)
+            rows.append({"seconds": seconds, "cpu_seconds": cpu, "plain_seconds": plain_seconds,
+                         "plain_cpu_seconds": plain_cpu, "robust": int(found.sum()),
+                         "plain_robust": int(wanted.sum()),
+                         "differ": int((found != wanted).sum())})
+            print("evaluate.py {seconds:.1f} s ({cpu_seconds:.1f} s of CPU), pyautoattack "
+                  "{plain_seconds:.1f} s ({plain_cpu_seconds:.1f}); {robust} and {plain_robust} "
+                  "images stand, {differ} differ".format(**rows[-1]), flush=True)
     return {"dataset": dataset.name, "n": len(labels), "batch_size": BATCH,
             "epsilon": eps, "rounds": args.rounds, "rows": rows, **{
                 name: median(row[f"plain_{of}"] / row[of] for row in rows)

@@ -11,7 +11,7 @@ from statistics import median
 from tqdm import tqdm
 
 import train
-from advprune import jobs
+from advprune import jobs, memory
 from benchmarks import recipe
 
 RUNS, EPOCHS, ROUNDS, LIMIT = 2, 3, 3, 10_000
@@ -19,6 +19,7 @@ RUNS, EPOCHS, ROUNDS, LIMIT = 2, 3, 3, 10_000
 
 def run(args, device, epochs):
     """The times [s] at which a training begins and ends, after an epoch that warms up."""
+    memory.keep_freed()  # as train.py does
     training, _ = train.begin(recipe.of(args, device, "--epochs", str(epochs + 1)), device)
     bar = tqdm(disable=True)
     training.epoch(0, bar)

@@ -1,9 +1,12 @@
 """benchmark.py layouts: which memory layout and precision is the fastest for which network.
 
 A step of training is RS+FGSM and an update, on random images. The layouts and precisions of a
-network take turns. bfloat16 is there where the machine has instructions for it.
+network take turns. bfloat16 is there where the machine has instructions for it. The first way is
+that of PyTorch alone: its layers, contiguous, in a process whose memory is as it comes.
 """
+import itertools
 import time
+from functools import cache
 from statistics import median
 
 import torch
@@ -11,12 +14,13 @@ import torch.nn.functional as F
 
 from advprune import attacks, inputs, layers, models
 from benchmarks.floor import LAYOUTS
-from benchmarks.timing import sync
+from benchmarks.timing import apart, sync
 
 NETWORKS = [  # name, width, channels, size, images in a step: fewer where a step takes seconds
     ("mnist-net", 16, 1, 28, 100), ("preactresnet18", 16, 3, 32, 128),
     ("preactresnet18", 64, 3, 32, 32), ("wideresnet28-10", 2, 3, 32, 32),
     ("resnet18", None, 3, 32, 128), ("vgg11", None, 3, 32, 64)]
+THEIRS = "PyTorch alone"  # the first layout
 ROUNDS, SECONDS = 5, 0.5  # SECONDS: about how long a layout's turn takes
 EPS, ALPHA = 8 / 255, 10 / 255
 
@@ -33,48 +37,55 @@ def step(model, opt, x, y, autocast):
     opt.step()
 
 
-def variants(network, device):
-    """(layout, precision) -> a call that makes one step of this network."""
+@cache
+def step_of(network, layout, precision, device):
+    """A call that makes one step of this network."""
     name, width, channels, size, batch = network
     x, y = torch.rand(batch, channels, size, size), torch.randint(10, (batch,))
-    x, y, calls = x.to(device), y.to(device), {}
-    for layout, form in LAYOUTS.items():
-        model = layers.lay_out(models.build(name, channels, 10, width, size), form).to(device)
-        opt = torch.optim.SGD(model.train().parameters(), 0.001)
-        for precision in ("fp32", "bf16") if inputs.has_bf16(device) else ("fp32",):
-            images = x.contiguous(memory_format=form)
-            autocast = torch.autocast(device.type, torch.bfloat16, precision == "bf16")
-            calls[layout, precision] = (
-                lambda m=model, o=opt, i=images, a=autocast: step(m, o, i, y, a))
-    return calls
+    x, y, form = x.to(device), y.to(device), LAYOUTS.get(layout, torch.contiguous_format)
+    model = models.build(name, channels, 10, width, size)
+    if layout == THEIRS:
+        layers.plain(model)
+    model = layers.lay_out(model, form).to(device).train()
+    opt = torch.optim.SGD(model.parameters(), 0.001)
+    images = x.contiguous(memory_format=form)
+    autocast = torch.autocast(device.type, torch.bfloat16, precision == "bf16")
+    return lambda: step(model, opt, images, y, autocast)
+
+
+def seconds(steps, *which):
+    """The time of a step of step_of(*which), over so many of them."""
+    call, device = step_of(*which), which[-1]
+    sync(device)
+    start = time.perf_counter()
+    for _ in range(steps):
+        call()
+    sync(device)
+    return (time.perf_counter() - start) / steps
 
 
 def rates(network, device, rounds):
     """(layout, precision) -> images/s, the median over rounds."""
-    calls, steps = variants(network, device), 1
-
-    def seconds_of(call):
-        sync(device)
-        start = time.perf_counter()
-        for _ in range(steps):
-            call()
-        sync(device)
-        return (time.perf_counter() - start) / steps
-
-    for call in calls.values():
-        seconds_of(call)  # warms up
-    steps = max(1, round(SECONDS / seconds_of(calls["contiguous", "fp32"])))
-    seconds = {which: [] for which in calls}
-    for _ in range(rounds):
-        for which, call in calls.items():
-            seconds[which].append(seconds_of(call))
-    return {which: network[-1] / median(times) for which, times in seconds.items()}
+    precisions = ("fp32", "bf16") if inputs.has_bf16(device) else ("fp32",)
+    ways = [(THEIRS, "fp32"), *itertools.product(LAYOUTS, precisions)]
+    taken, steps = {way: [] for way in ways}, 1
+    with apart(seconds) as other:
+        for round_ in range(-2, rounds):  # the first warms up, the second tells how many steps
+            for layout, precision in ways:
+                timed = other if layout == THEIRS else seconds
+                found = timed(steps, network, layout, precision, device)
+                if round_ >= 0:
+                    taken[layout, precision].append(found)
+            if round_ == -1:
+                steps = max(1, round(SECONDS / found))
+    step_of.cache_clear()
+    return {way: network[-1] / median(times) for way, times in taken.items()}
 
 
 def measure(args, device):
     """A row for each network, layout and precision."""
     rows = []
-    print(f"medians of {args.rounds} rounds in turn; ratios to contiguous fp32\n"
+    print(f"medians of {args.rounds} rounds in turn; ratios to PyTorch alone\n"
           f"{'network':16} {'width':>5} {'image':>8} {'batch':>5}  {'layout':14} {'precision':9} "
           f"{'images/s':>9} ratio")
     for network in NETWORKS:
@@ -84,7 +95,7 @@ def measure(args, device):
             rows.append({"model": name, "width": width, "image": f"{channels}x{size}x{size}",
                          "batch_size": batch, "layout": layout, "precision": precision,
                          "images_per_second": rate,
-                         "ratio": rate / found["contiguous", "fp32"]})
+                         "ratio": rate / found[THEIRS, "fp32"]})
             print("{model:16} {0:>5} {image:>8} {batch_size:5}  {layout:14} {precision:9} "
                   "{images_per_second:9,.0f} {ratio:5.2f}".format(width or "", **rows[-1]))
     return {"rounds": args.rounds, "rows": rows}

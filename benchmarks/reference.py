@@ -2,9 +2,11 @@
 
 Images come one by one from a DataLoader of PIL images. The attack's backward pass computes the
 gradients of the weights too. Each step waits for its loss. The layers are PyTorch's, in the
-layout that PyTorch gives them.
+layout that PyTorch gives them. It runs in a process of its own, whose memory is as it comes.
 """
 import copy
+import time
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 
 import train
-from advprune import data, layers
+from advprune import data, layers, settings
 from benchmarks import floor
+from benchmarks.timing import sync
 
 
 class PerItem(Dataset):
@@ -49,6 +52,20 @@ def loader(training):
 def noise(x, eps):
     """The random start of an attack, less x."""
     return torch.zeros_like(x).uniform_(-eps, eps)
+
+
+def seconds(words, device):
+    """The time of one more epoch of the loop for these flags of train.py, a tuple."""
+    loop = begun(words, device)
+    start = time.perf_counter()
+    loop.epoch()
+    sync(device)
+    return time.perf_counter() - start
+
+
+@cache
+def begun(words, device):
+    return Reference(train.begin(settings.parse(words), device)[0])
 
 
 class Reference:

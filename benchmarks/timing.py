@@ -1,10 +1,14 @@
-"""The clock of the benchmarks."""
+"""The clock of the benchmarks, and a process as others have it."""
 import contextlib
+import os
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import torch
+
+from advprune import jobs
 
 
 def sync(device):
@@ -23,6 +27,21 @@ def median_us(call, device, seconds=0.5):
         times.append((time.perf_counter() - start) * 1e6)
         end = end or time.perf_counter() + seconds
     return float(np.median(times[2:]))
+
+
+@contextlib.contextmanager
+def apart(work):
+    """A call of `work`, a function of a module, in one process of its own.
+
+    Our scripts keep freed memory (advprune/memory.py). That process does not, as other programs.
+    """
+    def call(*args):
+        workers.start(work, Path(os.devnull), *args)
+        ((_, result),) = workers.finished()
+        return result
+
+    with jobs.Workers(1, work) as workers:
+        yield call
 
 
 class Clock:

@@ -6,7 +6,6 @@ it, one whose parts are timed, its floor (floor.py), and an epoch of fast_advers
 bookkeeping. Its floor is 0.
 """
 import contextlib
-import time
 from statistics import median
 from unittest import mock
 
@@ -14,10 +13,9 @@ import torch
 from tqdm import tqdm
 
 import train
-from benchmarks import recipe
+from benchmarks import recipe, reference
 from benchmarks.floor import PARTS, Floor
-from benchmarks.reference import Reference
-from benchmarks.timing import Clock, sync
+from benchmarks.timing import Clock, apart
 
 LIMIT, ROUNDS = 10_000, 7  # examples an epoch, and rounds
 
@@ -72,18 +70,15 @@ def measure(args, device):
     batches = training.dataset.batches(training.kept, a.batch_size, a.seed, 0, a.extra_fraction,
                                        training.smallest)
     floor, rounds = Floor(training, batches), []
-    reference = Reference(training)
-    for round_ in range(args.rounds + 1):
-        training.epoch(0, bar)
-        ours = training.rows[-1]["seconds"]
-        seconds, clock = parts_of(training, bar)
-        floors = floor.round()
-        start = time.perf_counter()
-        reference.epoch()
-        sync(device)
-        theirs = time.perf_counter() - start
-        if round_:  # the first warms up
-            rounds.append((ours, seconds, clock, floors, theirs))
+    with apart(reference.seconds) as loop:
+        for round_ in range(args.rounds + 1):
+            training.epoch(0, bar)
+            ours = training.rows[-1]["seconds"]
+            seconds, clock = parts_of(training, bar)
+            floors = floor.round()
+            theirs = loop(tuple(recipe.words(args, device)), device)
+            if round_:  # the first warms up
+                rounds.append((ours, seconds, clock, floors, theirs))
     ours, seconds, clocks, floors, theirs = zip(*rounds, strict=True)
     least, fastest, calls = floor.choose(floors)
     same_passes(clocks[0].calls, calls)

@@ -1,14 +1,19 @@
 """The benchmark measures what it says, at sizes that take no time."""
 import json
+import os
+import platform
+import resource
 import subprocess
 import sys
+from statistics import median
 
 import pytest
 import torch
 from conftest import ROOT, refused
+from torch import nn
 
 import benchmark
-from advprune import data, layers, ops
+from advprune import cli, data, layers, ops
 from benchmarks import ablation, attack, kernels, layouts, scale, timing
 
 CPU = torch.device("cpu")
@@ -198,11 +203,12 @@ def test_layouts_record(bf16, monkeypatch, tmp_path):
     assert json.loads((tmp_path / "l.json").read_text()) == record
     ways = [(layout, p) for layout in ("contiguous", "channels-last")
             for p in (["fp32", "bf16"] if bf16 else ["fp32"])]
-    assert [(row["layout"], row["precision"]) for row in record["rows"]] == ways * 2
+    assert [(row["layout"], row["precision"]) for row in record["rows"]] == [
+        (layouts.THEIRS, "fp32"), *ways] * 2
     assert seen - {None} == {(layout == "contiguous", layout != "contiguous",
                               layout == "contiguous", p == "bf16") for layout, p in ways}
     for row in record["rows"]:
-        first = record["rows"][0 if row["model"] == "mnist-net" else len(ways)]
+        first = record["rows"][0 if row["model"] == "mnist-net" else 1 + len(ways)]
         assert row["ratio"] == pytest.approx(row["images_per_second"]
                                              / first["images_per_second"])
 
@@ -213,6 +219,37 @@ def test_digits_are_the_default(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         benchmark.main(["training"])
     assert names == ["digits"]
+
+
+# --- what PyTorch alone does
+
+def of_this_process(*_):
+    """(its number, page faults of a tensor of 64 MiB)"""
+    faults = []
+    for _ in range(20):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return os.getpid(), median(faults)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc's malloc")
+def test_freed_memory_is_kept_here_but_not_apart():
+    cli.device("cpu")
+    with timing.apart(of_this_process) as other:
+        process, faults = other()
+        assert other()[0] == process != os.getpid()
+    assert faults > 2000 and of_this_process()[1] < 100
+
+
+def test_pytorchs_way_has_its_own_layers():
+    network = ("mnist-net", 2, 1, 28, 4)
+    theirs, ours = (layouts.step_of(network, layout, "fp32", CPU).__closure__
+                    for layout in (layouts.THEIRS, "channels-last"))
+    kinds = [{type(layer) for cell in cells if isinstance(cell.cell_contents, nn.Module)
+              for layer in cell.cell_contents.modules()} for cells in (theirs, ours)]
+    assert nn.Conv2d in kinds[0] and layers.GreyConv2d not in kinds[0]
+    assert layers.GreyConv2d in kinds[1]
 
 
 # --- jobs and attack
