@@ -11,14 +11,18 @@ from advprune.plots import BLUE, GREY, ORANGE, _figure, style
 from advprune.tables import Records, _machine, _source, _spread, _table
 
 
-def _absent(what: str, name: str) -> str:
-    return f"Not yet measured: `python benchmark.py {what} --json results/{name}.json`.\n"
+def _of(name: str, what: str, names: str = "") -> Callable[[Callable], Callable[[Records], str]]:
+    """A block of text(record, its name), from each record that `benchmark.py WHAT` measures.
 
+    They are the record `name`, or all whose name fits `names`.
+    """
+    absent = f"Not yet measured: `python benchmark.py {what} --json results/{name}.json`.\n"
 
-def _of(name: str, what: str) -> Callable[[Callable[[dict], str]], Callable[[Records], str]]:
-    """A block from the record `name`, which `benchmark.py WHAT` measures."""
-    def block(text: Callable[[dict], str]) -> Callable[[Records], str]:
-        return lambda records: text(records[name]) if name in records else _absent(what, name)
+    def block(text: Callable[[dict, str], str]) -> Callable[[Records], str]:
+        def of(records: Records) -> str:
+            found = sorted(path.stem for path in records.folder.glob(f"{names or name}.json"))
+            return "\n".join(text(records[each], each) for each in found) or absent
+        return of
     return block
 
 
@@ -32,15 +36,9 @@ def _network(record: dict) -> str:
             f"{record['batch_size']}, {record['examples']:,} examples")
 
 
-def training(records: Records) -> str:
-    """Where an epoch's time goes: a table for each cpu-training-*.json."""
-    names = sorted(path.stem for path in records.folder.glob("cpu-training-*.json"))
-    if not names:
-        return _absent("training --dataset mnist", "cpu-training-mnist")
-    return "\n".join(_profile(records[name], name) for name in names)
-
-
-def _profile(record: dict, name: str) -> str:
+@_of("cpu-training-mnist", "training --dataset mnist", "cpu-training-*")
+def training(record: dict, name: str) -> str:
+    """Where an epoch's time goes."""
     whole = record["epoch_seconds"]
     parts = [*record["rows"], {"part": "epoch", "seconds": whole,
                                "floor": record["floor_seconds"]}]
@@ -59,7 +57,7 @@ def _profile(record: dict, name: str) -> str:
 
 
 @_of("cpu-scale", "scale --dataset mnist")
-def scale(record: dict) -> str:
+def scale(record: dict, name: str) -> str:
     """Seconds against examples seen, and memory against the number of examples."""
     rows = [[f"{row['p']:.0%}", f"{row['examples']:,}", f"{row['seconds']:.2f}",
              f"{row['deviation']:+.1%}", f"{row['prune_seconds']:.2f}",
@@ -75,38 +73,38 @@ def scale(record: dict) -> str:
         "\n\n"
         + _table(["examples", "data, MiB", "before the data, MiB", "peak, MiB"], sizes)
         + f"\n{_network(record)}, {record['epochs']} epochs, pruned by high loss after epoch "
-        f"{record['prune_epoch']}; {_from(record, 'cpu-scale')}")
+        f"{record['prune_epoch']}; {_from(record, name)}")
 
 
-@_of("cpu-layouts", "layouts")
-def layouts(record: dict) -> str:
-    """Images/s of each network in contiguous fp32, and the other ways as ratios to it."""
+@_of("cpu-layouts", "layouts", "cpu-layouts*")
+def layouts(record: dict, name: str) -> str:
+    """Images/s of each network in the first way, and the other ways as ratios to it."""
     networks: dict[tuple, dict] = {}
     for row in record["rows"]:
         width = f" {row['width']}" if row["width"] else ""
         of = networks.setdefault((f"{row['model']}{width}", row["image"]), {})
         of[f"{row['layout']}, {row['precision']}"] = row
     first, *others = list(dict.fromkeys(way for found in networks.values() for way in found))
-    rows = [[name, image, f"{found[first]['images_per_second']:,.0f}",
+    rows = [[network, image, f"{found[first]['images_per_second']:,.0f}",
              *(f"{found[way]['ratio']:.2f}" for way in others)]
-            for (name, image), found in networks.items()]
+            for (network, image), found in networks.items()]
     return _table(["network and width", "image", f"images/s: {first}", *others], rows) + (
         f"\nThe other columns are ratios to the first. Medians of {record['rounds']} rounds in "
-        f"turn; {_from(record, 'cpu-layouts')}")
+        f"turn; {_from(record, name)}")
 
 
 @_of("cpu-jobs", "jobs --dataset mnist")
-def jobs(record: dict) -> str:
+def jobs(record: dict, name: str) -> str:
     """Two runs side by side, beside the same in turn."""
     rows = [[f"{row[way]:,.0f}" for way in ("in_turn", "side_by_side")]
             for row in record["rounds"]]
     return _table(["images/s in turn, all threads each", "side by side"], rows) + (
         f"\nSide by side takes {1 / record['ratio']:.2f} of the time (median). "
-        f"{record['runs']} runs; {_network(record)}; {_from(record, 'cpu-jobs')}")
+        f"{record['runs']} runs; {_network(record)}; {_from(record, name)}")
 
 
 @_of("cpu-attack", "attack --dataset mnist")
-def attack(record: dict) -> str:
+def attack(record: dict, name: str) -> str:
     """AutoAttack of evaluate.py beside pyautoattack by hand."""
     rows = [[*(f"{row[name]:.1f}" for name in ("seconds", "plain_seconds", "cpu_seconds",
                                                "plain_cpu_seconds")),
@@ -118,11 +116,11 @@ def attack(record: dict) -> str:
         f"\nRatio of the times {record['ratio']:.2f}, of the CPU times "
         f"{record['cpu_ratio']:.2f} (medians). The first {record['n']} test images of "
         f"{record['dataset']}, in batches of {record['batch_size']}; "
-        f"{_from(record, 'cpu-attack')}")
+        f"{_from(record, name)}")
 
 
 @_of("machine", "machine")
-def machine(record: dict) -> str:
+def machine(record: dict, name: str) -> str:
     """What the machine code of the CUDA kernels allows on each card: computed, not measured."""
     rows = []
     for row in record["rows"]:
@@ -144,7 +142,7 @@ def machine(record: dict) -> str:
         "\n" + _table(["`select_kept`: scores", "dropped", "kernels launched", "bytes moved",
                        "three reads and one write, bytes"], chosen, left=0) +
         f"\nComputed from the machine code for {record['arch']} of nvcc {record['nvcc']}, not "
-        f"measured. Assumed: {cards}.{_source('machine')} (`{record['command']}`).\n")
+        f"measured. Assumed: {cards}.{_source(name)} (`{record['command']}`).\n")
 
 
 def precision(records: Records) -> str:

@@ -130,14 +130,16 @@ def ablation(records: Records) -> str:
 
 
 def kernels(records: Records) -> str:
-    record = records["cpu-kernels"]
+    record, old = records["cpu-kernels"], records["cpu-kernels-before"]
+    before = {(row["operator"], row["n"]): row["us"] for row in old["rows"]}
     rows = [[f"`{row['operator']}`", f"{row['n']:,}",
-             ", ".join(f"{name} {row[name]:.1f}" for name in list(row)[5:])]
-            for row in record["rows"]
-            if row["operator"].split(",")[0] not in ("rs_start", "fgsm_step")]
-    return _table(["operator", "elements", "alternatives, times as long"], rows) + (
+             ", ".join(f"{name} {row[name]:.1f}" for name in list(row)[5:]),
+             f"{before[row['operator'], row['n']] / row['us']:.2f}"]
+            for row in record["rows"] if (row["operator"], row["n"]) in before]
+    return _table(["operator", "elements", "alternatives, times as long",
+                   f"commit {old['commit'][:7]}"], rows, left=3) + (
         f"\n{_machine(record)}; medians in one process on a shared machine."
-        f"{_source('cpu-kernels')} (`{record['command']}`).\n")
+        f"{_source('cpu-kernels', 'cpu-kernels-before')} (`{record['command']}`).\n")
 
 
 # --- the studies

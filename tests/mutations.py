@@ -20,7 +20,7 @@ MUTATIONS = [  # of a line: a pattern, and what takes its place
     (r"atomicAdd\(&(.*?), ([^,]+)\);", r"\1 += \2;"),
     (rf"if {WITHIN} (?=return|break|continue|__trap)", "if (false) "),
     (rf"if {WITHIN} (?=\w+\[)", "if (true) "),  # a check of where to write
-    (rf"{TERM}(?: < {TERM})? \? ", "true ? "),
+    (rf"(?<!== )\b{TERM}(?: < {TERM})? \? ", "true ? "),
     (rf"{TERM} (?:<|>|<=|>=) {TERM} && ", ""),
     (rf" && {TERM} (?:<|>|<=|>=) {TERM}(?=;)", ""),
     (rf"{TERM} (?:<|>|<=|>=) {TERM} \|\| ", ""),
