@@ -87,8 +87,7 @@ def cross_entropy_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
 
     The sum is in float64 and does not include the largest logit. So small losses keep all the
     digits of float32, and kernel and reference give the same order of examples. Raises for a label
-    that is no class; on a card its loss is NaN, and a later call raises. A graph may not capture
-    the first call in a process.
+    that is no class; on a card its loss is NaN, and a later call raises. No graph of the first call.
     """
     return torch.ops.advprune.cross_entropy_scores(logits, labels.contiguous())
 

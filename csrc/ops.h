@@ -39,11 +39,16 @@ struct alignas(16) Words {
   uint32_t w[4];
 };
 
-HD uint32_t upper(uint32_t a, uint32_t b) {  // the upper half of a product
+struct Product {
+  uint32_t upper, lower;
+};
+
+HD Product product(uint32_t a, uint32_t b) {
 #ifdef __CUDA_ARCH__
-  return __umulhi(a, b);  // nvcc makes more than this of a 64-bit product
+  return {__umulhi(a, b), a * b};  // nvcc makes more than this of a 64-bit product
 #else
-  return (uint32_t)((uint64_t)a * b >> 32);
+  uint64_t whole = (uint64_t)a * b;
+  return {(uint32_t)(whole >> 32), (uint32_t)whole};
 #endif
 }
 
@@ -53,8 +58,9 @@ HD Words philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c
 #pragma unroll
 #endif
   for (int round = 0; round < 10; round++) {
-    uint32_t next0 = upper(c2, M1) ^ c1 ^ k0, next2 = upper(c0, M0) ^ c3 ^ k1;
-    c1 = c2 * M1, c3 = c0 * M0, c0 = next0, c2 = next2;
+    Product p0 = product(c0, M0), p1 = product(c2, M1);
+    c0 = p1.upper ^ c1 ^ k0, c2 = p0.upper ^ c3 ^ k1;
+    c1 = p1.lower, c3 = p0.lower;
     k0 += W0, k1 += W1;
   }
   return {{c0, c1, c2, c3}};
