@@ -73,10 +73,11 @@ def augment(images: Tensor, ids: Tensor, seed: int, epoch: int, pad: int = 0, fl
     """Images [N, C, H, W] uint8 of these ids [B], zero-padded, cropped, flipped; float32 / 255.
 
     Offsets 0 to 2 pad of the crop are equally likely, a flip has probability 1/2. A replay of a
-    CUDA graph repeats them: it keeps seed and epoch. The first call in a process allocates memory,
-    so a graph may only capture a later one. rows [B] int64 gives the place of each id's
-    image where images hold only a part of the set. Raises IndexError or RuntimeError for an id, or
-    with rows a row, outside the images. On a card its image is NaN, and a later call raises.
+    CUDA graph repeats them: it keeps seed and epoch. The first call of this operator or
+    of cross_entropy_scores allocates memory: no graph may capture it. rows [B] int64 gives the
+    place of each id's image where images hold only a part of the set. Raises IndexError or
+    RuntimeError for an id, or with rows a row, outside the images. On a card its image is NaN, and
+    a later call raises.
     """
     return torch.ops.advprune.augment(images, ids.contiguous(), seed, epoch, pad, flip,
                                       channels_last, None if rows is None else rows.contiguous())
@@ -87,7 +88,7 @@ def cross_entropy_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
 
     The sum is in float64 and does not include the largest logit. So small losses keep all the
     digits of float32, and kernel and reference give the same order of examples. Raises for a label
-    that is no class; on a card its loss is NaN, and a later call raises. No graph of the first call.
+    that is no class; on a card its loss is NaN, and a later call raises.
     """
     return torch.ops.advprune.cross_entropy_scores(logits, labels.contiguous())
 

@@ -130,16 +130,14 @@ def ablation(records: Records) -> str:
 
 
 def kernels(records: Records) -> str:
-    record, old = records["cpu-kernels"], records["cpu-kernels-before"]
-    before = {(row["operator"], row["n"]): row["us"] for row in old["rows"]}
+    record = records["cpu-kernels"]
     rows = [[f"`{row['operator']}`", f"{row['n']:,}",
-             ", ".join(f"{name} {row[name]:.1f}" for name in list(row)[5:]),
-             f"{before[row['operator'], row['n']] / row['us']:.2f}"]
-            for row in record["rows"] if (row["operator"], row["n"]) in before]
-    return _table(["operator", "elements", "alternatives, times as long",
-                   f"commit {old['commit'][:7]}"], rows, left=3) + (
+             ", ".join(f"{name} {row[name]:.1f}" for name in list(row)[5:])]
+            for row in record["rows"]
+            if row["operator"].split(",")[0] not in ("rs_start", "fgsm_step")]
+    return _table(["operator", "elements", "alternatives, times as long"], rows) + (
         f"\n{_machine(record)}; medians in one process on a shared machine."
-        f"{_source('cpu-kernels', 'cpu-kernels-before')} (`{record['command']}`).\n")
+        f"{_source('cpu-kernels')} (`{record['command']}`).\n")
 
 
 # --- the studies
