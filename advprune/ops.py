@@ -73,11 +73,10 @@ def augment(images: Tensor, ids: Tensor, seed: int, epoch: int, pad: int = 0, fl
     """Images [N, C, H, W] uint8 of these ids [B], zero-padded, cropped, flipped; float32 / 255.
 
     Offsets 0 to 2 pad of the crop are equally likely, a flip has probability 1/2. A replay of a
-    CUDA graph repeats them: it keeps seed and epoch. The first call of this operator or
-    of cross_entropy_scores allocates memory: no graph may capture it. rows [B] int64 gives the
-    place of each id's image where images hold only a part of the set. Raises IndexError or
-    RuntimeError for an id, or with rows a row, outside the images. On a card its image is NaN, and
-    a later call raises.
+    CUDA graph repeats them: it keeps seed and epoch. No graph may capture the first call of this
+    operator or of cross_entropy_scores. rows [B] int64 gives the place of each id's image where
+    images hold only a part of the set. Raises IndexError or RuntimeError for an id, or with rows a
+    row, outside the images. On a card its image is NaN, and a later call raises.
     """
     return torch.ops.advprune.augment(images, ids.contiguous(), seed, epoch, pad, flip,
                                       channels_last, None if rows is None else rows.contiguous())
