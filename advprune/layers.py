@@ -146,7 +146,7 @@ def speed_up(model: nn.Module, x: Tensor) -> nn.Module:
     """The same network, with its layers and layout as they are fastest. x: images that it takes.
 
     A network that reshapes its features by `view` may take one layout only; it stays contiguous.
-    Attacks differentiate once, and so do the fast layers; `plain` undoes it all.
+    Attacks differentiate once, and so do the fast layers. `plain` undoes what is only for speed.
     """
     for layer in model.modules():
         if (type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.padding == (0, 0)
