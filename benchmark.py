@@ -8,6 +8,7 @@
     python benchmark.py jobs --dataset mnist [--json FILE]
     python benchmark.py attack --dataset mnist [--json FILE]
     python benchmark.py machine [--json FILE]
+    python benchmark.py versions --against FOLDER [--json FILE]
 
 kernels   times each operator beside a copy, eager torch as fast_adversarial writes it,
           torch.compile of the same lines, and for the selection torch.topk, torch.sort and
@@ -25,6 +26,8 @@ jobs      trains two networks side by side, each with half of the threads, and i
 attack    runs AutoAttack as evaluate.py does and as pyautoattack does, and compares the verdicts.
 machine   computes from the machine code of the CUDA kernels what a GPU could reach. It times
           nothing. It needs nvcc, and no GPU.
+versions  times the operators of another checkout, with its kernels built, and of this one in
+          turn, and compares every bit of their results.
 
 Numbers are medians of rounds in which the things to compare take turns, so that a machine that
 slows down meanwhile does not decide. docs/kernels.md and docs/speed.md explain the tables.
@@ -39,16 +42,18 @@ from pathlib import Path
 import torch
 
 from advprune import cli, data, files, ops, plots, runs, settings, speed
-from benchmarks import ablation, attack, jobs, kernels, layouts, machine, scale, training
+from benchmarks import ablation, attack, jobs, kernels, layouts, machine, scale, training, versions
 
 MEASURES = {"ablation": ablation, "kernels": kernels, "training": training, "scale": scale,
-            "layouts": layouts, "jobs": jobs, "attack": attack, "machine": machine}
+            "layouts": layouts, "jobs": jobs, "attack": attack, "machine": machine,
+            "versions": versions}
 DRAW = {"kernels": plots.kernels, "scale": speed.draw_scale}
 USES = {  # flag -> what it is for
     "dataset": ("ablation", "training", "scale", "jobs", "attack"),
     "limit": ("ablation", "training", "scale", "jobs", "attack"),
     **dict.fromkeys(("model", "width", "precision"), ("training", "scale", "jobs", "attack")),
-    "epochs": ("scale",), "rounds": ("ablation", "training", "layouts", "jobs", "attack"),
+    "epochs": ("scale",), "against": ("versions",),
+    "rounds": ("ablation", "training", "layouts", "jobs", "attack", "versions"),
     "figure": tuple(DRAW)}
 
 
@@ -71,7 +76,9 @@ def flags():
     flag("--epochs", type=cli.number(int, 2), help="of each run of scale; it prunes after three "
          f"tenths of them ({scale.EPOCHS})")
     flag("--rounds", type=cli.positive_int, help="how many, after one that warms up "
-         f"({ablation.ROUNDS}; layouts: {layouts.ROUNDS}; jobs and attack: {attack.ROUNDS})")
+         f"({ablation.ROUNDS}; layouts: {layouts.ROUNDS}; jobs and attack: {attack.ROUNDS}; "
+         f"versions: {versions.ROUNDS})")
+    flag("--against", metavar="FOLDER", help="the other checkout, for versions")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
     return parser
 
@@ -83,6 +90,8 @@ def parse(argv):
     for name, users in USES.items():
         if getattr(args, name) is not None and args.what not in users:
             parser.error(f"--{name} is for {' and '.join(users)}, not for {args.what}")
+    if args.what == "versions" and not Path(args.against or "", "advprune/ops.py").is_file():
+        parser.error("versions needs --against FOLDER, another checkout of advprune")
     if args.json and args.json == args.figure:
         parser.error("--json and --figure name the same file")
     for path in filter(None, (args.json, args.figure)):

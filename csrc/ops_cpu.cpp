@@ -146,6 +146,16 @@ Tensor fgsm_step(const Tensor& x, const Tensor& grad, const Tensor& ids, double 
   return laid_out_like(x, out);
 }
 
+using Three = std::integral_constant<int64_t, 3>;  // so that a pixel's loop is unrolled
+
+// A line of an image that has its colours, `depth` of them, in planes. turn is 1, or -1 leftwards.
+template <class Depth>
+void interleave(const uint8_t* from, int64_t turn, int64_t plane, Depth depth, int64_t count,
+                const float* shades, float* to) {
+  for (int64_t w = 0; w < count; w++)
+    for (int64_t c = 0; c < depth; c++) *to++ = shades[from[turn * w + c * plane]];
+}
+
 Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t epoch, int64_t pad,
                bool flip, bool channels_last, const std::optional<Tensor>& rows) {
   const int64_t* row = rows_of("augment", images, ids, rows);
@@ -159,34 +169,40 @@ Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t ep
   for (int64_t b = 0; b < batch; b++)
     check(row[b] >= 0 && row[b] < n, "augment", "an id is outside the images");
   if (out.numel() == 0) return out;
-  float shades[256];  // where nothing can be moved as a vector
+  float shades[256];  // for what cannot be moved as a vector
   for (int v = 0; v < 256; v++) shades[v] = pixel((uint8_t)v);
   const uint8_t* from = images.const_data_ptr<uint8_t>();
   float* to = out.mutable_data_ptr<float>();
-  int64_t size = channels * height * width, across = channels_last ? channels : 1;
+  int64_t size = channels * height * width, depth = channels_last ? channels : 1;
   parallel_for(0, batch, std::max<int64_t>(1, GRAIN / size), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; b++) {
       Crop place = crop(seed, (uint32_t)epoch, id[b], (int)pad, flip);
-      if (pad == 0 && !place.flip && across == 1) {  // the image as it is
+      if (pad == 0 && !place.flip && depth == 1) {  // the image as it is
         for (int64_t i = 0; i < size; i++) to[b * size + i] = pixel(from[row[b] * size + i]);
         continue;
       }
-      for (int64_t c = 0; c < channels; c++)
+      int64_t shift = place.flip ? -place.dx : place.dx, turn = place.flip ? -1 : 1;
+      int64_t corner = place.flip ? width - 1 + place.dx : place.dx;
+      int64_t left = std::clamp<int64_t>(-shift, 0, width);
+      int64_t right = std::clamp<int64_t>(width - shift, left, width);
+      for (int64_t part = 0; part < channels / depth; part++)
         for (int64_t h = 0; h < height; h++) {
-          int64_t y = h + place.dy, corner = place.flip ? width - 1 + place.dx : place.dx;
-          const uint8_t* shade = from + ((row[b] * channels + c) * height + y) * width + corner;
-          float* line = to + b * size + (channels_last ? h * width * channels + c
-                                                       : (c * height + h) * width);
-          int64_t shift = place.flip ? -place.dx : place.dx;  // [first, last) is in the image
-          int64_t first = y < 0 || y >= height ? width : std::clamp<int64_t>(-shift, 0, width);
-          int64_t last = std::clamp<int64_t>(width - shift, first, width);
-          for (int64_t w = 0; w < first; w++) line[w * across] = 0.0f;
-          if (across == 1 && !place.flip)
-            for (int64_t w = first; w < last; w++) line[w] = pixel(shade[w]);
+          int64_t y = h + place.dy;
+          bool outside = y < 0 || y >= height;  // [first, first + count) of the line is in the image
+          int64_t first = outside ? width : left, count = outside ? 0 : right - left;
+          const uint8_t* shade =
+              from + ((row[b] * channels + part) * height + y) * width + corner + turn * first;
+          float* line = to + b * size + (part * height + h) * width * depth;
+          float* inside = std::fill_n(line, first * depth, 0.0f);
+          if (depth == 3)
+            interleave(shade, turn, height * width, Three(), count, shades, inside);
+          else if (depth > 1)
+            interleave(shade, turn, height * width, depth, count, shades, inside);
+          else if (place.flip)
+            for (int64_t w = 0; w < count; w++) inside[w] = pixel(shade[-w]);
           else
-            for (int64_t w = first; w < last; w++)
-              line[w * across] = shades[shade[place.flip ? -w : w]];
-          for (int64_t w = last; w < width; w++) line[w * across] = 0.0f;
+            for (int64_t w = 0; w < count; w++) inside[w] = pixel(shade[w]);
+          std::fill_n(inside + count * depth, (width - first - count) * depth, 0.0f);
         }
     }
   });
