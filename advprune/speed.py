@@ -145,6 +145,18 @@ def machine(record: dict, name: str) -> str:
         f"measured. Assumed: {cards}.{_source(name)} (`{record['command']}`).\n")
 
 
+@_of("cpu-versions", "versions --against FOLDER")
+def versions(record: dict, name: str) -> str:
+    """The operators of an older commit beside a newer one's."""
+    rows = [[f"`{row['operator']}`", f"{row['n']:,}", f"{row['other_us']:,.0f}",
+             f"{row['us']:,.0f}", f"{row['ratio']:.2f}",
+             "the same" if row["same_bits"] else "differ"] for row in record["rows"]]
+    return _table(["operator", "elements", f"{record['other']}, us", f"{record['commit']}, us",
+                   "ratio", "bits"], rows) + (
+        f"\nMedians of {record['rounds']} rounds in turn, each checkout in a process of its own; "
+        f"{_from(record, name)}")
+
+
 def precision(records: Records) -> str:
     """Accuracy in float32 and in bfloat16."""
     record = records.study("precision", "cifar10-width8")
@@ -194,7 +206,7 @@ def draw_scale(record: dict) -> Figure:
 
 BLOCKS: dict[str, Callable[[Records], str]] = {
     "training": training, "scale": scale, "layouts": layouts, "precision": precision,
-    "jobs": jobs, "attack": attack, "machine": machine}
+    "jobs": jobs, "attack": attack, "machine": machine, "versions": versions}
 FIGURES: dict[str, Callable[[Records], Figure | None]] = {  # None without a record
     "scale": lambda records: (draw_scale(records["cpu-scale"]) if "cpu-scale" in records
                               else None)}

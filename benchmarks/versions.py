@@ -15,6 +15,9 @@ from statistics import median
 
 import torch
 
+if __name__ != "__main__":
+    from advprune.cli import UserError
+
 ROUNDS = 9
 SECONDS = 0.1  # of each operator and checkout in a round
 
@@ -86,11 +89,11 @@ class Side:
         stack.callback(self.process.stdin.close)
         where, self.kernels, self.names = self.read()
         if Path(where).resolve() != Path(folder).resolve():
-            raise ValueError(f"{folder} is no checkout: its operators would come from {where}")
+            raise UserError(f"{folder} is no checkout: its operators would come from {where}")
 
     def read(self):
         if not (line := self.process.stdout.readline()):
-            raise ValueError("a checkout's operators could not be called; its error is above")
+            raise UserError("a checkout's operators could not be called; its error is above")
         return json.loads(line)
 
     def time(self, number):

@@ -3,6 +3,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 from statistics import median
@@ -90,7 +91,8 @@ def test_bad_use(small, tmp_path, capsys):
                   ["kernels", "--dataset", "digits"], ["layouts", "--limit", "3"],
                   ["training", "--epochs", "3"], ["scale", "--rounds", "2"],
                   ["scale", "--epochs", "1"], ["ablation", "--precision", "bf16"],
-                  ["scale", "--json", "same", "--figure", "same"]):
+                  ["scale", "--json", "same", "--figure", "same"],
+                  ["versions"], ["versions", "--against", "."]):
         refused(benchmark.main, flags, capsys)
     assert (tmp_path / "there.json").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["there.json"]
@@ -268,3 +270,19 @@ def test_attack_finds_the_librarys_verdicts(monkeypatch):
     (row,) = record["rows"]
     assert row["differ"] == 0 and row["robust"] == row["plain_robust"] < 20
     assert record["ratio"] == row["plain_seconds"] / row["seconds"]
+
+
+def test_versions_compares_bits_in_a_process_of_each_checkout(tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(ROOT / "advprune", other / "advprune")
+    with open(other / "advprune/ops.py", "a") as file:
+        file.write("\n\ndef rs_start(x, *others):\n    return x.clone()\n")
+    record = benchmark.main(["versions", "--against", str(other), "--rounds", "1"])
+    differ = {row["operator"] for row in record["rows"] if not row["same_bits"]}
+    assert differ == {"rs_start", "rs_start, channels last"}
+    slower = [row["ratio"] for row in record["rows"] if row["operator"] == "rs_start"]
+    assert min(slower) > 1.5, "ours over the other's, which only copies"
+    (other / "advprune/ops.py").write_text("import nosuch")
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main(["versions", "--against", str(other), "--rounds", "1"])
+    assert stopped.value.code == 2 and "could not be called" in capsys.readouterr().err
