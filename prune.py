@@ -40,7 +40,6 @@ from advprune import (
     files,
     locks,
     models,
-    plots,
     processes,
     pruning,
     recipes,
@@ -130,6 +129,8 @@ def main(argv=None):
         record |= {**how, "misclassified": int((scores == 0).sum()),
                    "not_crossed": int((scores == far).sum())}
     if first:
+        from advprune import plots  # here, because matplotlib's import takes a second
+
         with runs.new_folder(out) as folder:
             pruning.save(folder / "scores.npz", scores, dataset.labels, kept, kind)
             files.write_figure(folder / "pruned.png", plots.pruned(

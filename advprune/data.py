@@ -19,15 +19,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision import datasets
 
 from advprune import folder, ops, recipes, stored
 from advprune.cli import UserError
 
-TORCHVISION = {  # name -> class, where it looks below --data-dir
-    "mnist": (datasets.MNIST, "MNIST/raw"),
-    "fashion-mnist": (datasets.FashionMNIST, "FashionMNIST/raw"),
-    "cifar10": (datasets.CIFAR10, "cifar-10-batches-py"),
+TORCHVISION = {  # name -> its class, where that looks below --data-dir
+    "mnist": ("MNIST", "MNIST/raw"),
+    "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
 }
 NAMES = ["digits", *TORCHVISION, "folder", "synthetic"]
 
@@ -202,7 +201,9 @@ def _folder(root, size, skip_bad, only_test, cache_dir):
 
 
 def _torchvision(name, root):
-    kind, below = TORCHVISION[name]
+    from torchvision import datasets  # the import takes as long as torch's own
+
+    kind, below = getattr(datasets, TORCHVISION[name][0]), TORCHVISION[name][1]
     place = root / below
     absent = [path for path in (place, place.parent, root) if not path.exists()]
     try:

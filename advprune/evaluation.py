@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -35,6 +34,8 @@ def perturb(attack: str, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, ep
 
 def interval(count: int, n: int) -> list[float]:
     """Wilson's 95 % score interval for a proportion, as [low, high]."""
+    from scipy.stats import binomtest  # here, because the import takes a second
+
     return list(binomtest(count, n).proportion_ci(method="wilson"))
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torchvision import datasets, transforms
 from tqdm import tqdm
 
 from advprune import files, locks, stored
@@ -37,6 +36,8 @@ def open_folder(root: str | Path, part: str, size: int, skip_bad: bool = False,
     has the paths by id. Raises UserError where there are no images, where some cannot be read
     (skip_bad leaves those out instead), and where the decoded files cannot be written.
     """
+    from torchvision import datasets  # here, because the import takes as long as torch's own
+
     folder = Path(root) / part
     try:
         classes, numbers = datasets.folder.find_classes(folder)
@@ -103,6 +104,8 @@ def _digest(folder, found, shared):
 
 def _decode(found, size, folder, cache):
     """Write what can be read of found, (path, label) pairs, as cache.npy, then cache.json."""
+    from torchvision import transforms
+
     fit = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size)])
     index: dict[str, list] = {"paths": [], "labels": [], "unreadable": []}
 

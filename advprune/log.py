@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from advprune import cli, files, locks, models, ops, plots, processes, pruning, runs, saved
+from advprune import cli, files, locks, models, ops, processes, pruning, runs, saved
 
 
 class Log:
@@ -61,6 +61,8 @@ class Log:
 
     def pruned(self, training: Any, kind: str, scores: Tensor) -> None:
         """Write scores.npz and pruned.png, and say how many examples are kept."""
+        from advprune import plots  # here, because matplotlib's import takes a second
+
         args, dataset, kept = self.args, training.dataset, training.kept
         start = time.perf_counter()
         pruning.save(self.folder / "scores.npz", scores, dataset.labels, kept, kind)

@@ -83,7 +83,7 @@ ARMS = {
     **_named("middle-{p}", "--prune middle --p {p} --epoch 3", p=(0.4, 0.6)),
     **_named("random-{p}-after-{e}", "--prune random --p {p} --epoch {e}", p=(0.1, 0.3),
              e=(0, 1, 3, 6)),
-    **_named("full-{e}-epochs", "--epochs {e}", e=(4, 5, 6, 7, 8, 10)),
+    **_named("full-{e}-epochs", "--epochs {e}", e=(4, 5, 6, 7, 8, 10, 14, 19, 25)),
     "random-0.4-6-epochs": "--prune random --p 0.4 --epoch 3 --epochs 6",
     **_named("{how}-{p}-running", "--prune {how} --p {p} --epoch 3 --score running-loss",
              how=("high", "low+high"), p=(0.4, 0.6)),
@@ -117,6 +117,7 @@ EXPERIMENTS = {  # in the order of `all`
                                                 for how in ("random", "low+high"))), 3, 200),),
     "figure3": (Part("mnist-robust", GRID, 3, 200),),
     "frontier": (Part("mnist-robust", FRONTIER, 5, 200),
+                 Part("digits", (*GRID, *(f"full-{e}-epochs" for e in (8, 14, 19, 25))), 5, 200),
                  Part("cifar10-width16", ("full-8-epochs", "full-10-epochs"), 3, 300)),
     "figure1": (Part("mnist-robust", ("full", *(f"random-{p}-after-{e}" for p in (0.1, 0.3)
                                                 for e in (0, 1, 3, 6))), 3, 200),),

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision import transforms
 
 import train
 from advprune import data, layers, settings
@@ -37,12 +36,14 @@ class PerItem(Dataset):
 
 def loader(training):
     """The batches of an epoch, from torchvision's own data set where it has that one."""
+    from torchvision import datasets, transforms
+
     a, ours = training.args, training.dataset
     augment = [transforms.RandomCrop(ours.images.shape[-1], padding=a.pad)] if a.pad else []
     augment += [transforms.RandomHorizontalFlip()] if a.flip else []
     transform = transforms.Compose([*augment, transforms.ToTensor()])
     if a.dataset in data.TORCHVISION:
-        kind, _ = data.TORCHVISION[a.dataset]
+        kind = getattr(datasets, data.TORCHVISION[a.dataset][0])
         items = Subset(kind(a.data_dir, train=True, transform=transform), range(len(ours.labels)))
     else:
         items = PerItem(ours.images, ours.labels, transform)

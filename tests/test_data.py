@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from torchvision import datasets
 
 import train
 from advprune import data, files
@@ -17,7 +18,7 @@ def test_real_sets_agree_with_torchvision(real_data, name, folder, shape):
     assert dataset.images.shape == shape
     assert dataset.test_images.shape == (10000, *shape[1:])
     assert len(dataset.classes) == 10
-    theirs = data.TORCHVISION[name][0](root, train=False)
+    theirs = getattr(datasets, data.TORCHVISION[name][0])(root, train=False)
     for i in (0, 17, 9999):
         image, label = theirs[i]
         pixels = torch.tensor(list(image.tobytes())).view(*image.size, -1).permute(2, 0, 1)

@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torchvision import transforms
 
 import benchmark
 import train
@@ -171,7 +172,7 @@ def test_the_loop_reads_every_image_once():
 
 def test_colour_images_are_augmented_one_by_one():
     images = torch.randint(256, (5, 3, 8, 8), dtype=torch.uint8)
-    items = reference.PerItem(images, torch.arange(5), reference.transforms.ToTensor())
+    items = reference.PerItem(images, torch.arange(5), transforms.ToTensor())
     for i, (x, label) in enumerate(items[k] for k in range(len(items))):
         assert torch.equal(x, images[i] / 255) and label == i
 
