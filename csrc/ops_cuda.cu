@@ -66,7 +66,7 @@ template <Path PATH, class Move, class In, class Out>
 __global__ void __launch_bounds__(PATH == RGB ? RGB_THREADS : THREADS)
     wide_kernel(Layout l, Move move, const int64_t* ids, const In* x, const Out* grad, Out* out) {
   int64_t quads = l.size / 4, quad = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-  if (PATH == FLAT && quad >= quads) return;
+  if (PATH == FLAT && quad >= quads) return;  // RGB's threads have to meet
   uint32_t channel = threadIdx.x / QUADS, position = threadIdx.x % QUADS, counter = (uint32_t)quad;
   if (PATH == RGB) counter = channel * (uint32_t)(l.area / 4) + blockIdx.x * QUADS + position;
   for (int64_t b = blockIdx.y; b < l.batch; b += gridDim.y) {
@@ -99,7 +99,7 @@ template <class Move, class In, class Out>
 __global__ void any_kernel(Layout l, Move move, const int64_t* ids, const In* x, const Out* grad,
                            Out* out) {
   int64_t first = 4 * ((int64_t)blockIdx.x * blockDim.x + threadIdx.x);
-  int count = (int)min(l.size - first, (int64_t)4);
+  int64_t count = l.size - first;  // 4 or more, but for the last thread
   for (int64_t b = blockIdx.y; b < l.batch; b += gridDim.y) {
     move.take(b);
     int64_t at[4];
@@ -209,7 +209,7 @@ __global__ void augment_kernel(const uint8_t* images, int64_t n, const int64_t* 
   __shared__ Crop place;
   int64_t row = rows[blockIdx.x], area = (int64_t)height * width, size = channels * area;
   bool known = row >= 0 && row < n;
-  if (!known) *wrong = 1;
+  if (!known) atomicExch(wrong, 1);
   if (threadIdx.x == 0 && threadIdx.y == 0) place = crop(seed, epoch, ids[blockIdx.x], pad, flip);
   __syncthreads();
   out += blockIdx.x * size;
@@ -272,7 +272,7 @@ __global__ void cross_entropy_kernel(const T* logits, const int64_t* labels, flo
   int lane = threadIdx.x % 32;
   if (b >= batch) return;
   bool known = labels[b] >= 0 && labels[b] < classes;
-  if (!known) *wrong = 1;
+  if (!known) atomicExch(wrong, 1);
   const T* row = logits + b * classes;
   int best = lane < classes ? lane : 0;
   for (int k = lane; k < classes; k += 32)
@@ -389,7 +389,7 @@ __global__ void __launch_bounds__(ALONE)
   }
   __syncthreads();
   if (threadIdx.x == 0) *bad = non_finite;
-  if (kept == 0) return;
+  if (kept == 0) return;  // what is not finite has been counted
   for (int pass = 0; pass < PASSES; pass++) {
     for (int bin = threadIdx.x; bin < 2 * BINS; bin += ALONE) counts[bin] = 0;
     __syncthreads();
@@ -486,7 +486,6 @@ std::tuple<Tensor, Tensor> select_kept(const Tensor& scores, int64_t low, int64_
   DeviceGuard guard(scores.get_device_index());
   cudaStream_t stream = stream_of(scores);
   Tensor ids = new_empty(scores, {kept}, ScalarType::Long);
-  if (n == 0) return {ids, new_zeros(scores, {}, ScalarType::Long)};
   int64_t* to = ids.mutable_data_ptr<int64_t>();
   Scores s{scores.const_data_ptr<float>(), n, centre.value_or(0), centre.has_value()};
   Seeks start{{{0, low, 0}, {0, n - high - 1, 0}}};

@@ -31,10 +31,14 @@ MUTATIONS = [  # of a line: a pattern, and what takes its place
     (r"(?:std::)?\bmin(?:<\w+>)?\(([^,]+), ((?:[^()]|\([^()]*\))+)\)", r"\2"),
 ]
 UNSEEN = {  # what no test can see, and why
+    "if (false) return;  // RGB's threads have to meet": "the loop checks as well, for RGB",
     "if (local[bin]) counts[bin] += (unsigned long long)local[bin];": "blocks run in turn here",
     "return b * size + (true ? e % area * channels + e / area : e);": "a division for one channel",
+    "int across = (int)THREADS, down = THREADS / across;": "narrow images would idle threads",
     "int threads = (int)THREADS;": "a small example would have idle threads",
     "(unsigned)TALLEST);": "a small batch would have idle blocks",
+    "dim3 blocks((unsigned)batch, (unsigned)TALLEST);": "a small image would have idle blocks",
+    "if (false) break;  // what is not finite has been counted": "no id is written without it",
     "unsigned wide = (unsigned)chunks;": "many blocks would clear as many histograms",
     "unsigned wide = (unsigned)2048;": "few scores would have idle blocks",
 }

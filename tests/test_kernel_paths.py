@@ -29,10 +29,22 @@ def test_emulated_channels_last_is_wide_where_it_can_be(emulated, dtype, shape, 
     assert adv.stride() == laid.stride()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, *FLOATS])
+def test_emulated_contiguous_is_wide_where_it_can_be(emulated, dtype):
+    kernels = []
+    for shape, offset in [((5, 3, 4, 4), 0), ((5, 3, 4, 4), 1), ((5, 3, 3, 5), 0)]:
+        x, ids = batch(shape, dtype, "cpu")
+        x = torch.cat([x.flatten()[:offset], x.flatten()])[offset:].view(shape)
+        torch.ops.advprune.rs_start(x, ids, 0.1, None, 5, 1, True, 1.0)
+        kernels.append(emulated.emulator_kernel())
+    wide, misaligned, odd = kernels
+    assert wide != misaligned == odd
+
+
 def selections_are_the_references(scores, middle=False):
     n = len(scores)
     for low, high in {(0, 0), (n // 3, 0), (0, n // 2), (n // 3, n // 2), (n // 2, n - n // 2),
-                      (0, n - 1), (n - 1, 0)}:
+                      (0, n - 1), (n - 1, 0), (0, n), (n, 0)}:
         args = scores, low, high, 500.5 if middle else None
         for out, wanted in zip(torch.ops.advprune.select_kept(*args),
                                ops.REFERENCES["select_kept"](*args), strict=True):

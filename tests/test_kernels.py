@@ -80,6 +80,19 @@ def test_start_and_step_are_the_references_bits(device, dtype, shape, layout, va
             assert ((adv - ops.pixels(x)).abs() <= radius + 1e-7).all()
 
 
+@pytest.mark.parametrize("dims", [(0, 1, 3, 2), (0, 2, 1, 3), (3, 1, 2, 0)])
+def test_start_and_step_keep_any_order_of_dimensions(device, dims):
+    x, ids = batch((5, 3, 4, 6), torch.float32, device)
+    x = x.permute(dims).contiguous().permute(torch.tensor(dims).argsort().tolist())
+    assert not x.is_contiguous()
+    start = ops.rs_start(x, ids, 0.1, 5, 1)
+    adv = ops.fgsm_step(x, special_gradients(x), ids, 0.1, 0.2, 5, 1)
+    assert start.stride() == adv.stride() == x.stride()
+    plain = x.contiguous()
+    assert torch.equal(start, ops.rs_start(plain, ids, 0.1, 5, 1))
+    assert torch.equal(adv, ops.fgsm_step(plain, special_gradients(x), ids, 0.1, 0.2, 5, 1))
+
+
 def test_more_examples_than_a_grid_is_high(device):
     x, ids = batch((65_540, 1), torch.float32, device)
     args = 0.1, None, 3, 1, False, 1.0

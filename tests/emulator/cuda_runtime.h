@@ -49,6 +49,9 @@ struct dim3 {
 static uint3 threadIdx, blockIdx;
 static dim3 blockDim, gridDim;
 
+// As on a card; a test may set less, so that a few blocks go around.
+static int64_t TALLEST = 65535;
+
 namespace emulator {
 
 using Place = std::source_location;
@@ -87,6 +90,7 @@ struct Device {
   std::deque<Thread> threads;  // kept from launch to launch; a block uses the first `count`
   unsigned count = 0, at_barrier = 0;
   int64_t launches = 0;
+  void* launched = nullptr;  // the last kernel
   std::unique_ptr<char[]> shared;  // what a launch asks for
   size_t shared_bytes = 0;
   std::vector<Thread*> ready;
@@ -222,7 +226,7 @@ struct Device {
       return std::to_string(d.x) + " x " + std::to_string(d.y) + " x " + std::to_string(d.z);
     };
     if (size == 0 || width == 0 || width > 1024 || block.z > 64 || grid.x > 0x7FFFFFFF ||
-        grid.y > 65535 || grid.z > 65535)
+        grid.y > TALLEST || grid.z > 65535)
       throw std::runtime_error("no card launches " + text(grid) + " blocks of " + text(block) +
                                " threads");
     blocks.come(turn);
@@ -336,6 +340,10 @@ T atomicAdd(T* at, std::type_identity_t<T> value) {
   return std::atomic_ref<T>(*at).fetch_add(value, std::memory_order_relaxed);
 }
 
+inline int atomicExch(int* at, int value) {
+  return std::atomic_ref<int>(*at).exchange(value, std::memory_order_relaxed);
+}
+
 inline uint32_t* dynamic_shared() { return (uint32_t*)emulator::device.shared.get(); }
 
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
@@ -355,13 +363,15 @@ constexpr std::common_type_t<A, B> max(A a, B b) {
 
 // --- what the host calls --------------------------------------------------------------------------
 
-static int64_t TALLEST = 65535;  // as on a card; a test may set less, so that a few blocks go around
 extern "C" __attribute__((visibility("default"))) void emulator_tallest(int64_t blocks) {
   TALLEST = blocks;
 }
-// How many launches there were, and the threads of a block of the last one.
+// How many launches there were; the kernel of the last one, and the threads of its blocks.
 extern "C" __attribute__((visibility("default"))) int64_t emulator_launches() {
   return emulator::device.launches;
+}
+extern "C" __attribute__((visibility("default"))) int emulator_kernel() {
+  return (int)(int64_t)emulator::device.launched;
 }
 extern "C" __attribute__((visibility("default"))) int emulator_threads() {
   return (int)emulator::device.count;
@@ -406,6 +416,7 @@ void launch_with(size_t bytes, void (*kernel)(Params...), dim3 blocks, dim3 thre
   if (bytes > allowed)
     throw std::runtime_error("the kernel may have " + std::to_string(allowed) +
                              " bytes of shared memory, not " + std::to_string(bytes));
+  emulator::device.launched = (void*)kernel;
   emulator::device.run(blocks, threads, bytes, [&] { kernel(args...); });
 }
 
