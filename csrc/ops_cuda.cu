@@ -99,7 +99,7 @@ template <class Move, class In, class Out>
 __global__ void any_kernel(Layout l, Move move, const int64_t* ids, const In* x, const Out* grad,
                            Out* out) {
   int64_t first = 4 * ((int64_t)blockIdx.x * blockDim.x + threadIdx.x);
-  int64_t count = l.size - first;  // 4 or more, but for the last thread
+  int count = (int)min(l.size - first, (int64_t)4);
   for (int64_t b = blockIdx.y; b < l.batch; b += gridDim.y) {
     move.take(b);
     int64_t at[4];

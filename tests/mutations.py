@@ -34,6 +34,7 @@ UNSEEN = {  # what no test can see, and why
     "if (false) return;  // RGB's threads have to meet": "the loop checks as well, for RGB",
     "if (local[bin]) counts[bin] += (unsigned long long)local[bin];": "blocks run in turn here",
     "return b * size + (true ? e % area * channels + e / area : e);": "a division for one channel",
+    "int count = (int)l.size - first;": "no example has 2^31 elements, and loops end at 4",
     "int across = (int)THREADS, down = THREADS / across;": "narrow images would idle threads",
     "int threads = (int)THREADS;": "a small example would have idle threads",
     "(unsigned)TALLEST);": "a small batch would have idle blocks",
