@@ -16,6 +16,7 @@ from statistics import median
 import torch
 
 if __name__ != "__main__":
+    from advprune import runs
     from advprune.cli import UserError
 
 ROUNDS = 9
@@ -106,6 +107,9 @@ def measure(args, device):
     with contextlib.ExitStack() as stack:
         sides = [Side(folder, device, stack)
                  for folder in (args.against, Path(__file__).parent.parent)]
+        if sides[0].kernels != sides[1].kernels:
+            raise UserError(f"{args.against} uses {sides[0].kernels} kernels, and this checkout "
+                            f"{sides[1].kernels}; run `make kernels` in both")
         rounds = [[[side.time(number) for side in sides]
                    for number in range(len(sides[0].names))] for _ in range(args.rounds)]
     rows = []
@@ -118,9 +122,8 @@ def measure(args, device):
         rows.append(row)
         print(f"{name:<25} {n:>11,} {other:>10,.1f} {here:>10,.1f} {row['ratio']:>6.2f}  "
               f"{'equal' if row['same_bits'] else 'DIFFER'}")
-    commit = subprocess.run(["git", "-C", args.against, "rev-parse", "--short=12", "HEAD"],
-                            capture_output=True, text=True).stdout.strip()
-    return {"other": commit or None, "rounds": args.rounds, "rows": rows}
+    commit = runs._git("-C", str(Path(args.against).resolve()), "rev-parse", "--short=12", "HEAD")
+    return {"other": commit, "rounds": args.rounds, "rows": rows}
 
 
 if __name__ == "__main__":
