@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
@@ -33,6 +34,28 @@ def _short(name: str) -> str:
     return name if len(name) <= 12 else f"{name[:11]}…"
 
 
+def _sheet(axes: Any, dataset: Any, scores: Tensor, dropped: np.ndarray, ids: Tensor,
+           predict: Callable[[Tensor], Tensor]) -> None:
+    """The examples `ids` in rows of 8. They share one axes: matplotlib is slow with 32 of them."""
+    images = dataset.images[ids.to(dataset.labels.device)]
+    guesses = predict(images).tolist()
+    for k, (i, image) in enumerate(zip(ids.tolist(), images.cpu().permute(0, 2, 3, 1).numpy(),
+                                       strict=True)):
+        height, width = (0.85 * side / max(image.shape[:2]) for side in image.shape[:2])
+        left, bottom = k % 8 - width / 2, k // 8 * 1.5
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255,
+                    extent=(left, left + width, bottom, bottom - height))
+        axes.add_patch(Rectangle((left, bottom), width, -height, fill=False,
+                                 color=RED if dropped[i] else BLACK,
+                                 linewidth=2.5 if dropped[i] else 0.5))
+        label, guess = (_short(dataset.classes[c]) for c in (dataset.labels[i], guesses[k]))
+        axes.text(k % 8, bottom - height - 0.05,
+                  f"label {label}\npred. {guess}\nscore {scores[i]:.3g}", fontsize=7.5,
+                  horizontalalignment="center", verticalalignment="bottom")
+    axes.set(xlim=(-0.5, 7.5), ylim=(1.55, -1.35))
+    axes.axis("off")
+
+
 def pruned(dataset: Any, scores: Tensor, kept: Tensor, predict: Callable[[Tensor], Tensor],
            title: str) -> Figure:
     """What pruning dropped: a histogram of scores [N], and the examples at both of its ends.
@@ -43,32 +66,21 @@ def pruned(dataset: Any, scores: Tensor, kept: Tensor, predict: Callable[[Tensor
     scores, dropped = scores.cpu(), np.ones(len(scores), bool)
     dropped[kept.cpu().numpy()] = False
     figure = _figure(9)
-    top, *sheets = figure.subfigures(3, 1, squeeze=False, height_ratios=(2.4, 3.3, 3.3))[:, 0]
-    axes, values = top.subplots(), scores.numpy()
-    edges = np.histogram_bin_edges(values, 80)
+    top, *sheets = (part.subplots() for part in figure.subfigures(
+        3, 1, height_ratios=(2.4, 3.3, 3.3)))
+    edges = np.histogram_bin_edges(scores.numpy(), 80)
     for members, name, color in ((~dropped, "kept", BLUE), (dropped, "dropped", RED)):
-        axes.hist(values[members], edges, log=True, histtype="stepfilled", alpha=0.6, color=color,
-                  label=f"{name}, {members.sum():,}")
-    axes.set(xlabel="score", ylabel="training examples\n(log scale)",
-             title=os.fsencode(title).decode("utf-8", "replace"))  # a path may be of any bytes
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+        top.hist(scores.numpy()[members], edges, log=True, histtype="stepfilled", alpha=0.6,
+                 color=color, label=f"{name}, {members.sum():,}")
+    top.set(xlabel="score", ylabel="training examples\n(log scale)",
+            title=os.fsencode(title).decode("utf-8", "replace"))  # a path may be of any bytes
+    top.spines[["top", "right"]].set_visible(False)
+    top.legend(frameon=False)
     ranked = scores.argsort(descending=True)
-    ends = ("highest", ranked[:16]), ("lowest", ranked.flip(0)[:16])
-    for sheet, (name, ids) in zip(sheets, ends, strict=True):
-        sheet.suptitle(f"Examples with the {name} scores. Orange frame: dropped", fontsize=10)
-        images = dataset.images[ids.to(dataset.labels.device)]
-        predicted = predict(images).tolist()
-        for axes, i, image, guess in zip(sheet.subplots(2, 8).flat, ids.tolist(),
-                                         images.cpu().permute(0, 2, 3, 1).numpy(), predicted,
-                                         strict=False):
-            axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-            label, guess = (_short(dataset.classes[k]) for k in (dataset.labels[i], guess))
-            axes.set_title(f"label {label}\npred. {guess}\nscore {scores[i]:.3g}", fontsize=7.5,
-                           pad=3)
-            axes.set(xticks=[], yticks=[])
-            for side in axes.spines.values():
-                side.set(color=RED if dropped[i] else BLACK, linewidth=2.5 if dropped[i] else 0.5)
+    for axes, name, ids in zip(sheets, ("highest", "lowest"), (ranked, ranked.flip(0)),
+                               strict=True):
+        axes.set_title(f"Examples with the {name} scores. Orange frame: dropped", fontsize=10)
+        _sheet(axes, dataset, scores, dropped, ids[:16], predict)
     return figure
 
 

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def server():
     """The context that starts processes, with a fork server of one thread."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["matplotlib.figure", "sklearn.datasets", "reproduce"])
+    context.set_forkserver_preload(["matplotlib.figure", "sklearn.datasets", "reproduce",
+                                     "torch._dynamo"])
     first = context.Process(target=len, args=("",))  # which waits for these imports
     first.start()
     first.join()

@@ -15,7 +15,7 @@ from torch import nn
 
 import benchmark
 from advprune import cli, data, layers, ops
-from benchmarks import ablation, attack, kernels, layouts, scale, timing
+from benchmarks import ablation, kernels, layouts, scale, timing
 
 CPU = torch.device("cpu")
 
@@ -254,23 +254,7 @@ def test_pytorchs_way_has_its_own_layers():
     assert layers.GreyConv2d in kinds[1]
 
 
-# --- jobs and attack
-
-def test_jobs_record(tmp_path):
-    record = benchmark.main(["jobs", "--dataset", "digits", "--limit", "200", "--rounds", "1",
-                             "--json", "j.json"])
-    assert json.loads((tmp_path / "j.json").read_text()) == record
-    (row,) = record["rounds"]
-    assert record["ratio"] == row["side_by_side"] / row["in_turn"] > 0
-
-
-def test_attack_finds_the_librarys_verdicts(monkeypatch):
-    monkeypatch.setattr(attack, "N", 20)
-    record = benchmark.main(["attack", "--dataset", "digits", "--limit", "300", "--rounds", "1"])
-    (row,) = record["rows"]
-    assert row["differ"] == 0 and row["robust"] == row["plain_robust"] < 20
-    assert record["ratio"] == row["plain_seconds"] / row["seconds"]
-
+# --- versions
 
 def test_versions_compares_bits_in_a_process_of_each_checkout(tmp_path, capsys):
     other = tmp_path / "other"
