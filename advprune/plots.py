@@ -67,7 +67,7 @@ def pruned(dataset: Any, scores: Tensor, kept: Tensor, predict: Callable[[Tensor
     dropped[kept.cpu().numpy()] = False
     figure = _figure(9)
     top, *sheets = (part.subplots() for part in figure.subfigures(
-        3, 1, height_ratios=(2.4, 3.3, 3.3)))
+        3, 1, squeeze=False, height_ratios=(2.4, 3.3, 3.3))[:, 0])
     edges = np.histogram_bin_edges(scores.numpy(), 80)
     for members, name, color in ((~dropped, "kept", BLUE), (dropped, "dropped", RED)):
         top.hist(scores.numpy()[members], edges, log=True, histtype="stepfilled", alpha=0.6,
