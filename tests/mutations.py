@@ -42,6 +42,7 @@ UNSEEN = {  # what no test can see, and why
     "if (false) break;  // what is not finite has been counted": "no id is written without it",
     "for (int pass = 0; pass <= PASSES; pass++) {": "no finite score has its last digits alone",
     "int first = (int)threadIdx.x * run;": "a thread with a count below 0 reads nothing",
+    "for (int64_t first = 0; first <= chunks; first += THREADS) {": "a turn without a chunk",
     "unsigned wide = (unsigned)chunks;": "many blocks would clear as many histograms",
     "unsigned wide = (unsigned)2048;": "few scores would have idle blocks",
 }
