@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from advprune import studies
-from advprune.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, _figure, style
+from advprune.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, _figure, style
 from advprune.tables import Records
 
 LOOKS = {"random": (ORANGE, "s"), "high": (BLUE, "o"), "low": (RED, "v"),
@@ -85,23 +85,32 @@ def front(points: dict[str, tuple[float, float, float]]) -> list[str]:
     return names
 
 
+def _kind(arm: str) -> str:
+    how = arm.rpartition("-")[0]
+    return "all data" if arm.startswith("full") else how if how in LOOKS else "other"
+
+
 @style
-def frontier(rows: list[dict]) -> Figure:
+def frontier(rows: list[dict], title: str) -> Figure:
     """AutoAttack accuracy against time, of every strategy, and the arms that none beats."""
     figure, points = _figure(5), costs(rows)
     axes = figure.subplots()
+    best, labels = front(points), set()
     for arm, (time, accuracy, deviation) in points.items():
-        all_data = arm.startswith("full")
-        axes.errorbar([time], [accuracy], [deviation], marker="D" if all_data else "o",
-                      color=GREEN if all_data else GREY, capsize=2, lw=1)
-    best = front(points)
-    axes.plot([points[arm][0] for arm in best], [points[arm][1] for arm in best], color=BLUE,
-              lw=1.5, label="no arm is faster and better")
-    for arm in best:
-        axes.annotate(arm, points[arm][:2], fontsize=8, xytext=(5, -10),
-                      textcoords="offset points")
+        kind = _kind(arm)
+        color, marker = {**LOOKS, "all data": (GREEN, "D")}.get(kind, (GREY, "x"))
+        axes.errorbar([time], [accuracy], [deviation], marker=marker, color=color, capsize=2, lw=1,
+                      label=None if kind in labels else kind)
+        labels.add(kind)
+        if arm in best:
+            right = kind == "all data"
+            axes.annotate(arm.removeprefix("full-").replace("-", " "), (time, accuracy),
+                          fontsize=8, xytext=(6 if right else -6, 3), textcoords="offset points",
+                          horizontalalignment="left" if right else "right")
+    axes.plot([points[arm][0] for arm in best], [points[arm][1] for arm in best], color=BLACK,
+              lw=1, zorder=0, label="no arm is faster and better")
     axes.set(xlabel="time of training and scoring (all data = 1)", ylabel="AutoAttack accuracy",
-             title="MNIST, robust recipe (diamond: all data, fewer epochs)")
+             title=title)
     axes.legend(loc="lower right")
     return figure
 
@@ -119,7 +128,9 @@ def _rows(experiment: str, setup: str) -> Callable[[Records], list[dict]]:
 ROWS = {  # of each picture; none where there are too few
     "pruning-mnist": _rows("figure3", "mnist-robust"),
     "pruning-cifar10": _rows("figure4", "cifar10-width16"),
-    "figure1": _rows("figure1", "mnist-robust"), "frontier": _rows("frontier", "mnist-robust")}
+    "figure1": _rows("figure1", "mnist-robust"),
+    "frontier-digits": _rows("frontier", "digits"),
+    "frontier-mnist": _rows("frontier", "mnist-robust")}
 
 
 def _figure_of(name: str, draw: Callable[[list[dict]], Figure]
@@ -130,5 +141,7 @@ def _figure_of(name: str, draw: Callable[[list[dict]], Figure]
 DRAW: dict[str, Callable[[list[dict]], Figure]] = {
     "pruning-mnist": partial(pruning, title="MNIST, robust recipe"),
     "pruning-cifar10": partial(pruning, title="CIFAR-10, width 16"),
-    "figure1": late, "frontier": frontier}
+    "figure1": late,
+    "frontier-digits": partial(frontier, title="Digits"),
+    "frontier-mnist": partial(frontier, title="MNIST, robust recipe")}
 FIGURES = {name: _figure_of(name, draw) for name, draw in DRAW.items()}  # of figures/

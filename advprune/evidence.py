@@ -210,17 +210,20 @@ def equal_time(records: Records) -> str:
 
 def frontier(records: Records) -> str:
     """Time and accuracy of every strategy, and which of them no other beats."""
-    rows = curves.ROWS["frontier"](records)
-    if not rows:
-        return "Not yet measured: `python reproduce.py frontier --jobs 2`.\n"
-    points = curves.costs(rows)
-    best = curves.front(points)
-    table = [[f"**{arm}**" if arm in best else arm, f"{time:.2f}", f"{mean:.3f} ± {spread:.3f}",
-              str(sum(row["arm"] == arm for row in rows))]
-             for arm, (time, mean, spread) in sorted(points.items(), key=lambda at: at[1][0])]
-    return ("![AutoAttack accuracy against time](../figures/frontier.png)\n\n" + _table(
-        ["training", "time", "AutoAttack", "seeds"], table)
-        + "\nTime is that of training and scoring; all data take 1. Bold: no other is faster and "
+    text = []
+    for name, setup in (("digits", "digits"), ("mnist", "mnist-robust")):
+        rows = curves.ROWS[f"frontier-{name}"](records)
+        points = curves.costs(rows) if rows else {}
+        best = curves.front(points)
+        table = [[f"**{arm}**" if arm in best else arm, f"{time:.2f}",
+                  f"{mean:.3f} ± {spread:.3f}", str(sum(row["arm"] == arm for row in rows))]
+                 for arm, (time, mean, spread) in sorted(points.items(), key=lambda at: at[1][0])]
+        text.append(f"**{SETUPS[setup]}**\n\n" + (
+            f"![AutoAttack accuracy against time](../figures/frontier-{name}.png)\n\n"
+            + _table(["training", "time", "AutoAttack", "seeds"], table)
+            if table else "Not yet measured: `python reproduce.py frontier --jobs 2`.\n"))
+    return "\n".join(text) + (
+        "\nTime is that of training and scoring; all data take 1. Bold: no other is faster and "
         "at least as accurate. Margins and PUMA's budgets need a trained network first, which is "
         "not counted.\n")
 

@@ -268,37 +268,7 @@ def kernels(record: dict) -> Figure:
     return figure
 
 
-@style
-def front(record: dict) -> Figure:
-    """Robust accuracy, and examples seen, against the fraction dropped: `reproduce.py digits`."""
-    rows = record["rows"]
-    full = [row for row in rows if row["arm"] == "full"]
-    figure = _figure(3.4)
-    left, right = figure.subplots(1, 2)
-    for how, color, marker in (("random", ORANGE, "s"), ("high", BLUE, "o")):
-        arms = [(p, [row for row in rows if row["prune"] == how and row["p"] == p])
-                for p in sorted({row["p"] for row in rows if row["prune"] == how})]
-        x = [p for p, _ in arms]
-        accuracy = [[row["robust_accuracy"] for row in mine] for _, mine in arms]
-        left.errorbar(x, [np.mean(a) for a in accuracy], [np.std(a, ddof=1) for a in accuracy],
-                      marker=marker, color=color, capsize=3, lw=2, label=f"--prune {how}")
-        right.plot(x, [mine[0]["examples"] / full[0]["examples"] for _, mine in arms],
-                   marker=marker, color=color, lw=2, label=f"--prune {how}",
-                   linestyle="-" if how == "high" else "--")
-    values = [row["robust_accuracy"] for row in full]
-    mean, deviation = np.mean(values), np.std(values, ddof=1)
-    left.axhspan(mean - deviation, mean + deviation, color=GREEN, alpha=0.2, lw=0)
-    left.axhline(mean, color=GREEN, lw=2, label="all data")
-    right.axhline(1, color=GREEN, lw=2, label="all data")
-    left.set(xlabel="p, fraction of the data dropped", ylabel="AutoAttack accuracy", ylim=0)
-    right.set(xlabel="p, fraction of the data dropped", ylim=0,
-              ylabel="training examples seen (all data = 1)")
-    left.legend(loc="lower left")
-    return figure
-
-
 FIGURES: dict[str, Callable] = {  # of figures/, from records
-    "front": lambda records: front(records.study("digits", "digits")),
     "kernels": lambda records: kernels(records["cpu-kernels"]),
     "puma-mnist": lambda records: study(records.study("puma", "mnist-pgd5")["rows"],
                                         "MNIST, p = 0.3"),

@@ -125,8 +125,9 @@ EXPERIMENTS = {  # in the order of `all`
              Part("cifar10-width4", (*PUMA, "keep-easy-0.3"), 3, 500),
              Part("cifar10-width16", PUMA, 3, 300)),
     "table2": (Part("fashion-mnist", ("full", "random-0.6", "low+high-0.6"), 3, 300),),
-    "digits": (Part("digits", ("full", "undefended", *(f"{how}-{p}" for p in FRACTIONS
-                                                       for how in ("random", "high"))), 3, 200),),
+    "digits": (Part("digits", (
+        "full", "undefended", "full-19-epochs", *(f"{how}-0.4" for how in STRATEGIES),
+        "full-8-epochs", "random-0.8"), 5, 200),),
     "collapse": (Part("mnist-collapse", ("full", "robust", "rollback", "small-step"), 10, 1000),),
     "precision": (Part("cifar10-width8", ("full", "bf16"), 3, 200),),
 }

@@ -45,31 +45,24 @@ def _source(*names: str) -> str:
 
 # --- what pruning does
 
-ARMS = {"full": "all data", "undefended": "all data, no attack (`--attack none`)",
-        "random": "`--prune random`", "high": "`--prune high`"}
+ARMS = {"full": "all data", "undefended": "all data, no attack (`--attack none`)"}
 
 
 def results(records: Records) -> str:
     record = records.study("digits", "digits")
+    examples = {row["arm"]: row["examples"] for row in record["rows"]}
     rows = []
     for arm, row in record["summary"].items():
         how, _, p = arm.partition("-")
-        if p in ("0.2", "0.6"):  # in the picture
-            continue
-        examples = next(r["examples"] for r in record["rows"] if r["arm"] == arm)
-        full = next(r["examples"] for r in record["rows"] if r["arm"] == "full")
-        kind = how == "undefended"
-        rate = max(r["examples"] / r["train_seconds"] for r in record["rows"]
-                   if (r["arm"] == "undefended") == kind)
-        rows.append([ARMS[how] + (f" `--p {p}`" if p else ""), _spread(row, "clean_accuracy"),
-                     _spread(row, "robust_accuracy"), f"{examples / full:.0%}",
-                     f"{examples / rate:.1f}"])
+        name = (f"all data, `--epochs {p.removesuffix('-epochs')}`" if p.endswith("epochs")
+                else ARMS.get(arm) or f"`--prune {how} --p {p}`")
+        rows.append([name, _spread(row, "clean_accuracy"), _spread(row, "robust_accuracy"),
+                     f"{examples[arm] / examples['full']:.0%}"])
     seeds = record["summary"]["full"]["seeds"]
-    return _table(["training", "clean", "AutoAttack", "examples seen", "seconds"], rows) + (
+    return _table(["training", "clean", "AutoAttack", "examples seen"], rows) + (
         f"\nDigits, epsilon 0.13, pruned after epoch 3 of 30. Mean ± standard deviation over "
-        f"{seeds} seeds; AutoAttack standard on the first {record['n']} test images. Seconds are "
-        f"examples seen, divided by the highest rate of these runs on one CPU thread. "
-        f"{record['source'].lstrip()}")
+        f"{seeds} seeds; AutoAttack standard on the first {record['n']} test images."
+        f"{record['source']}")
 
 
 def puma(records: Records) -> str:

@@ -59,6 +59,19 @@ def test_the_front_has_whatever_no_other_beats():
     assert curves.front(points) == ["faster", "slow", "best"]
 
 
+def test_the_frontier_names_each_way_once_and_the_best_arms():
+    rows = [row(arm, seed, robust, examples=examples, train_seconds=1, prune_seconds=0)
+            for arm, robust, examples in (
+                ("full", 0.9, 10), ("full-4-epochs", 0.8, 4), ("full-3-epochs", 0.6, 4),
+                ("low+high-0.4", 0.7, 2), ("low+high-0.6", 0.6, 3), ("high-0.4-running", 0.6, 6),
+                ("random-0.4-6-epochs", 0.5, 8)) for seed in (0, 1)]
+    axes, = curves.frontier(rows, "title").axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "no arm is faster and better", "all data", "low+high", "other"]
+    assert {text.get_text(): text.xy for text in axes.texts} == {
+        "low+high 0.4": (0.2, 0.7), "4 epochs": (0.4, 0.8), "full": (1, 0.9)}
+
+
 def test_time_is_examples_and_scoring():
     rows = [row("full", s, 0.8, examples=1000, train_seconds=10, prune_seconds=0) for s in (0, 1)]
     rows += [row("high-0.4", s, 0.6 + s / 10, examples=500, train_seconds=5, prune_seconds=1)
@@ -87,7 +100,7 @@ def test_records_become_tables_verdicts_and_pictures(pages):
     assert "| all data | 3 | 0.900 ± 0.000 | 0.800 ± 0.000 |" in render.block("table1", pages)
     assert "**full**" in render.block("frontier", pages)  # cut to 200 images: 1 against 0
     written = render.render(pages)
-    assert {"figures/pruning-mnist.png", "figures/frontier.png"} <= set(written)
+    assert {"figures/pruning-mnist.png", "figures/frontier-mnist.png"} <= set(written)
 
 
 def test_the_report_needs_no_other_file(pages):
