@@ -85,9 +85,12 @@ def front(points: dict[str, tuple[float, float, float]]) -> list[str]:
     return names
 
 
+KINDS = {"all data": (GREEN, "D"), **LOOKS, "other": (GREY, "x")}  # of an arm in the frontier
+
+
 def _kind(arm: str) -> str:
-    how = arm.rpartition("-")[0]
-    return "all data" if arm.startswith("full") else how if how in LOOKS else "other"
+    how = "all data" if arm.startswith("full") else arm.rpartition("-")[0]
+    return how if how in KINDS else "other"
 
 
 @style
@@ -95,18 +98,17 @@ def frontier(rows: list[dict], title: str) -> Figure:
     """AutoAttack accuracy against time, of every strategy, and the arms that none beats."""
     figure, points = _figure(5), costs(rows)
     axes = figure.subplots()
-    best, labels = front(points), set()
-    for arm, (time, accuracy, deviation) in points.items():
-        kind = _kind(arm)
-        color, marker = {**LOOKS, "all data": (GREEN, "D")}.get(kind, (GREY, "x"))
-        axes.errorbar([time], [accuracy], [deviation], marker=marker, color=color, capsize=2, lw=1,
-                      label=None if kind in labels else kind)
-        labels.add(kind)
-        if arm in best:
-            right = kind == "all data"
-            axes.annotate(arm.removeprefix("full-").replace("-", " "), (time, accuracy),
-                          fontsize=8, xytext=(6 if right else -6, 3), textcoords="offset points",
-                          horizontalalignment="left" if right else "right")
+    for kind, (color, marker) in KINDS.items():
+        if mine := [point for arm, point in points.items() if _kind(arm) == kind]:
+            time, accuracy, deviation = zip(*mine, strict=True)
+            axes.errorbar(time, accuracy, deviation, fmt=marker, color=color, capsize=2, lw=1,
+                          label=kind)
+    best = front(points)
+    for arm in best:
+        right = _kind(arm) == "all data"
+        axes.annotate(arm.removeprefix("full-").replace("-", " "), points[arm][:2], fontsize=8,
+                      xytext=(6 if right else -6, 3), textcoords="offset points",
+                      horizontalalignment="left" if right else "right")
     axes.plot([points[arm][0] for arm in best], [points[arm][1] for arm in best], color=BLACK,
               lw=1, zorder=0, label="no arm is faster and better")
     axes.set(xlabel="time of training and scoring (all data = 1)", ylabel="AutoAttack accuracy",

@@ -21,7 +21,7 @@ def server():
     """The context that starts processes, with a fork server of one thread."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["matplotlib.figure", "sklearn.datasets", "reproduce",
-                                     "torch._dynamo"])
+                                     "torch._dynamo"])  # the first optimiser imports it
     first = context.Process(target=len, args=("",))  # which waits for these imports
     first.start()
     first.join()

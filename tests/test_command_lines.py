@@ -1,7 +1,7 @@
 """Command lines drawn at random over all scripts: accepted and run, or refused in one sentence.
 
 An example has 0 to 3 flags of one script, with values that fit, that do not, and odd ones. Tiny
-runs on `synthetic` are what is accepted. 250 examples by default; `-m slow` draws all 2,000.
+runs on `synthetic` are what is accepted. 400 examples by default; `-m slow` draws all 2,000.
 """
 import json
 import os
@@ -259,7 +259,7 @@ def explore(examples, at_least, template, tmp_path, capsys):
 
 
 def test_command_lines(template, small, tmp_path, capsys):
-    explore(250, 40, template, tmp_path, capsys)
+    explore(400, 60, template, tmp_path, capsys)
 
 
 @pytest.mark.slow

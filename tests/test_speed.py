@@ -50,6 +50,7 @@ def test_the_page_has_the_numbers_of_the_records(pages, no_pictures_of_others, m
     assert written == ["docs/speed.md", "figures/scale.png", "report.html"]
     assert (pages / "figures/scale.png").stat().st_size > 5000
     text = (pages / "docs/speed.md").read_text()
+    assert re.findall(r"measured: `python benchmark.py (\w+)", text) == ["jobs", "attack"]
     assert "](../figures/scale.png)" in text
     for row in profile["rows"][:-1]:
         assert (f"| {row['part']} | {row['seconds']:.3f} | "
