@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from advprune import custom, memory
+from advprune import custom, layers, memory
 from advprune.attacks import evaluating
 from advprune.cli import UserError
 from advprune.layers import Compiled as Compiled
@@ -78,8 +78,8 @@ class PreActBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # The shortcut takes x, not its activation, as in fast_adversarial. kuangliu's code takes
         # the activation.
-        out = self.conv1(F.relu(self.bn1(x)))
-        return self.conv2(F.relu(self.bn2(out))) + self.shortcut(x)
+        out = self.conv1(layers.batch_norm_relu(self.bn1, x))
+        return self.conv2(layers.batch_norm_relu(self.bn2, out)) + self.shortcut(x)
 
 
 class PreActResNet18(nn.Module):
@@ -101,8 +101,12 @@ class PreActResNet18(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(self.normalize(x))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
-        out = F.relu(self.bn(out)).mean((2, 3))  # [B, 8 width]
+        out = layers.batch_norm_relu(self.bn, out).mean((2, 3))  # [B, 8 width]
         return self.linear(out)
+
+
+def batch_norm_silu(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    return F.silu(norm(x))
 
 
 class WideBlock(nn.Module):
@@ -118,17 +122,17 @@ class WideBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.activation(self.batchnorm_0(x))
+        out = self.activation(self.batchnorm_0, x)
         rest = x if self.shortcut is None else self.shortcut(out)
         # TensorFlow's SAME padding, as these weights were trained with: a stride of 2 pads on one
         # side only.
         out = self.conv_0(F.pad(out, (1, 1, 1, 1) if self.stride == 1 else (0, 1, 0, 1)))
-        return self.conv_1(self.activation(self.batchnorm_1(out))) + rest
+        return self.conv_1(self.activation(self.batchnorm_1, out)) + rest
 
 
 class WideResNet28(nn.Module):
     def __init__(self, channels: int, classes: int, width: int, size: int,
-                 activation: Callable = F.relu) -> None:
+                 activation: Callable = layers.batch_norm_relu) -> None:
         super().__init__()
         self.normalize, self.activation = cifar10_normalize(channels), activation
         self.init_conv = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
@@ -145,7 +149,7 @@ class WideResNet28(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.layer(self.init_conv(self.normalize(x)))
-        out = self.activation(self.batchnorm(out)).mean((2, 3))  # [B, 64 width]
+        out = self.activation(self.batchnorm, out).mean((2, 3))  # [B, 64 width]
         return self.logits(out)
 
 
@@ -173,7 +177,7 @@ MODELS: dict[str, tuple[Callable[..., nn.Module], int]] = {  # name -> construct
     "mnist-net": (mnist_net, 16),
     "preactresnet18": (PreActResNet18, 64),
     "wideresnet28-10": (WideResNet28, 10),
-    "wideresnet28-10-silu": (partial(WideResNet28, activation=F.silu), 10),
+    "wideresnet28-10-silu": (partial(WideResNet28, activation=batch_norm_silu), 10),
 }
 DEFAULT = {1: "mnist-net", 3: "preactresnet18"}  # by the number of colour channels
 

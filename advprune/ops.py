@@ -1,9 +1,9 @@
 """The operators of adversarial training on pruned data; a kernel does each in one pass.
 
-Each operator is declared once, in this file: schema, plain-torch reference, and a fake that gives
-the output's shape. Callers write `ops.rs_start(...)`. Where csrc/ has been built, the dispatcher
-runs its kernel, otherwise the reference. ADVPRUNE_KERNELS=0 ignores the build. `ops.KERNELS` says
-what is in use: `reference`, `cpu` or `cpu+cuda`. This module needs torch and nothing else.
+Each operator has a schema here, and in references.py what it computes. Callers write
+`ops.rs_start(...)`. Where csrc/ has been built, the dispatcher runs its kernel, otherwise the
+plain-torch reference. ADVPRUNE_KERNELS=0 ignores the build. `ops.KERNELS` says what is in use:
+`reference`, `cpu` or `cpu+cuda`. These two modules need torch and nothing else.
 
 All randomness is counter-based (Philox4x32-10, Salmon et al. 2011): key = seed, counter =
 (element // 4, example id, epoch, stream). So the noise of an example does not depend on its place
@@ -13,15 +13,15 @@ import hashlib
 import math
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad as zero_pad
 
-MASK = 0xFFFFFFFF
-START, CROP = 0, 1  # the fourth word of the counter: a stream of its own for each purpose
+from advprune.references import FAKES, REFERENCES
+from advprune.references import per_example as per_example
+from advprune.references import philox4x32 as philox4x32
+from advprune.references import pixels as pixels
 
 SCHEMAS = {
     "rs_start": "(Tensor x, Tensor ids, float eps, Tensor? eps_i, int seed, int epoch, "
@@ -35,6 +35,10 @@ SCHEMAS = {
     "select_kept": "(Tensor scores, int low, int high, float? centre) -> (Tensor, Tensor)",
     "conv_input_grad": "(Tensor grad, Tensor weight, int height, int width, int stride, "
                        "int padding) -> Tensor",
+    "batch_norm_relu": "(Tensor x, Tensor weight, Tensor bias, Tensor? mean, Tensor? var, "
+                       "float eps) -> (Tensor, Tensor, Tensor)",
+    "batch_norm_relu_grad": "(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor mean, "
+                            "Tensor var, float eps, bool batch) -> (Tensor, Tensor, Tensor)",
 }
 
 
@@ -121,134 +125,6 @@ def _split(value, x):
     if not torch.is_tensor(value):
         return float(value), None
     return 0.0, value.to(x.device, torch.float32).contiguous()
-
-
-# --- the references
-
-def philox4x32(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor
-               ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10: four tensors of 32-bit words (as int64) for broadcastable counter words."""
-    k0, k1 = seed & MASK, (seed >> 32) & MASK
-    for _ in range(10):
-        # An int64 product wraps, which leaves the unsigned product's bits: both halves are exact.
-        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1 = (p1 >> 32 & MASK) ^ c1 ^ k0, p1 & MASK
-        c2, c3 = (p0 >> 32 & MASK) ^ c3 ^ k1, p0 & MASK
-        k0, k1 = (k0 + 0x9E3779B9) & MASK, (k1 + 0xBB67AE85) & MASK
-    return c0, c1, c2, c3
-
-
-def _uniform(ids, size, seed, epoch):
-    """Uniform on [-1, 1): 2u - 1 with u = (bits >> 8) 2^-24, exact in float32. [B, size]"""
-    block = torch.arange((size + 3) // 4, device=ids.device)[None]
-    words = philox4x32(seed, block, ids[:, None] & MASK, torch.full_like(block, epoch),
-                       torch.full_like(block, START))
-    bits = torch.stack(words, dim=-1).flatten(1)[:, :size]  # from [B, blocks, 4]
-    return (bits >> 8).float() * 2**-23 - 1
-
-
-def per_example(value: float | Tensor, x: Tensor) -> Tensor:
-    """A float or a [B] tensor as float32 that broadcasts over x [B, ...]."""
-    value = torch.as_tensor(value, dtype=torch.float32, device=x.device)
-    return value if value.dim() == 0 else value.reshape(-1, *[1] * (x.dim() - 1))
-
-
-def pixels(x: Tensor) -> Tensor:
-    """x as float32 in [0, 1]: uint8 is divided by 255."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x.float()
-
-
-def _delta(x, ids, radius, seed, epoch, clip_start, noise_scale):
-    scale = torch.tensor(noise_scale, dtype=torch.float32)
-    noise = radius * scale * _uniform(ids, math.prod(x.shape[1:]), seed, epoch).view(x.shape)
-    return torch.clamp(noise, -x, 1 - x) if clip_start else noise
-
-
-def _like_pixels(x):
-    """An empty output: float32 and contiguous for uint8, else of x's type and layout."""
-    return (x.new_empty(x.shape, dtype=torch.float32) if x.dtype == torch.uint8
-            else torch.empty_like(x))
-
-
-def _rs_start(x, ids, eps, eps_i, seed, epoch, clip_start, noise_scale):
-    centre, radius = pixels(x), per_example(eps if eps_i is None else eps_i, x)
-    delta = _delta(centre, ids, radius, seed, epoch, clip_start, noise_scale)
-    return _like_pixels(x).copy_(centre + delta)
-
-
-def _fgsm_step(x, grad, ids, eps, eps_i, alpha, alpha_i, seed, epoch, clip_start, noise_scale,
-               clip_ball):
-    centre, radius = pixels(x), per_example(eps if eps_i is None else eps_i, x)
-    delta = _delta(centre, ids, radius, seed, epoch, clip_start, noise_scale)
-    delta = delta + per_example(alpha if alpha_i is None else alpha_i, x) * grad.float().sign()
-    if clip_ball:
-        delta = torch.minimum(torch.maximum(delta, -radius), radius)
-    return _like_pixels(x).copy_((centre + delta).clamp(0, 1))
-
-
-def _augment(images, ids, seed, epoch, pad, flip, channels_last, rows=None):
-    x = images[ids if rows is None else rows]
-    zero = torch.zeros_like(ids)
-    dy, dx, side, _ = philox4x32(seed, zero, ids & MASK, zero + epoch, zero + CROP)
-    n, _, h, w = x.shape
-    ys = (dy * (2 * pad + 1) >> 32)[:, None] + torch.arange(h, device=x.device)  # [B, H], padded
-    xs = torch.arange(w, device=x.device).expand(n, w)
-    if flip:
-        xs = torch.where((side >> 31 == 1)[:, None], w - 1 - xs, xs)
-    xs = (dx * (2 * pad + 1) >> 32)[:, None] + xs
-    example = torch.arange(n, device=x.device)[:, None, None]
-    x = zero_pad(x, (pad,) * 4)[example, :, ys[:, :, None], xs[:, None]]  # [B, H, W, C]
-    # Copied, because one channel is contiguous in either layout, and convolutions tell by strides.
-    return _augment_fake(images, ids, channels_last).copy_(pixels(x.permute(0, 3, 1, 2)))
-
-
-def _augment_fake(images, ids, channels_last):
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    shape = len(ids), *images.shape[1:]
-    return torch.empty(shape, device=images.device, memory_format=layout)
-
-
-def _cross_entropy_scores(logits, labels):
-    x = logits.double()
-    best = logits.argmax(1, keepdim=True)
-    top, picked = x.gather(1, best), x.gather(1, labels[:, None])
-    rest = (x - top).exp().scatter(1, best, 0.0).sum(1)
-    return (rest.log1p() + (top - picked)[:, 0]).float(), best[:, 0] == labels
-
-
-def _select_kept(scores, low, high, centre):
-    n, bad = len(scores), (~torch.isfinite(scores)).sum()
-    if centre is not None:
-        scores = (scores.double() - centre).abs().float()
-    # Sorting reversed ids stably puts the highest id first among equals: it is dropped first.
-    ascending = n - 1 - torch.sort(scores.flip(0), stable=True).indices
-    rest = ascending[low:].sort().values
-    descending = (len(rest) - 1) - torch.sort(-scores[rest].flip(0), stable=True).indices
-    return rest[descending[high:]].sort().values, bad
-
-
-def _conv_input_grad(grad, weight, height, width, stride, padding):
-    rows = height + 2 * padding - weight.shape[2], width + 2 * padding - weight.shape[3]
-    return torch.nn.functional.conv_transpose2d(
-        grad.permute(0, 3, 1, 2), weight, None, stride, padding, [n % stride for n in rows])
-
-
-REFERENCES = {"rs_start": _rs_start, "fgsm_step": _fgsm_step, "augment": _augment,
-              "cross_entropy_scores": _cross_entropy_scores, "select_kept": _select_kept,
-              "conv_input_grad": _conv_input_grad}
-FAKES: dict[str, Callable] = {
-    "rs_start": lambda x, *_: _like_pixels(x),
-    "fgsm_step": lambda x, *_: _like_pixels(x),
-    "augment": lambda images, ids, seed, epoch, pad, flip, channels_last, rows=None:
-        _augment_fake(images, ids, channels_last),
-    "cross_entropy_scores": lambda logits, labels: (
-        logits.new_empty(len(logits), dtype=torch.float32),
-        logits.new_empty(len(logits), dtype=torch.bool)),
-    "select_kept": lambda scores, low, high, centre: (
-        scores.new_empty(len(scores) - low - high, dtype=torch.int64),
-        scores.new_empty((), dtype=torch.int64)),
-    "conv_input_grad": lambda grad, weight, h, w, *_: grad.new_empty((len(grad), 1, h, w)),
-}
 
 
 # --- declaration, and the build

@@ -11,6 +11,7 @@ from advprune import ops
 from benchmarks.timing import median_us
 
 BATCHES = [(128, 3, 32, 32), (512, 1, 28, 28), (2048, 3, 32, 32), (20834, 3, 32, 32)]  # to 64 M
+NORMS = [(128, 16, 32, 32), (128, 64, 16, 16)]
 SELECTIONS = [50_000, 1_000_000, 10_000_000, 100_000_000]
 EPS, ALPHA = 8 / 255, 10 / 255
 
@@ -95,6 +96,33 @@ def rows_of_batches(device):
             yield row_of(name, x.numel(), call, moved, others, copy, device)
 
 
+def rows_of_norms(device):
+    """Forward and backward of batch normalisation with its ReLU, in channels-last."""
+    if device.type != "cpu":
+        return  # there it is PyTorch's own
+    op = torch.ops.advprune
+    for shape in NORMS:
+        for dtype in (torch.float32, torch.bfloat16):
+            x, grad = torch.randn((2, *shape)).to(dtype).permute(0, 1, 3, 4, 2).contiguous()
+            weight, bias = torch.randn((2, shape[1]))
+            images, slope = (t.permute(0, 3, 1, 2) for t in (x, grad))
+            images.requires_grad_()
+            stats = op.batch_norm_relu(x, weight, bias, None, None, 1e-5)[1:]
+            theirs = F.relu(F.batch_norm(images, *stats, weight, bias, True))
+            forward = {"eager": lambda i=images, s=stats, w=weight, b=bias: F.relu(
+                F.batch_norm(i.detach(), *s, w, b, True))}
+            backward = {"eager": lambda i=images, y=theirs, g=slope: torch.autograd.grad(
+                y, i, g, retain_graph=True)}
+            copy, kind = size_of(x, x) / median_us(x.clone, device), str(dtype)[6:]
+            yield row_of(f"batch_norm_relu, {kind}", x.numel(),
+                         lambda: op.batch_norm_relu(x, weight, bias, None, None, 1e-5),
+                         size_of(x, x, x), forward, copy, device)
+            yield row_of(f"its gradient, {kind}", x.numel(),
+                         lambda: op.batch_norm_relu_grad(grad, x, weight, bias, *stats, 1e-5,
+                                                         True),
+                         size_of(x, x, grad, grad, x), backward, copy, device)
+
+
 def rows_of_selections(device):
     for n in SELECTIONS:
         scores, drop = torch.randn(n, device=device).exp(), n * 2 // 5
@@ -118,7 +146,7 @@ def row_of(name, n, call, moved, others, copy, device):
 
 def measure(args, device):
     """A row for each operator and size."""
-    rows = [*rows_of_batches(device), *rows_of_selections(device)]
+    rows = [*rows_of_batches(device), *rows_of_norms(device), *rows_of_selections(device)]
     print(f"{'operator':<21} {'elements':>11} {'us':>10} {'GB/s':>7} {'of copy':>7}  "
           "alternatives, times as long")
     for row in rows:

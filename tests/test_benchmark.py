@@ -23,6 +23,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(kernels, "BATCHES", [(4, 3, 6, 6)])
+    monkeypatch.setattr(kernels, "NORMS", [(4, 16, 6, 6)])
     monkeypatch.setattr(kernels, "SELECTIONS", [1000])
     whole = kernels.median_us
     monkeypatch.setattr(kernels, "median_us", lambda call, device: whole(call, device, 0.01))
@@ -42,6 +43,12 @@ def test_kernels_record(small, tmp_path, capsys):
         start, step = rows[f"rs_start{layout}"], rows[f"fgsm_step{layout}"]
         assert start["GB/s"] == pytest.approx(8 * 4 * 108 / start["us"] / 1e3)
         assert step["GB/s"] == pytest.approx(12 * 4 * 108 / step["us"] / 1e3)
+
+
+    for name in ("batch_norm_relu", "its gradient"):  # bfloat16 has half as many bytes
+        full, half = (rows[f"{name}, {kind}"] for kind in ("float32", "bfloat16"))
+        assert full["GB/s"] * full["us"] == pytest.approx(2 * half["GB/s"] * half["us"])
+        assert "eager" in full
 
 
 def test_both_layouts_reach_the_kernels(small, monkeypatch):
@@ -71,6 +78,18 @@ def test_the_alternative_gradient_is_the_same():
         assert layers.conv_input_grad.__self__.__class__ is ablation.Eager
         theirs = layers.conv_input_grad(grad, weight, 28, 27, 2, 1)
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_without_its_kernel_batch_norm_is_pytorchs():
+    norm = layers.speed_up(nn.BatchNorm2d(4), torch.rand(2, 4, 3, 3))
+    x = torch.randn(3, 4, 5, 5).contiguous(memory_format=torch.channels_last)
+    ours = layers.batch_norm_relu(norm, x)
+    with ablation.without(["takes"]):
+        assert isinstance(norm, layers.FastBatchNorm2d) == (ops.KERNELS != "reference")
+        theirs = layers.batch_norm_relu(norm, x)
+    assert "ReluBackward" in type(theirs.grad_fn).__name__
+    assert "ReluBackward" not in type(ours.grad_fn).__name__ or ops.KERNELS == "reference"
+    torch.testing.assert_close(theirs, ours)
 
 
 def test_ablation_record(tmp_path):

@@ -216,6 +216,7 @@ def test_opcheck(device, name):
         pytest.skip("CUDA has no kernel of its own for this operator")
     x, ids = batch((3, 3, 8, 8), torch.float32, device, "channels_last")
     images, eps = batch((3, 1, 4, 4), torch.uint8, device)[0], torch.rand(3, device=device)
+    rows = x.permute(0, 2, 3, 1)
     args = {
         "rs_start": (x, ids, 0.1, eps, 1, 2, True, 1.0),
         "fgsm_step": (x, x, ids, 0.1, None, 0.1, eps, 1, 2, False, 2.0, False),
@@ -223,7 +224,9 @@ def test_opcheck(device, name):
         "cross_entropy_scores": (torch.randn(3, 5, device=device), ids % 5),
         "select_kept": (torch.rand(50, device=device), 3, 4, None),
         "conv_input_grad": (torch.rand(2, 5, 5, 3, device=device),
-                            torch.rand(3, 1, 4, 4, device=device), 11, 10, 2, 1)}[name]
+                            torch.rand(3, 1, 4, 4, device=device), 11, 10, 2, 1),
+        "batch_norm_relu": (rows, eps, eps, None, None, 1e-5),
+        "batch_norm_relu_grad": (rows, rows, eps, eps, eps, eps, 1e-5, True)}[name]
     results = torch.library.opcheck(getattr(torch.ops.advprune, name).default, args,
                                     test_utils=("test_schema", "test_faketensor",
                                                 "test_aot_dispatch_dynamic"))

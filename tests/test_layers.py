@@ -161,3 +161,113 @@ def test_the_gradient_below_flatten_keeps_the_layout_of_the_features():
     plain = layers.plain(copy.deepcopy(model))
     assert type(plain[4]) is nn.Flatten
     assert torch.allclose(grad, attacks.input_grad(plain, x, y), atol=1e-6)
+
+
+# --- batch normalisation with its ReLU
+
+def both_norms(channels, training, **kwargs):
+    """A layer as it is fast, and PyTorch's in float64, of the same weights and statistics."""
+    torch.manual_seed(channels)
+    layer = nn.BatchNorm2d(channels, **kwargs).eval()
+    for tensor in (layer.weight, layer.bias, layer.running_mean):
+        nn.init.normal_(tensor)
+    nn.init.uniform_(layer.running_var, 0.5, 2)
+    double = copy.deepcopy(layer).double()
+    return layers.speed_up(layer, torch.rand(2, channels, 2, 2)).train(training), double.train(
+        training)
+
+
+@pytest.mark.skipif("cpu" not in ops.KERNELS, reason="no kernels were built")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(32, 16, 16, 16), (5, 19, 7, 3), (4, 3, 9, 9), (2, 1, 3, 3),
+                                   (3, 48, 1, 1), (64, 520, 4, 4), (1, 16, 1, 2)])
+def test_batch_norm_with_its_relu_is_that_of_float64(training, dtype, shape):
+    fast, double = both_norms(shape[1], training, momentum=0.3)
+    draw = torch.Generator().manual_seed(1)
+    x = (3 * torch.randn(shape, generator=draw) + 20).to(dtype)  # a mean of many deviations
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    grad = torch.randn(shape, generator=draw).to(dtype)
+    assert fast.takes(x.permute(0, 2, 3, 1))
+    exact = x.detach().double().requires_grad_()
+    found, wanted = layers.batch_norm_relu(fast, x), F.relu(double(exact))
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    results = [found, *torch.autograd.grad(found, [x, *fast.parameters()], grad)]
+    exacts = [wanted, *torch.autograd.grad(wanted, [exact, *double.parameters()], grad.double())]
+    digits = 2e-2 if dtype == torch.bfloat16 else 2e-4
+    for a, b in zip(results, exacts, strict=True):
+        assert (a.double() - b).norm() <= digits * b.norm() + 1e-4
+    for name, value in double.named_buffers():
+        assert torch.allclose(getattr(fast, name).double(), value.double(), rtol=1e-5), name
+
+
+@pytest.mark.skipif("cpu" not in ops.KERNELS, reason="no kernels were built")
+def test_batch_norm_has_the_same_bits_on_any_number_of_threads():
+    x, draw = torch.randn(64, 8, 8, 24), torch.rand(24)
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        out = torch.ops.advprune.batch_norm_relu(x, draw, draw, None, None, 1e-5)
+        grads = torch.ops.advprune.batch_norm_relu_grad(x, x, draw, draw, *out[1:], 1e-5, True)
+        found.append(torch.cat([part.flatten() for part in (*out, *grads)]))
+    torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.skipif("cpu" not in ops.KERNELS, reason="no kernels were built")
+def test_batch_norm_passes_nan_on_and_rounds_to_the_nearest():
+    values = torch.tensor([1.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, 3e38, torch.inf,
+                           torch.nan, -torch.nan, -1.0, 0.0, 1e-40])
+    x = values.repeat(2).view(1, 1, -1, 1)
+    one = torch.ones(1)
+    for dtype in (torch.float32, torch.bfloat16):
+        out = torch.ops.advprune.batch_norm_relu(x.to(dtype), one, 0 * one, 0 * one, one, 0.0)[0]
+        assert torch.equal(out.nan_to_num(-5), F.relu(x.to(dtype)).nan_to_num(-5))
+        # A scale of 1 + 2^-8 gives what bfloat16 has to round.
+        scale = one + 2**-8
+        out = torch.ops.advprune.batch_norm_relu(x.to(dtype), scale, 0 * one, 0 * one, one, 0.0)[0]
+        wanted = F.relu(x.to(dtype).float() * scale).to(dtype)
+        assert torch.equal(out.nan_to_num(-5), wanted.nan_to_num(-5))
+
+
+@pytest.mark.parametrize("x", [
+    torch.rand(4, 6, 5, 5), torch.rand(4, 6, 5, 5).double(), torch.rand(4, 6, 5, 5).half()])
+def test_what_the_kernel_does_not_take_goes_to_pytorch(x):
+    fast, double = both_norms(6, True)
+    fast, double = fast.to(x.dtype), double.to(x.dtype)
+    assert torch.equal(layers.batch_norm_relu(fast, x), F.relu(double(x)))
+
+
+@pytest.mark.parametrize("kwargs", [
+    {"affine": False}, {"momentum": None}, {"track_running_stats": False}])
+def test_unusual_batch_norms_stay_pytorchs(kwargs):
+    layer = layers.speed_up(nn.BatchNorm2d(6, **kwargs), torch.rand(2, 6, 2, 2))
+    assert type(layer) is nn.BatchNorm2d
+    x = torch.rand(4, 6, 5, 5).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(layers.batch_norm_relu(layer, x), F.relu(copy.deepcopy(layer)(x)))
+
+
+def test_one_value_for_each_channel_raises_as_in_pytorch():
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        layers.batch_norm_relu(both_norms(6, True)[0], torch.rand(1, 6, 1, 1))
+
+
+@pytest.mark.skipif("cpu" not in ops.KERNELS, reason="no kernels were built")
+@pytest.mark.parametrize("name", ["preactresnet18", "wideresnet28-10"])
+def test_residual_networks_take_the_fast_norms_and_load_without_them(name, monkeypatch):
+    calls, fast = [], torch.ops.advprune.batch_norm_relu
+    monkeypatch.setattr(torch.ops.advprune, "batch_norm_relu",
+                        lambda *args: (calls.append(1), fast(*args))[1])
+    model, x = models.build(name, 3, width=1, size=32), torch.rand(2, 3, 32, 32)
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    calls.clear()
+    model(x.contiguous(memory_format=torch.channels_last))
+    assert len(calls) == len(norms) > 10
+    layers.plain(model)
+    assert {type(layer) for layer in norms} == {nn.BatchNorm2d}
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(model.eval()(x).square().sum(), x, create_graph=True)
+    grad.square().sum().backward()  # twice
+    assert x.grad.abs().sum() > 0
