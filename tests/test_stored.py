@@ -8,7 +8,7 @@ import torch
 from conftest import make
 
 import train
-from advprune import cli, data, inputs, ops, settings, stored
+from advprune import cli, data, inputs, references, settings, stored
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_file_cut_short_is_no_crash(parts):
 @pytest.mark.parametrize("kernels", [True, False])
 def test_a_batch_from_files_is_the_batch_from_memory(parts, monkeypatch, kernels):
     if not kernels:
-        monkeypatch.setattr(torch.ops.advprune, "augment", ops._augment)
+        monkeypatch.setattr(torch.ops.advprune, "augment", references._augment)
     joined, wanted = parts[1]
     labels = torch.zeros(len(wanted), dtype=torch.int64)
     memory, files = (data.Dataset("x", images, labels, images, labels, ["0"], len(labels))
