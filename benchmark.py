@@ -51,7 +51,8 @@ DRAW = {"kernels": plots.kernels, "scale": speed.draw_scale}
 USES = {  # flag -> what it is for
     "dataset": ("ablation", "training", "scale", "jobs", "attack"),
     "limit": ("ablation", "training", "scale", "jobs", "attack"),
-    **dict.fromkeys(("model", "width", "precision"), ("training", "scale", "jobs", "attack")),
+    **dict.fromkeys(("model", "width", "precision"),
+                    ("ablation", "training", "scale", "jobs", "attack")),
     "epochs": ("scale",), "against": ("versions",),
     "rounds": ("ablation", "training", "layouts", "jobs", "attack", "versions"),
     "figure": tuple(DRAW)}

@@ -36,6 +36,16 @@ def _network(record: dict) -> str:
             f"{record['batch_size']}, {record['examples']:,} examples")
 
 
+@_of("cpu-ablation", "ablation", "cpu-ablation*")
+def ablation(record: dict, name: str) -> str:
+    """What the kernels are worth in whole epochs."""
+    rows = [[row["variant"], f"{row['training']:,.0f}", f"{row['training_ratio']:.2f}",
+             f"{row['scoring']:,.0f}", f"{row['scoring_ratio']:.2f}"] for row in record["rows"]]
+    return _table(["", "training, images/s", "ratio", "scoring, images/s", "ratio"], rows) + (
+        f"\n{_network(record)}. Medians of {record['rounds']} rounds in turn; "
+        f"{_from(record, name)}")
+
+
 @_of("cpu-training-mnist", "training --dataset mnist", "cpu-training-*")
 def training(record: dict, name: str) -> str:
     """Where an epoch's time goes."""
@@ -205,8 +215,9 @@ def draw_scale(record: dict) -> Figure:
 
 
 BLOCKS: dict[str, Callable[[Records], str]] = {
-    "training": training, "scale": scale, "layouts": layouts, "precision": precision,
-    "jobs": jobs, "attack": attack, "machine": machine, "versions": versions}
+    "ablation": ablation, "training": training, "scale": scale, "layouts": layouts,
+    "precision": precision, "jobs": jobs, "attack": attack, "machine": machine,
+    "versions": versions}
 FIGURES: dict[str, Callable[[Records], Figure | None]] = {  # None without a record
     "scale": lambda records: (draw_scale(records["cpu-scale"]) if "cpu-scale" in records
                               else None)}

@@ -113,15 +113,6 @@ def _machine(record: dict) -> str:
             f"{record['versions']['torch']}")
 
 
-def ablation(records: Records) -> str:
-    record = records["cpu-ablation"]
-    rows = [[row["variant"], f"{row['training']:,.0f}", f"{row['training_ratio']:.2f}",
-             f"{row['scoring']:,.0f}", f"{row['scoring_ratio']:.2f}"] for row in record["rows"]]
-    return _table(["", "training, images/s", "ratio", "scoring, images/s", "ratio"], rows) + (
-        f"\n{record['dataset']}, {record['examples']:,} examples, medians of {record['rounds']} "
-        f"rounds in turn; {_machine(record)}.{_source('cpu-ablation')} (`{record['command']}`).\n")
-
-
 def kernels(records: Records) -> str:
     record = records["cpu-kernels"]
     rows = [[f"`{row['operator']}`", f"{row['n']:,}",
@@ -210,6 +201,6 @@ def _value(value: object) -> str:
         {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value))
 
 
-BLOCKS = {"results": results, "puma": puma, "collapse": collapse, "ablation": ablation,
+BLOCKS = {"results": results, "puma": puma, "collapse": collapse,
           "kernels": kernels, "toy-accuracy": toy_accuracy, "toy-verdicts": toy_verdicts,
           "perceptron": perceptron, "table2": table2, "recipes": defaults}

@@ -75,26 +75,29 @@ def network_alone(training, images, labels, update):
     if training.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     for y in labels.split(size):
-        with attacks.frozen(training.model):
+        with attacks.frozen(training.model), training.autocast:
             attacks.input_grad(training.model, x[:len(y)], y)
         if update:
+            with training.autocast:
+                loss = F.cross_entropy(training.model(x[:len(y)]), y)
             training.opt.zero_grad()
-            F.cross_entropy(training.model(x[:len(y)]), y).backward()
+            loss.backward()
             training.opt.step()
         else:
-            with torch.no_grad():
+            with torch.no_grad(), training.autocast:
                 training.model(x[:len(y)])
 
 
 def measure(args, device):
     """A row for each variant: images/s of training and of scoring with selection."""
-    name = args.dataset = args.dataset or ("cifar10" if device.type == "cuda" else "mnist")
+    args.dataset = args.dataset or ("cifar10" if device.type == "cuda" else "mnist")
     args.limit = args.limit or LIMIT
     training, _ = train.begin(recipe.of(args, device), device)
     images, labels, bar = training.dataset.images, training.dataset.labels, tqdm(disable=True)
 
     def score():
-        scores = pruning.score(training.model, images, labels, eps=training.args.epsilon)
+        with training.autocast:
+            scores = pruning.score(training.model, images, labels, eps=training.args.epsilon)
         pruning.select(scores, "high", 0.4)
 
     jobs = {(variant, what): (names, call) for variant, names in VARIANTS.items() for what, call in
@@ -111,7 +114,7 @@ def measure(args, device):
                 sync(device)
                 if round_:
                     seconds[job].append(time.perf_counter() - start)
-    print(f"{name}, {len(labels):,} examples, medians of {args.rounds} rounds\n"
+    print(f"{recipe.title(training.args, len(labels))}, medians of {args.rounds} rounds\n"
           f"{'':30} training images/s     scoring images/s")
     rows, medians = [], {job: float(np.median(s)) for job, s in seconds.items()}
     for variant in (*VARIANTS, "network alone"):
@@ -121,4 +124,4 @@ def measure(args, device):
             rows[-1][f"{what}_ratio"] = (medians["all kernels", what] / medians[variant, what])
         print("{variant:30} {training:9,.0f}  ({training_ratio:.2f})    {scoring:9,.0f}  "
               "({scoring_ratio:.2f})".format(**rows[-1]))
-    return {"dataset": name, "examples": len(labels), "rounds": args.rounds, "rows": rows}
+    return {**recipe.fields(training.args, len(labels)), "rounds": args.rounds, "rows": rows}

@@ -113,7 +113,8 @@ def rows_of_norms(device):
                 F.batch_norm(i.detach(), *s, w, b, True))}
             backward = {"eager": lambda i=images, y=theirs, g=slope: torch.autograd.grad(
                 y, i, g, retain_graph=True)}
-            copy, kind = size_of(x, x) / median_us(x.clone, device), str(dtype)[6:]
+            copy = size_of(x, x) / median_us(x.clone, device)
+            kind = f"{str(dtype)[6:]}, {shape[1]} channels"
             yield row_of(f"batch_norm_relu, {kind}", x.numel(),
                          lambda: op.batch_norm_relu(x, weight, bias, None, None, 1e-5),
                          size_of(x, x, x), forward, copy, device)

@@ -43,10 +43,8 @@ def test_kernels_record(small, tmp_path, capsys):
         start, step = rows[f"rs_start{layout}"], rows[f"fgsm_step{layout}"]
         assert start["GB/s"] == pytest.approx(8 * 4 * 108 / start["us"] / 1e3)
         assert step["GB/s"] == pytest.approx(12 * 4 * 108 / step["us"] / 1e3)
-
-
     for name in ("batch_norm_relu", "its gradient"):  # bfloat16 has half as many bytes
-        full, half = (rows[f"{name}, {kind}"] for kind in ("float32", "bfloat16"))
+        full, half = (rows[f"{name}, {kind}, 16 channels"] for kind in ("float32", "bfloat16"))
         assert full["GB/s"] * full["us"] == pytest.approx(2 * half["GB/s"] * half["us"])
         assert "eager" in full
 
@@ -109,7 +107,7 @@ def test_bad_use(small, tmp_path, capsys):
     for flags in (["--json", "there.json"], ["ablation", "--figure", "f.png"], ["nosuch"],
                   ["kernels", "--dataset", "digits"], ["layouts", "--limit", "3"],
                   ["training", "--epochs", "3"], ["scale", "--rounds", "2"],
-                  ["scale", "--epochs", "1"], ["ablation", "--precision", "bf16"],
+                  ["scale", "--epochs", "1"], ["machine", "--precision", "bf16"],
                   ["scale", "--json", "same", "--figure", "same"],
                   ["versions"], ["versions", "--against", "."]):
         refused(benchmark.main, flags, capsys)
