@@ -277,12 +277,13 @@ def test_versions_compares_bits_in_a_process_of_each_checkout(tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(ROOT / "advprune", other / "advprune")
     with open(other / "advprune/ops.py", "a") as file:
-        file.write("\n\ndef rs_start(x, *others):\n    return x.clone()\n")
+        file.write("\n\ndef rs_start(x, *others):\n    import time\n    time.sleep(0.05)\n"
+                   "    return x.clone()\n")
     record = benchmark.main(["versions", "--against", str(other), "--rounds", "1"])
     differ = {row["operator"] for row in record["rows"] if not row["same_bits"]}
     assert differ == {"rs_start", "rs_start, channels last"}
-    smallest = record["rows"][0]  # in the cache, where a copy is far faster; ours over the other's
-    assert smallest["operator"] == "rs_start" and smallest["ratio"] > 1.5
+    smallest = record["rows"][0]  # ours takes less than a millisecond, of the other's 50
+    assert smallest["operator"] == "rs_start" and smallest["ratio"] < 0.5
     for build in (other / "advprune").glob("*.so"):
         build.unlink()
     if ops.KERNELS != "reference":
