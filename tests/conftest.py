@@ -3,6 +3,7 @@ import ctypes
 import os
 import resource
 import shutil
+import signal
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ import torch
 import train
 
 ROOT = Path(__file__).resolve().parent.parent
+# What a script starts in the background ignores Ctrl-C, and hands that on. These tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def weights(run):
