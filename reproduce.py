@@ -206,12 +206,14 @@ def scale(args):
 
 
 def statistics(args):
-    (pruned,) = studies.Part("mnist-robust", ("low+high-0.4",), 1, 1).runs()
+    pruned = studies.Part("mnist-robust", ("low+high-0.4",), studies.LEAST, 1).runs()
     if not (RESULTS / "geometry.json").exists():
-        train_arm(pruned, args.data_dir)
+        for run in pruned:
+            train_arm(run, args.data_dir)
     return by_script("geometry", geometry, [
-        "mnist", "fashion-mnist", "cifar10", "--data-dir", args.data_dir, "--pruned",
-        str(RUNS / pruned.name / "scores.npz")], "geometry.json")
+        "mnist", "fashion-mnist", "cifar10", "--readings", "--data-dir", args.data_dir, *(
+            word for run in pruned for word in ("--pruned", str(RUNS / run.name / "scores.npz"))
+        )], "geometry.json")
 
 
 def toy(args):

@@ -1,7 +1,7 @@
 """Tables of README and docs, in Markdown, from the records in results/."""
 from functools import cache
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from advprune import recipes, runs, studies
 
@@ -178,11 +178,33 @@ def perceptron(records: Records) -> str:
 
 
 def table2(records: Records) -> str:
-    record = records["geometry"]
-    rows = [[row["name"], f"{row['rho']:.1f}", f"{row['delta']:.3f}",
-             *(["{:.2f}".format(row["paper"][0]), "{:.4f}".format(row["paper"][1])]
-               if row["paper"] else ["", ""])] for row in record["rows"]]
+    record, rows = records["geometry"], []
+    for name in dict.fromkeys(row["name"] for row in record["rows"]):
+        mine = [row for row in record["rows"] if row["name"] == name]
+        ours = [f"{mean(row['rho'] for row in mine):.1f}",
+                f"{mean(row['delta'] for row in mine):.3f}"]
+        paper = mine[0]["paper"]
+        rows.append([name if len(mine) == 1 else f"{name} (mean of {len(mine)} seeds)", *ours,
+                     *([f"{paper[0]:.2f}", f"{paper[1]:.4f}"] if paper else ["", ""])])
     return _table(["", "rho", "delta", "Table 2: rho", "delta"], rows) + (
+        f"{_source('geometry')} (`{record['command']}`).\n")
+
+
+def readings(records: Records) -> str:
+    """The readings of rho and delta that come nearest to Table 2."""
+    record = records["geometry"]
+    found = record.get("readings")
+    if not found:
+        return "Not yet measured: `python reproduce.py table2`.\n"
+    rows = [[name, row["formula"], row["space"], row["unit"],
+             *(f"{value:.3g}" for value in row["values"]), f"{row['factor']:.2f}"]
+            for name in ("rho", "delta") for row in found[name]]
+    tried = found["tried"]
+    return _table(["", "formula", "space", "unit", *found["sets"], "worst factor"], rows,
+                  left=4) + (
+        f"\nThe nearest of {tried['rho']} readings of rho and {tried['delta']} of delta. The "
+        "factor is how far the worst of the values is from Table 2. n: examples of a class; r: "
+        "distance to the centroid; d: distance to the nearest other centroid."
         f"{_source('geometry')} (`{record['command']}`).\n")
 
 
@@ -203,4 +225,5 @@ def _value(value: object) -> str:
 
 BLOCKS = {"results": results, "puma": puma, "collapse": collapse,
           "kernels": kernels, "toy-accuracy": toy_accuracy, "toy-verdicts": toy_verdicts,
-          "perceptron": perceptron, "table2": table2, "recipes": defaults}
+          "perceptron": perceptron, "table2": table2, "readings": readings,
+          "recipes": defaults}
