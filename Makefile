@@ -1,8 +1,9 @@
 # make demo   set up, train on the embedded data set with pruning, attack, and show what was dropped
 # make test   set up, lint, and run the tests (under 12 minutes on 2 cores)
 # make kernels   build csrc/ in place, after a change of it
-# make gpu-records [BUDGET=600]   on a machine with a card: its tests, benchmarks and trainings, into
-#                                 results/; uses PYTHON with torch as it is and downloads nothing
+# make gpu-records [BUDGET=600]   on a machine with a card: README's line in full, then tests and
+#                                 benchmarks, into results/; give it again and it goes on; uses
+#                                 PYTHON with torch as it is and downloads nothing
 
 PYTHON ?= python3
 VENV := .venv

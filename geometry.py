@@ -202,8 +202,9 @@ def main(argv=None):
         jobs.append((f"pruned {dataset.name}", dataset, kept))
     for name, dataset, ids in jobs:
         check(name, dataset.labels[ids])
-    known = {name: (name, dataset.images[ids], dataset.labels[ids])
-             for name, dataset, ids in reversed(jobs) if name in TABLE_2}
+    first = {name: (name, dataset.images[ids], dataset.labels[ids])
+             for name, dataset, ids in reversed(jobs)}
+    known = [first[name] for name in TABLE_2 if name in first]
     if args.readings and not known:
         parser.error(f"--readings needs a data set of Table 2: {', '.join(TABLE_2)}")
 
@@ -226,8 +227,8 @@ def main(argv=None):
         files.write_figure(folder / "tsne.png", plots.maps(maps))
         record = {"rows": rows, "seed": args.seed, "folder": str(folder)}
         if args.readings:
-            found = readings(list(known.values()), args.seed)
-            record["readings"] = {"sets": list(known), "tried": {
+            found = readings(known, args.seed)
+            record["readings"] = {"sets": [name for name, _, _ in known], "tried": {
                 name: len(tried) for name, tried in found.items()}, **{
                 name: tried[:SHOWN] for name, tried in found.items()}}
         files.write_json(folder / "geometry.json", {

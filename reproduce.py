@@ -16,8 +16,8 @@ frontier every strategy, and fewer epochs on all data: AutoAttack accuracy again
 toy      section 5.2's distribution and PUMA's perceptron (`toy_model.py`).
 digits, collapse, precision    the built-in digits; how often single-step training collapses, and
          what helps; bfloat16 beside float32.
-gpu      the GPU's tests and benchmarks, and CIFAR-10 trained and attacked; each step that ends
-         within the budget is a record results/gpu-*.json.
+headline README's line, random pruning and all data: CIFAR-10 at full width. A GPU, or days.
+gpu      headline, the GPU's tests and benchmarks; each that ends within the budget is a record.
 render   makes what the records in results/ say; it trains nothing.
 
 advprune/studies.py says which runs an experiment needs; experiments share runs. A run lies in
@@ -56,25 +56,35 @@ def run_arm(run, data_dir, jobs):
     if found := studies.record(RESULTS, run):
         return found
     folder, trained = RUNS / run.name, train_arm(run, data_dir)
-    verdicts = folder / f"eval-{run.n}.json"
-    if not verdicts.exists():
-        evaluate.main([str(folder), "--attack", run.attack, "--n", str(run.n),
-                       "--data-dir", data_dir, "--out", str(verdicts)])
-    judged = runs.read_record(verdicts, "n", "robust", "robust_accuracy", "robust_interval")
-    config = runs.config(folder)
+    judged, config = judge(run, run.attack, f"eval-{run.n}", data_dir), runs.config(folder)
     row = {"setup": run.setup, "arm": run.arm, "seed": run.seed, "flags": run.flags, "jobs": jobs,
            "command": f"python train.py {run.flags} --seed {run.seed}",
-           **{name: trained[name] for name in (
+           **{name: trained.get(name) for name in (  # older runs say less
                "prune", "p", "epoch", "epochs", "n_train", "n_kept", "examples", "clean_accuracy",
-               "train_seconds", "prune_seconds", "guard_seconds", "collapses")},
+               "train_seconds", "prune_seconds", "guard_seconds", "collapses", "weights",
+               "segment_seconds")},
            **{name: judged[name] for name in (
                "attack", "n", "robust", "robust_accuracy", "robust_interval", "per_attack")},
            "attack_seconds": judged["seconds"],
            **{name: config.get(name) for name in ("commit", "versions", "device", "threads")}}
+    if run.also:
+        other = judge(run, run.also, f"eval-{run.also}-{run.n}", data_dir)
+        row[run.also] = {name: other[name] for name in (
+            "n", "robust", "robust_accuracy", "robust_interval", "seconds")}
     path = RESULTS / f"{run.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, row)
     return row
+
+
+def judge(run, attack, name, data_dir):
+    """What evaluate.py says of this run, which has ended, under this attack."""
+    folder = RUNS / run.name
+    verdicts = folder / f"{name}.json"
+    if not verdicts.exists():
+        evaluate.main([str(folder), "--attack", attack, "--n", str(run.n),
+                       "--data-dir", data_dir, "--out", str(verdicts)])
+    return runs.read_record(verdicts, "n", "robust", "robust_accuracy", "robust_interval")
 
 
 def train_arm(run, data_dir):

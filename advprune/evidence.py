@@ -84,6 +84,28 @@ def table1(records: Records) -> str:
     return "\n".join(text)
 
 
+def headline(records: Records) -> str:
+    """README's line at full width, beside random pruning and all data; of one seed."""
+    study = records.study("headline", "cifar10")
+    command = "`python reproduce.py headline`, or `make gpu-records` on a machine with a GPU"
+    if not study["rows"]:
+        return f"What this line gives, at full size, is not yet measured: {command}.\n"
+    rows = []
+    for row in study["rows"]:
+        hours = (row["train_seconds"] + row["prune_seconds"]) / 3600
+        rows.append([f"`--prune {row['prune']} --p {row['p']}`" if row["p"] else "all data",
+                     f"{row[CLEAN]:.3f}", *(
+                         "{:.3f} ({:.3f} to {:.3f})".format(at[ROBUST], *at["robust_interval"])
+                         for at in (row, row["pgd"])), f"{hours:.2f}", row["device"]])
+    clean, _, attacked, deviation = PAPER["cifar10"]["full"]
+    rows.append(["all data, in the paper (30 runs)", f"{clean / 100:.3f}",
+                 f"{attacked / 100:.3f} ± {deviation / 100:.3f}", "", "0.50", "its GPU"])
+    return _table(["CIFAR-10, PreActResNet18, 15 epochs", "clean", "AutoAttack", "PGD-50-10",
+                   "hours", "on"], rows) + (
+        f"\nOne seed: no verdict. Accuracies on the first {study['n']} test images, with 95 % "
+        f"intervals; clean on all 10,000. From `results/cifar10/` ({command}).\n")
+
+
 def equal_time(records: Records) -> str:
     """Each pruned arm less all data for as many examples, by seed."""
     text = []
@@ -145,5 +167,5 @@ def figures(records: Records) -> str:
 
 
 BLOCKS: dict[str, Callable[[Records], str]] = {
-    "claims": claims, "table1": table1, "equal-time": equal_time, "frontier": frontier,
-    "figures": figures}
+    "claims": claims, "headline": headline, "table1": table1, "equal-time": equal_time,
+    "frontier": frontier, "figures": figures}

@@ -1,4 +1,5 @@
 """What a run of train.py prints, and writes into its directory (runs.py lists the files)."""
+import itertools
 import sys
 import time
 from argparse import Namespace
@@ -28,7 +29,10 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
 
             self.events = SummaryWriter(self.folder)
-        self.printed = len(training.rows)
+        self.printed, self.rows = len(training.rows), training.rows
+        for row in self.rows:
+            row.setdefault("segment", 1)  # runs of older versions do not say
+        self.segment = self.rows[-1]["segment"] + 1 if self.rows else 1
         tqdm.write("epoch        lr  examples    loss  accuracy  robust   clean  seconds  "
                    "images/s")
 
@@ -90,7 +94,8 @@ class Log:
             tqdm.write(f"train.py: {collapsed}", file=sys.stderr)
         if not training.rows:  # rolled back to the start
             return
-        row = training.rows[-1]
+        self.rows, row = training.rows, training.rows[-1]
+        row.setdefault("segment", self.segment)
         if not collapsed or row["epoch"] > self.printed:
             tqdm.write("{epoch:5d}  {lr:8.2g}  {examples:8,d}  {loss:6.3f}  {accuracy:8.4f}  "
                        "{robust:6.3f}  {clean:6.3f}  {seconds:7.1f}  {images_per_second:8,.0f}"
@@ -111,6 +116,8 @@ class Log:
     def finish(self, model: nn.Module, record: dict, labels: Tensor) -> None:
         """Write the weights and the record. labels [n]: the test set's."""
         record["weights"] = saved.fingerprint(model)
+        segments = itertools.groupby(self.rows, key=lambda row: row["segment"])
+        record["segment_seconds"] = [sum(row["seconds"] for row in rows) for _, rows in segments]
         weights = {name: v.contiguous().cpu() for name, v in model.state_dict().items()}
         files.write(self.folder / "model.safetensors", safetensors.torch.save(weights))
         files.write_json(self.folder / "train.json", record)

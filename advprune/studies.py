@@ -16,6 +16,7 @@ from advprune.cli import UserError
 class Setup(NamedTuple):
     flags: str  # of train.py, for all arms
     attack: str = "autoattack"
+    also: str = ""  # another attack, on its own
 
 
 class Part(NamedTuple):
@@ -34,7 +35,7 @@ class Part(NamedTuple):
         """Its runs, with these seeds or its own."""
         setup = SETUPS[self.setup]
         return [Run(self.setup, arm, seed, self.n, f"{setup.flags} {ARMS[arm]}".strip(),
-                    setup.attack)
+                    setup.attack, setup.also)
                 for seed in (range(self.seeds) if seeds is None else seeds) for arm in self.arms]
 
 
@@ -45,6 +46,7 @@ class Run(NamedTuple):
     n: int  # test images to attack
     flags: str  # of train.py, with {margins} and {half} still to fill in
     attack: str
+    also: str
 
     @property
     def name(self) -> str:
@@ -63,6 +65,8 @@ SETUPS = {
     "cifar10-width8": Setup("--dataset cifar10 --limit 10000 --width 8 --epochs 5 "
                             "--attack n-fgsm", "pgd"),
     "cifar10-width16": Setup("--dataset cifar10 --width 16 --precision bf16"),
+    "cifar10-epoch": Setup("--dataset cifar10 --limit 2000 --epochs 1", "fgsm"),
+    "cifar10": Setup("--dataset cifar10 --precision bf16", also="pgd"),
 }
 LEAST = 3  # seeds, for a verdict or a dot of a picture
 FRACTIONS, STRATEGIES = (0.2, 0.4, 0.6, 0.8), ("random", "high", "low", "low+high")
@@ -130,6 +134,9 @@ EXPERIMENTS = {  # in the order of `all`
         "full-8-epochs", "random-0.8"), 5, 200),),
     "collapse": (Part("mnist-collapse", ("full", "robust", "rollback", "small-step"), 10, 1000),),
     "precision": (Part("cifar10-width8", ("full", "bf16"), 3, 200),),
+    # README's line, beside random and all data: the network at its full width.
+    "headline": (Part("cifar10-epoch", ("full", "bf16"), 1, 300),
+                 Part("cifar10", ("high-0.4", "random-0.4", "full"), 1, 300)),
 }
 
 

@@ -4,29 +4,24 @@ import subprocess
 import sys
 import time
 
-from advprune import cli, files, runs, studies
+from advprune import cli, files, runs
 
 
 def records(args):
-    """The gpu tests, the benchmarks, CIFAR-10 trained and attacked, each a results/gpu-*.json.
+    """README's line and its two companions, the gpu tests, the benchmarks; a record of each step.
 
-    Each step gets what is left of the budget [s] and is ended there; what came before stays.
+    Each step gets what is left of the budget [s] and is ended there; what came before stays. The
+    trainings have records of their own, and go on with the next call.
     """
     device = cli.device(None)
     if device.type != "cuda":
         raise cli.UserError("gpu needs a CUDA GPU; here, benchmark.py kernels works")
     end, place = time.monotonic() + args.budget, ["--data-dir", args.data_dir]
-    cifar = ["train.py", "--dataset", "cifar10", *place, "--out"]
-    stamp = time.strftime("runs/gpu-%Y%m%d-%H%M%S")
-    attack = ["--attack", "autoattack", "--n", "1000"]
     steps = {
+        "headline": ["reproduce.py", "headline", *place],
         "tests": ["-m", "pytest", "-m", "gpu", "tests"],
         "ablation": ["benchmark.py", "ablation", *place],
-        "kernels": ["benchmark.py", "kernels"],
-        "cifar10-full": [*cifar, f"{stamp}-full"],
-        "cifar10-full-autoattack": ["evaluate.py", f"{stamp}-full", *attack],
-        "cifar10-high-0.4": [*cifar, f"{stamp}-high", *studies.ARMS["high-0.4"].split()],
-        "cifar10-high-0.4-autoattack": ["evaluate.py", f"{stamp}-high", *attack]}
+        "kernels": ["benchmark.py", "kernels"]}
     finished = {}
     for name, command in steps.items():
         record = {"command": " ".join(["python", *command]), **runs.environment(device)}

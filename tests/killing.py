@@ -111,7 +111,7 @@ def results(run):
     """What a run must not depend on how often it was killed: (weights, log, kept ids)."""
     with open(run / "log.csv") as file:
         log = [{name: value for name, value in row.items() if name not in
-                ("seconds", "images_per_second")} for row in csv.DictReader(file)]
+                ("seconds", "images_per_second", "segment")} for row in csv.DictReader(file)]
     kept = None
     with contextlib.suppress(FileNotFoundError), np.load(run / "scores.npz") as file:
         kept = file["kept"].tolist(), file["scores"].tobytes()

@@ -134,3 +134,22 @@ def test_the_report_needs_no_other_file(pages):
     for line in render.block("claims", pages).splitlines()[2:]:
         assert line.split("|")[2].strip().replace(">", "&gt;") in text
     assert str(tables.Records(pages / "results")["toy-model"]["n"])[:3] in text
+
+
+def test_the_headline_has_the_runs_that_there_are(pages):
+    shutil.rmtree(pages / "results/cifar10", ignore_errors=True)
+    assert "is not yet measured: `python reproduce.py headline`" in render.block("headline", pages)
+    (_, part) = studies.EXPERIMENTS["headline"]
+    for run in part.runs():
+        p = 0.4 if "prune" in run.flags else 0
+        path = pages / f"results/{run.name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({
+            **row(run.arm, 0, 0.4), "flags": run.flags, "n": 300, "prune": run.arm.split("-")[0],
+            "p": p, "train_seconds": 7000, "prune_seconds": 200, "device": "cpu: x",
+            "robust_interval": [0.35, 0.45],
+            "pgd": {"robust_accuracy": 0.42, "robust_interval": [0.37, 0.47]}}))
+    said = render.block("headline", pages).splitlines()
+    assert said[2] == ("| `--prune high --p 0.4` | 0.900 | 0.400 (0.350 to 0.450) "
+                       "| 0.420 (0.370 to 0.470) | 2.00 | cpu: x |")
+    assert said[4].startswith("| all data | 0.900") and "0.446 ± 0.003" in said[5]

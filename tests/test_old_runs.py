@@ -34,8 +34,9 @@ def test_one_that_was_cut_off_resumes_to_its_end(old):
     assert (record["n_train"], record["n_kept"], record["epochs"]) == (120, 60, 3)
     rows = (old / "cut/log.csv").read_text().splitlines()
     before = (ROOT / "tests/old_runs/cut/log.csv").read_text().splitlines()
-    assert [row.removesuffix(",nan,nan") for row in rows[1:-1]] == before[1:]  # no guard then
-    assert len(rows) == 4
+    # They had no guard, and did not say that they were the first segment of the run.
+    assert [row.removesuffix(",nan,nan,1") for row in rows[1:-1]] == before[1:]
+    assert len(rows) == 4 and rows[-1].endswith(",2") and len(record["segment_seconds"]) == 2
     assert np.array_equal(np.load(old / "cut/scores.npz")["kept"], kept)
     assert advprune.load(old / "cut")(torch.rand(1, 1, 28, 28)).shape == (1, 10)
 

@@ -12,15 +12,16 @@ import pytest
 import torch
 from conftest import ROOT, refused
 
+import evaluate
 import reproduce
 from advprune import files, jobs, render, settings, studies
 
 ARMS = ("full", "random-0.3-from-start", "margin-0.3", "puma-0.3")
 
 
-def small(setups, experiments, arms=ARMS, attack="pgd"):
+def small(setups, experiments, arms=ARMS, attack="pgd", also=""):
     """Make an experiment `puma` of these arms, on data that take no time."""
-    setups["tiny"] = studies.Setup("--dataset synthetic --limit 200 --epochs 2", attack)
+    setups["tiny"] = studies.Setup("--dataset synthetic --limit 200 --epochs 2", attack, also)
     experiments["puma"] = (studies.Part("tiny", arms, 1, 5),)
 
 
@@ -69,6 +70,18 @@ def test_more_images_are_attacked_and_fewer_are_a_part_of_the_record(tiny):
     (more,) = records().values()
     assert more["n"] == len(more["robust"]) == 9
     assert Path("runs/tiny/full-0/model.safetensors").stat().st_mtime_ns == made
+
+
+def test_another_attack_stands_beside_the_verdict(tiny):
+    tiny(("full",), also="fgsm")
+    reproduce.main(["puma"])
+    (record,), folder = records().values(), Path("runs/tiny/full-0")
+    alone = evaluate.main([str(folder), "--attack", "fgsm", "--n", "5", "--out", "alone.json"])
+    assert record["attack"] == "pgd" and record["n"] == record["fgsm"]["n"] == 5
+    assert record["fgsm"]["robust_accuracy"] == alone["robust_accuracy"]
+    trained = json.loads((folder / "train.json").read_text())
+    assert record["weights"] == trained["weights"]
+    assert record["segment_seconds"] == pytest.approx([record["train_seconds"]])
 
 
 def test_a_record_of_other_flags_is_not_taken_for_this_run(tiny, capsys):
