@@ -53,9 +53,9 @@ def claims(records: Records) -> str:
             said += f": `python reproduce.py {claim.experiment} --jobs 2`"
         sign = "<" if claim.below else ">"
         rows.append([claim.source, claim.says, SETUPS.get(claim.setup, claim.setup),
-                     f"{sign} {claim.bound:g}", shown(values), str(len(values)), said])
-    return _table(["source", "claim", "on", "difference asked", "measured (95 % interval)",
-                   "n", "verdict"], rows, left=7)
+                     said, f"{sign} {claim.bound:g}", shown(values), str(len(values))])
+    return _table(["source", "claim", "on", "verdict", "difference asked",
+                   "measured (95 % interval)", "n"], rows, left=7)
 
 
 def table1(records: Records) -> str:
@@ -68,7 +68,7 @@ def table1(records: Records) -> str:
         for arm in part.arms:
             clean, _, attacked, deviation = known.get(arm, (0, 0, 0, 0))
             paper = ([f"{clean / 100:.3f}", f"{attacked / 100:.3f} ± {deviation / 100:.3f}"]
-                     if clean else ["", ""])
+                     if clean else ["", ""] if known else [])
             row, name = study["summary"].get(arm, {"seeds": 0}), NAMES.get(arm, arm)
             if row["seeds"] < 2:
                 rows.append([name, str(row["seeds"]), "not yet measured", "", "", *paper])
@@ -76,11 +76,13 @@ def table1(records: Records) -> str:
             robust = [r[ROBUST] for r in study["rows"] if r["arm"] == arm]
             rows.append([name, str(row["seeds"]), _spread(row, CLEAN), _spread(row, ROBUST),
                          f"{min(robust):.3f}", *paper])
-        beside = "; the paper's are of 30 runs" if known else ""
-        text.append(f"**{SETUPS[part.setup]}**\n\n" + _table(
-            ["training", "seeds", "clean", "AutoAttack", "least", "paper: clean", "AutoAttack"],
-            rows) + f"\nAutoAttack standard on the first {part.n} test images; mean ± standard "
-            f"deviation over seeds{beside}.{study['source']}")
+        head, beside = ["training", "seeds", "clean", "AutoAttack", "least"], ""
+        if known:
+            head += ["paper: clean", "AutoAttack"]
+            beside = "; the paper's are of 30 runs"
+        text.append(f"**{SETUPS[part.setup]}**\n\n" + _table(head, rows) + (
+            f"\nAutoAttack standard on the first {part.n} test images; mean ± standard "
+            f"deviation over seeds{beside}.{study['source']}"))
     return "\n".join(text)
 
 

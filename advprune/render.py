@@ -67,7 +67,7 @@ def report(root: Path) -> str:
         page = re.sub(r"(<table>.*?</table>)", r'<div class="table">\1</div>', page,
                       flags=re.DOTALL)
         parts.append(f'<section id="{name}">{page}</section>')
-    links = "".join(f'<a href="#{name}">{name}</a>' for name in names)
+    links = " ".join(f'<a href="#{name}">{name}</a>' for name in names)
     return ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>advprune: the evidence</title><style>{STYLE}</style></head>"
