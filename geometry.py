@@ -52,8 +52,9 @@ class Classes(NamedTuple):
 
 
 def classes_of(points, labels, cut=0.01, unit=lambda members: members):
-    """The Classes of points [N, k] with labels [N]; `unit` is applied to the points of each.
+    """The Classes of points [N, k] with labels [N].
 
+    `unit` is applied to the points of each class, which needs no copy of them all.
     A fraction `cut` of each class, the farthest from its centroid, is left out. Raises ValueError
     for fewer than two classes.
     """

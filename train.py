@@ -292,7 +292,7 @@ def main(argv=None):
         "collapses": training.guard.collapses, "collapsed": training.guard.collapsed,
         **training.budget_statistics(), "classes": dataset.classes}
     if first:
-        written.finish(training.result, record, dataset.test_labels)
+        written.finish(training, record)
     return record
 
 

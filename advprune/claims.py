@@ -38,6 +38,7 @@ class Claim(NamedTuple):
 
 
 def less(one: str, other: str, accuracy: str = ROBUST) -> tuple:
+    """The terms of one arm less another."""
     return (1, one, accuracy), (-1, other, accuracy)
 
 
@@ -155,12 +156,12 @@ def measured(claim: Claim, records: Records) -> np.ndarray:
     """The values [n] that decide about this claim."""
     if claim.values:
         return claim.values(records)
-    mine, *other = (by_seed(records.study(claim.experiment, setup)["rows"], claim.terms)
-                    for setup in (claim.setup, claim.beside) if setup)
-    for subtracted in other:  # of other data, so that seeds have nothing in common
-        n = min(len(mine), len(subtracted))
-        mine = mine[:n] - subtracted[:n]
-    return mine
+    mine = by_seed(records.study(claim.experiment, claim.setup)["rows"], claim.terms)
+    if not claim.beside:
+        return mine
+    other = by_seed(records.study(claim.experiment, claim.beside)["rows"], claim.terms)
+    n = min(len(mine), len(other))  # of other data, so that seeds have nothing in common
+    return mine[:n] - other[:n]
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

@@ -118,6 +118,7 @@ def equal_time(records: Records) -> str:
         table = []
         for p, epochs in pairs.items():
             for arm in dict.fromkeys(row["arm"] for row in rows):
+                # Those by margin prune at the start, so they have seen fewer examples.
                 if not re.fullmatch(rf"(?!margin|puma)[a-z+]+-{p}(-running|-balanced)?", arm):
                     continue
                 clean, robust = (by_seed(rows, less(arm, f"full-{epochs}-epochs", accuracy))

@@ -8,7 +8,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from advprune import cli, files, locks, models, ops, processes, pruning, runs, saved
@@ -29,10 +29,10 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
 
             self.events = SummaryWriter(self.folder)
-        self.printed, self.rows = len(training.rows), training.rows
-        for row in self.rows:
+        self.printed = len(training.rows)
+        for row in training.rows:
             row.setdefault("segment", 1)  # runs of older versions do not say
-        self.segment = self.rows[-1]["segment"] + 1 if self.rows else 1
+        self.segment = training.rows[-1]["segment"] + 1 if training.rows else 1
         tqdm.write("epoch        lr  examples    loss  accuracy  robust   clean  seconds  "
                    "images/s")
 
@@ -94,7 +94,7 @@ class Log:
             tqdm.write(f"train.py: {collapsed}", file=sys.stderr)
         if not training.rows:  # rolled back to the start
             return
-        self.rows, row = training.rows, training.rows[-1]
+        row = training.rows[-1]
         row.setdefault("segment", self.segment)
         if not collapsed or row["epoch"] > self.printed:
             tqdm.write("{epoch:5d}  {lr:8.2g}  {examples:8,d}  {loss:6.3f}  {accuracy:8.4f}  "
@@ -113,10 +113,11 @@ class Log:
                                    row["epoch"])
             self.events.flush()
 
-    def finish(self, model: nn.Module, record: dict, labels: Tensor) -> None:
-        """Write the weights and the record. labels [n]: the test set's."""
+    def finish(self, training: Any, record: dict) -> None:
+        """Write the weights and the record, which gets their checksum and the segments' times."""
+        model, labels = training.result, training.dataset.test_labels
         record["weights"] = saved.fingerprint(model)
-        segments = itertools.groupby(self.rows, key=lambda row: row["segment"])
+        segments = itertools.groupby(training.rows, key=lambda row: row["segment"])
         record["segment_seconds"] = [sum(row["seconds"] for row in rows) for _, rows in segments]
         weights = {name: v.contiguous().cpu() for name, v in model.state_dict().items()}
         files.write(self.folder / "model.safetensors", safetensors.torch.save(weights))

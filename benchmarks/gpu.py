@@ -10,8 +10,9 @@ from advprune import cli, files, runs
 def records(args):
     """README's line and its two companions, the gpu tests, the benchmarks; a record of each step.
 
-    Each step gets what is left of the budget [s] and is ended there; what came before stays. The
-    trainings have records of their own, and go on with the next call.
+    Each step gets what is left of the budget [s] and is ended there. What came before stays, and
+    so do the records of steps for which no time is left. The trainings have records of their own,
+    and go on with the next call.
     """
     device = cli.device(None)
     if device.type != "cuda":
@@ -24,10 +25,13 @@ def records(args):
         "kernels": ["benchmark.py", "kernels"]}
     finished = {}
     for name, command in steps.items():
+        if (left := end - time.monotonic()) <= 0:
+            finished[name] = "no time left"
+            continue
         record = {"command": " ".join(["python", *command]), **runs.environment(device)}
         try:
             done = subprocess.run([sys.executable, *command], cwd=runs.CHECKOUT, text=True,
-                                  stdout=subprocess.PIPE, timeout=max(1.0, end - time.monotonic()))
+                                  stdout=subprocess.PIPE, timeout=left)
         except subprocess.TimeoutExpired:
             record["cut_off"] = True
             finished[name] = "cut off"

@@ -7,6 +7,7 @@ import subprocess
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import killing
 import pytest
@@ -228,6 +229,26 @@ def test_the_records_of_a_gpu_begin_with_the_line_itself(tmp_path, monkeypatch):
     line = "--prune high --p 0.4 --epoch 3"
     assert [run.flags.endswith(line) for run in studies.EXPERIMENTS["headline"][1].runs()] == [
         True, False, False]
+
+
+def test_a_gpu_step_without_time_leaves_its_record_alone(tmp_path, monkeypatch):
+    clock = iter((0, 10, 20, 30, 700, 710))  # start; before and after headline; then too late
+
+    def run(command, **_):
+        return subprocess.CompletedProcess(command, 0, "{}")
+
+    monkeypatch.setattr(gpu.cli, "device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(gpu.runs, "environment", lambda _: {})
+    monkeypatch.setattr(gpu.runs, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: next(clock, 720)))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/gpu-kernels.json").write_text("of before")
+    found = reproduce.main(["gpu", "--data-dir", str(tmp_path)])
+    assert found == {"headline": 0, "tests": 0, "ablation": "no time left",
+                     "kernels": "no time left"}
+    assert (tmp_path / "results/gpu-kernels.json").read_text() == "of before"
+    assert not (tmp_path / "results/gpu-ablation.json").exists()
 
 
 @pytest.mark.parametrize("flags", [["nosuch"], ["gpu"], ["puma", "--arms", "nosuch"],
