@@ -82,6 +82,7 @@ def test_another_attack_stands_beside_the_verdict(tiny):
     alone = evaluate.main([str(folder), "--attack", "fgsm", "--n", "5", "--out", "alone.json"])
     assert record["attack"] == "pgd" and record["n"] == record["fgsm"]["n"] == 5
     assert record["fgsm"]["robust_accuracy"] == alone["robust_accuracy"]
+    assert json.loads((folder / "eval-fgsm-5.json").read_text())["attack"] == "fgsm"
     trained = json.loads((folder / "train.json").read_text())
     assert record["weights"] == trained["weights"]
     assert record["segment_seconds"] == pytest.approx([record["train_seconds"]])
