@@ -3,11 +3,9 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import killing
 import pytest
@@ -17,7 +15,6 @@ from conftest import ROOT, refused
 import evaluate
 import reproduce
 from advprune import files, jobs, render, settings, studies
-from benchmarks import gpu
 
 ARMS = ("full", "random-0.3-from-start", "margin-0.3", "puma-0.3")
 
@@ -204,52 +201,6 @@ def test_one_job_measures_the_margins_of_a_seed(tiny):
     scores.parent.mkdir(parents=True)
     scores.touch()
     assert reproduce.may_begin(puma, {margin})
-
-
-def test_the_records_of_a_gpu_begin_with_the_line_itself(tmp_path, monkeypatch):
-    """Here no step runs; what ends in time is a record, and what does not says so."""
-    begun = []
-
-    def run(command, timeout, **_):
-        begun.append(command[1:])
-        if "kernels" in command:
-            raise subprocess.TimeoutExpired(command, timeout)
-        return subprocess.CompletedProcess(command, 0, 'a row\n{"a": 1}\n')
-
-    monkeypatch.setattr(gpu.cli, "device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(gpu.runs, "environment", lambda _: {"device": "a card"})
-    monkeypatch.setattr(gpu.runs, "CHECKOUT", tmp_path)
-    monkeypatch.setattr(gpu.subprocess, "run", run)
-    (tmp_path / "results").mkdir()
-    found = reproduce.main(["gpu", "--data-dir", str(tmp_path)])
-    assert begun[0] == ["reproduce.py", "headline", "--data-dir", str(tmp_path)]
-    assert found["headline"] == 0 and found["kernels"] == "cut off"
-    record = json.loads((tmp_path / "results/gpu-headline.json").read_text())
-    assert record["result"] == {"a": 1} and record["device"] == "a card"
-    assert json.loads((tmp_path / "results/gpu-kernels.json").read_text())["cut_off"]
-    line = "--prune high --p 0.4 --epoch 3"
-    assert [run.flags.endswith(line) for run in studies.EXPERIMENTS["headline"][1].runs()] == [
-        True, False, False]
-
-
-def test_a_gpu_step_without_time_leaves_its_record_alone(tmp_path, monkeypatch):
-    clock = iter((0, 10, 20, 30, 700, 710))  # start; before and after headline; then too late
-
-    def run(command, **_):
-        return subprocess.CompletedProcess(command, 0, "{}")
-
-    monkeypatch.setattr(gpu.cli, "device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(gpu.runs, "environment", lambda _: {})
-    monkeypatch.setattr(gpu.runs, "CHECKOUT", tmp_path)
-    monkeypatch.setattr(gpu.subprocess, "run", run)
-    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: next(clock, 720)))
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results/gpu-kernels.json").write_text("of before")
-    found = reproduce.main(["gpu", "--data-dir", str(tmp_path)])
-    assert found == {"headline": 0, "tests": 0, "ablation": "no time left",
-                     "kernels": "no time left"}
-    assert (tmp_path / "results/gpu-kernels.json").read_text() == "of before"
-    assert not (tmp_path / "results/gpu-ablation.json").exists()
 
 
 @pytest.mark.parametrize("flags", [["nosuch"], ["gpu"], ["puma", "--arms", "nosuch"],
