@@ -18,7 +18,6 @@ if __name__ == "__main__":  # before the imports that take long
 
     signals.die_of_interrupts()
 
-import contextlib
 import math
 import time
 
@@ -32,6 +31,7 @@ from tqdm import tqdm
 from advprune import attacks, cli, data, inputs, models, processes, pruning, runs, saved, settings
 from advprune.guard import Guard
 from advprune.log import Log
+from advprune.precision import Autocast
 
 
 def lr_at(progress, lr, peak, schedule="cyclic"):
@@ -63,7 +63,7 @@ class Training:
         torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
         torch.backends.cudnn.benchmark = True
-        self.autocast = torch.autocast(device.type, torch.bfloat16, args.precision == "bf16")
+        self.autocast = Autocast(device, args.precision)
         self.model = models.build(**args.network, code=code)
         if args.pretrained and not args.resume:
             models.load_weights(self.model, args.pretrained, new_head=True)
@@ -190,7 +190,7 @@ class Training:
             how = dict(eps=a.epsilon, alpha=a.score_alpha, seed=a.seed, epoch=epoch,
                        clip_start=a.clip_start)
             if a.score == "margin":  # in float32; not compiled: DeepFool's batches shrink
-                model, precision = self.margin_model, contextlib.nullcontext()
+                model, precision = self.margin_model, Autocast(self.device, "fp32")
                 how = dict(norm=a.margin_norm, steps=a.margin_steps, classes=a.margin_classes)
             with precision, tqdm(total=len(self.running), unit="img", desc="scoring", leave=False,
                                  disable=None if processes.rank() == 0 else True) as bar:

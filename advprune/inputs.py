@@ -1,5 +1,4 @@
 """What a run of train.py loads before it begins, checked against its settings."""
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -28,24 +27,10 @@ def claim(args: Namespace) -> tuple[Namespace, dict]:
     return args, {}
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether it multiplies bfloat16 in hardware; of a CPU, as far as torch or Linux can tell."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    if getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
-        return True
-    cpu = Path("/proc/cpuinfo")
-    words = set(cpu.read_text().split()) if cpu.exists() else set()
-    return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
-
-
 def dataset(args: Namespace, device: torch.device) -> data.Dataset:
     """The data set. Fills in args.network, which depends on its images."""
     if args.precision == "tf32" and device.type != "cuda":
         raise UserError("--precision tf32 needs a CUDA GPU; use fp32 or bf16 here")
-    if args.precision == "bf16" and device.type == "cpu" and not has_bf16(device):
-        print("train.py: this CPU has no bfloat16 instructions; --precision bf16 will be slower "
-              "than fp32", file=sys.stderr)
     with processes.first_process_first():  # process 0 downloads for all
         loaded = data.of_run(vars(args), device=device)
     n, shape = len(loaded.labels), loaded.images.shape

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advprune import ops  # noqa: F401  it registers conv_input_grad
+from advprune.precision import has_bf16
 
 ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 VECTOR = 16  # float32 numbers in the longest vector of a CPU
@@ -60,7 +61,8 @@ class _GreyConv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             image = conv_input_grad(grad.float(), weight, x.shape[2], x.shape[3], stride, padding)
         if ctx.needs_input_grad[1]:
-            x, weight = x.to(grad.dtype), weight.to(grad.dtype)  # bfloat16 under autocast
+            dtype = grad.dtype if has_bf16(grad.device) else torch.float32
+            grad, x, weight = grad.to(dtype), x.to(dtype), weight.to(dtype)
             filters = torch.ops.aten.convolution_backward(
                 grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1,
                 [False, True, False])[1]

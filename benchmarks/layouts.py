@@ -1,8 +1,8 @@
 """benchmark.py layouts: which memory layout and precision is the fastest for which network.
 
 A step of training is RS+FGSM and an update, on random images. The layouts and precisions of a
-network take turns. bfloat16 is there where the machine has instructions for it. The first way is
-that of PyTorch alone: its layers, contiguous, in a process whose memory is as it comes.
+network take turns. The first way is that of PyTorch alone: its layers, contiguous, in a process
+whose memory is as it comes.
 """
 import itertools
 import time
@@ -12,7 +12,8 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from advprune import attacks, inputs, layers, models
+from advprune import attacks, layers, models
+from advprune.precision import Autocast
 from benchmarks.floor import LAYOUTS
 from benchmarks.timing import apart, sync
 
@@ -49,7 +50,7 @@ def step_of(network, layout, precision, device):
     model = layers.lay_out(model, form).to(device).train()
     opt = torch.optim.SGD(model.parameters(), 0.001)
     images = x.contiguous(memory_format=form)
-    autocast = torch.autocast(device.type, torch.bfloat16, precision == "bf16")
+    autocast = Autocast(device, precision)
     return lambda: step(model, opt, images, y, autocast)
 
 
@@ -66,8 +67,7 @@ def seconds(steps, *which):
 
 def rates(network, device, rounds):
     """(layout, precision) -> images/s, the median over rounds."""
-    precisions = ("fp32", "bf16") if inputs.has_bf16(device) else ("fp32",)
-    ways = [(THEIRS, "fp32"), *itertools.product(LAYOUTS, precisions)]
+    ways = [(THEIRS, "fp32"), *itertools.product(LAYOUTS, ("fp32", "bf16"))]
     taken, steps = {way: [] for way in ways}, 1
     with apart(seconds) as other:
         for round_ in range(-2, rounds):  # the first warms up, the second tells how many steps

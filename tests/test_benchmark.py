@@ -201,12 +201,10 @@ def test_peak_memory_is_that_of_this_process():
 
 # --- layouts
 
-@pytest.mark.parametrize("bf16", [True, False])
-def test_layouts_record(bf16, monkeypatch, tmp_path):
+def test_layouts_record(monkeypatch, tmp_path):
     monkeypatch.setattr(layouts, "NETWORKS", [("mnist-net", 2, 1, 28, 4),
                                               ("preactresnet18", 1, 3, 32, 4)])
     monkeypatch.setattr(layouts, "SECONDS", 0)
-    monkeypatch.setattr(layouts.inputs, "has_bf16", lambda device: bf16)
     seen, whole = set(), layouts.step
 
     def step(model, opt, x, y, autocast):
@@ -221,7 +219,7 @@ def test_layouts_record(bf16, monkeypatch, tmp_path):
     record = benchmark.main(["layouts", "--rounds", "1", "--device", "cpu", "--json", "l.json"])
     assert json.loads((tmp_path / "l.json").read_text()) == record
     ways = [(layout, p) for layout in ("contiguous", "channels-last")
-            for p in (["fp32", "bf16"] if bf16 else ["fp32"])]
+            for p in ("fp32", "bf16")]
     assert [(row["layout"], row["precision"]) for row in record["rows"]] == [
         (layouts.THEIRS, "fp32"), *ways] * 2
     assert seen - {None} == {(layout == "contiguous", layout != "contiguous",

@@ -263,15 +263,6 @@ def test_help_is_the_files_docstring(capsys):
     assert train.__doc__.splitlines()[0] in capsys.readouterr().out
 
 
-def test_a_cpu_without_bfloat16_is_told_so(trained, monkeypatch, capsys):
-    monkeypatch.setattr(inputs, "has_bf16", lambda device: False)
-    trained("--precision", "bf16", "--epochs", "1")
-    assert "no bfloat16 instructions" in capsys.readouterr().err
-    monkeypatch.setattr(inputs, "has_bf16", lambda device: True)
-    trained("--precision", "bf16", "--epochs", "1", "--seed", "1")
-    assert "no bfloat16 instructions" not in capsys.readouterr().err
-
-
 def test_training_in_bfloat16_resumes_to_the_same_weights(trained, tmp_path, cut_off):
     flags = ["--precision", "bf16", "--prune", "high", "--epoch", "1"]
     with cut_off(2):
