@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from advprune import curves, studies
 from advprune.claims import (
-    CIFAR,
     CLAIMS,
     CLEAN,
     EQUAL,
@@ -50,7 +49,9 @@ def claims(records: Records) -> str:
         values = measured(claim, records)
         said = verdict(values, claim.bound, claim.below)
         if len(values) < LEAST:
-            said += f": `python reproduce.py {claim.experiment} --jobs 2`"
+            setup = studies.SETUPS.get(claim.setup)
+            on = f" --dataset {setup.dataset}" if setup else ""
+            said += f": `python reproduce.py {claim.experiment}{on} --jobs 2`"
         sign = "<" if claim.below else ">"
         rows.append([claim.source, claim.says, SETUPS.get(claim.setup, claim.setup),
                      said, f"{sign} {claim.bound:g}", shown(values), str(len(values))])
@@ -113,8 +114,6 @@ def equal_time(records: Records) -> str:
     text = []
     for setup, pairs in EQUAL.items():
         rows = records.study("frontier", setup)["rows"]
-        if setup == CIFAR:
-            rows = [*rows, *records.study("figure4", setup)["rows"]]
         table = []
         for p, epochs in pairs.items():
             for arm in dict.fromkeys(row["arm"] for row in rows):

@@ -18,6 +18,10 @@ class Setup(NamedTuple):
     attack: str = "autoattack"
     also: str = ""  # another attack, on its own
 
+    @property
+    def dataset(self) -> str:
+        return self.flags.split()[1]
+
 
 class Part(NamedTuple):
     """Some arms of a setup, for how many seeds, attacked on the first n test images."""
@@ -29,7 +33,7 @@ class Part(NamedTuple):
 
     @property
     def dataset(self) -> str:
-        return SETUPS[self.setup].flags.split()[1]
+        return SETUPS[self.setup].dataset
 
     def runs(self, seeds: Iterable[int] | None = None) -> "list[Run]":
         """Its runs, with these seeds or its own."""
@@ -102,6 +106,7 @@ ARMS = {
     "small-step": "--alpha 0.2", "bf16": "--precision bf16",
 }
 TABLE_1 = ("full", "random-0.2", "low+high-0.2", "random-0.6", "low+high-0.6")
+FIGURE_4 = (*TABLE_1, "random-0.4", "high-0.4", "low-0.4")
 GRID = ("full", *(f"{how}-{p}" for p in FRACTIONS for how in STRATEGIES))
 PUMA = ("full", "random-0.3-from-start", "margin-0.3", "puma-0.3", "puma-floor-0.3")
 FRONTIER = (*GRID, *(f"full-{e}-epochs" for e in (4, 5, 6, 7)),
@@ -114,15 +119,14 @@ EXPERIMENTS = {  # in the order of `all`
                # A smaller step collapses less: does the paper's mean come from one?
                Part("mnist-paper", (*TABLE_1, "small-step"), 10, 500),
                Part("cifar10-width16", TABLE_1, 3, 300)),
-    "figure4": (Part("cifar10-width16",
-                     (*TABLE_1, "random-0.4", "high-0.4", "low-0.4"), 3, 300),),
+    "figure4": (Part("cifar10-width16", FIGURE_4, 3, 300),),
     "figure2": (Part("mnist-robust", ("full", *(f"random-{p}" for p in FRACTIONS)), 3, 200),),
     "figure7": (Part("mnist-robust", ("full", *(f"{how}-{p}" for p in FRACTIONS
                                                 for how in ("random", "low+high"))), 3, 200),),
     "figure3": (Part("mnist-robust", GRID, 3, 200),),
     "frontier": (Part("mnist-robust", FRONTIER, 5, 200),
                  Part("digits", (*GRID, *(f"full-{e}-epochs" for e in (8, 14, 19, 25))), 5, 200),
-                 Part("cifar10-width16", ("full-8-epochs", "full-10-epochs"), 3, 300)),
+                 Part("cifar10-width16", (*FIGURE_4, "full-8-epochs", "full-10-epochs"), 3, 300)),
     "figure1": (Part("mnist-robust", ("full", *(f"random-{p}-after-{e}" for p in (0.1, 0.3)
                                                 for e in (0, 1, 3, 6))), 3, 200),),
     "puma": (Part("mnist-pgd5", (*PUMA, "keep-easy-0.3"), 3, 500),
