@@ -61,6 +61,7 @@ class _GreyConv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             image = conv_input_grad(grad.float(), weight, x.shape[2], x.shape[3], stride, padding)
         if ctx.needs_input_grad[1]:
+            # Under autocast grad is bfloat16; without the instructions float32 is faster.
             dtype = grad.dtype if has_bf16(grad.device) else torch.float32
             grad, x, weight = grad.to(dtype), x.to(dtype), weight.to(dtype)
             filters = torch.ops.aten.convolution_backward(

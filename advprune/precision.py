@@ -5,6 +5,7 @@ bfloat16 numbers is exact in float32, so float32 instructions and one rounding o
 bfloat16 instructions give, but for the order of sums.
 """
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,15 +52,13 @@ class Autocast(torch.autocast):
 
     def __init__(self, device: torch.device, precision: str) -> None:
         super().__init__(device.type, torch.bfloat16, precision == "bf16")
-        self.rounded = (Rounded() if precision == "bf16" and device.type == "cpu"
-                        and not has_bf16(device) else None)
+        lacks = precision == "bf16" and device.type == "cpu" and not has_bf16(device)
+        self.rounded = Rounded() if lacks else nullcontext()
 
     def __enter__(self) -> Any:
-        if self.rounded:
-            self.rounded.__enter__()
+        self.rounded.__enter__()
         return super().__enter__()
 
     def __exit__(self, *raised: Any) -> Any:
-        if self.rounded:
-            self.rounded.__exit__(*raised)
+        self.rounded.__exit__(*raised)
         return super().__exit__(*raised)
