@@ -92,7 +92,7 @@ def train_arm(run, data_dir):
     folder, flags = RUNS / run.name, run.flags
     if not (folder / "train.json").exists():
         if "{margins}" in flags:
-            eps = recipes.RECIPES[studies.SETUPS[run.setup].dataset]["epsilon"]
+            eps = recipes.RECIPES[flags.split()[1]]["epsilon"]
             flags = flags.format(margins=measure_margins(run, data_dir), half=eps / 2)
         if runs.resumable(folder):
             train.main(["--resume", str(folder)])
