@@ -1,5 +1,6 @@
 # make demo   set up, train on the embedded data set with pruning, attack, and show what was dropped
-# make test   set up, lint, and run the tests (under 12 minutes on 2 cores)
+# make test   set up, lint, and run the tests (about 6 minutes on 2 cores)
+# make test-slow   run the tests that take minutes each
 # make kernels   build csrc/ in place, after a change of it
 # make gpu-records [BUDGET=600]   on a machine with a card: README's line in full, then tests and
 #                                 benchmarks, into results/; give it again and it goes on; uses
@@ -10,9 +11,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test kernels lint gpu-records clean
+.PHONY: demo test test-slow kernels lint gpu-records clean
 
-$(VENV)/.ready: pyproject.toml setup.py advprune/ops.py $(wildcard csrc/*)
+$(VENV)/.ready: pyproject.toml setup.py advprune/reference.py $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	ADVPRUNE_KERNELS=0 $(RUN) -m pip install --quiet --editable '.[dev]'
 	$(RUN) setup.py --quiet build_ext --inplace
@@ -29,13 +30,16 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
+test-slow: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow -n auto --maxprocesses 4 --dist worksteal
+
 lint: $(VENV)/.ready
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
 gpu-records:
 	$(PYTHON) setup.py --quiet build_ext --inplace
-	$(PYTHON) reproduce.py gpu --budget $(or $(BUDGET),600)
+	$(PYTHON) -m experiments gpu --budget $(or $(BUDGET),600)
 
 clean:
 	rm -rf $(VENV) build advprune/_C_*.so *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -13,22 +13,19 @@ Attacks, in the l-infinity ball of --epsilon and the box [0, 1]:
 
 An image counts as robust only if no chosen attack breaks it. Every adversarial image is checked
 against ball and box, and the network classifies it again. With --until WIDTH the evaluation stops
-as soon as the 95 % interval of the robust accuracy is narrower than that. An interrupted
-evaluation continues when the same command is given again. It writes RUN/eval-ATTACK-N.json, or
---out FILE, and overwrites nothing.
+as soon as the 95 % interval of the robust accuracy is narrower than that.
+
+It writes RUN/eval-ATTACK-N.json, or --out FILE, and overwrites nothing. The same command again
+continues what was cut off.
 """
-if __name__ == "__main__":  # before the imports that take long
-    from advprune import signals
-
-    signals.die_of_interrupts()
-
 import argparse
-import itertools
+import sys
 from pathlib import Path
 
-from advprune import cli, data, evaluation, files, locks, models, recipes, runs, saved, settings
-from advprune.evaluation import ATTACKS, Evaluation
-from advprune.members import FEW_CLASSES
+from advprune import cli, config, data, evaluation, files, models, run, weights
+from advprune.config import RECIPES
+from advprune.errors import UserError
+from advprune.evaluation import ATTACKS, FEW_CLASSES, Evaluation
 
 
 def attack_names(text):
@@ -43,12 +40,12 @@ def parse(argv):
     flag = parser.add_argument
     flag("run", nargs="?", help="a finished run's directory")
     flag("--weights", metavar="FILE", help="instead of a run: a state dict, .pth or .safetensors")
-    flag("--dataset", choices=data.NAMES, help="with --weights: what to evaluate on")
-    flag("--model", type=settings.model_name, help="with --weights: as for train.py")
+    flag("--dataset", choices=list(RECIPES), help="with --weights: what to evaluate on")
+    flag("--model", type=config.model_name, help="with --weights: as for train.py")
     flag("--width", type=cli.positive_int, help="with --weights: as for train.py")
     flag("--image-size", type=cli.positive_int, metavar="PIXELS",
          help="with --weights and --dataset folder: side of the images "
-              f"({recipes.shown('image_size')})")
+              f"({config.shown('image_size')})")
     flag("--skip-bad", action="store_true",
          help="with --weights and --dataset folder: leave out images that are broken")
     flag("--attack", type=attack_names, default=["pgd", "autoattack"], metavar="A,B",
@@ -63,112 +60,116 @@ def parse(argv):
     flag("--seed", type=cli.seed, default=0, help="of the attacks (0)")
     flag("--data-dir", help="where the data sets are (as for the run, or data)")
     flag("--cache-dir", metavar="DIR", help="where decoded images are kept (as for the run)")
-    flag("--out", metavar="FILE", help="the new JSON file")
+    flag("--out", metavar="FILE", help="the JSON file")
     flag("--trust-code", action="store_true",
          help="execute network code that the run brings along")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
     args = parser.parse_args(argv)
-    args.command = cli.command("evaluate.py", argv)
     if bool(args.run) == bool(args.weights):
-        parser.error("name a run's directory, or --weights FILE with its --dataset")
+        raise UserError("name a run's directory, or --weights FILE with its --dataset")
     if args.weights and not args.dataset:
-        parser.error("--weights needs --dataset")
+        raise UserError("--weights needs --dataset")
     for name in ("dataset", "model", "width", "image_size", "skip_bad"):
         if args.run and getattr(args, name):
-            parser.error(f"--{name.replace('_', '-')} is for --weights; a run has it recorded")
+            raise UserError(f"--{name.replace('_', '-')} is for --weights; a run has it recorded")
     if args.weights and args.dataset != "folder" and (args.image_size or args.skip_bad):
-        parser.error("--image-size and --skip-bad are for --dataset folder")
+        raise UserError("--image-size and --skip-bad are for --dataset folder")
     return args
 
 
 def subject(args, device):
     """(model, data set, budget) of the run or the weights file."""
     if args.run:
-        config = runs.config(args.run)
-        model, trained = saved.from_run(args.run, config, args.trust_code), config["args"]
-        dataset = data.of_run(trained, args.data_dir, device, train=False,
-                              cache_dir=args.cache_dir)
-        if len(dataset.classes) != trained["network"]["classes"]:
-            raise cli.UserError(f"{args.run} was trained on {trained['network']['classes']} "
-                                f"classes, but the test set has {len(dataset.classes)}")
-        eps = trained["epsilon"]
+        of_run = run.read_config(args.run)
+        model, used = weights.of_run(args.run, args.trust_code), of_run["settings"]
+        dataset = data.of_run(used, args.data_dir or of_run["data_dir"],
+                              args.cache_dir or of_run["cache_dir"], device, train=False)
+        trained = of_run["network"]["classes"]
+        if len(dataset.classes) != trained:
+            raise UserError(f"{args.run} was trained on {trained} classes, but the test set has "
+                            f"{len(dataset.classes)}")
+        eps = used.epsilon
     else:
         dataset = data.load(args.dataset, args.data_dir or "data", 0, device, args.image_size,
                             args.skip_bad, cache_dir=args.cache_dir)
-        shape = dataset.test_images.shape
-        model = models.build(**settings.network(args, shape[1], len(dataset.classes), shape[-1]))
-        models.load_weights(model, args.weights)
-        eps = recipes.RECIPES[args.dataset]["epsilon"]
+        recipe, shape = RECIPES[args.dataset], dataset.test_images.shape
+        model = models.build(args.model or recipe["model"], shape[1], len(dataset.classes),
+                             args.width, shape[-1])
+        weights.load(model, args.weights)
+        eps = recipe["epsilon"]
     if args.epsilon is not None:
         eps = args.epsilon
     return model.to(device).eval().requires_grad_(False), dataset, eps
 
 
-def output(out, stem, used):
-    """(file to write, its state file, the state to continue from or None).
-
-    The file is `out`, or the first of stem.json, stem-2.json, ... that does not exist, that no
-    other process writes, and whose state file, if any, has these settings.
-    """
-    if not out:
-        Path(stem).parent.mkdir(exist_ok=True)
-    names = [out] if out else (f"{stem}-{i}.json" if i > 1 else f"{stem}.json"
-                               for i in itertools.count(1))
-    for path in map(Path, names):
-        if path.exists():
-            continue
-        state = path.with_suffix(".state")
-        try:
-            locks.lock(path.with_suffix(".lock"), f"{path}")
-            found = files.progress(state)
-        except OSError as error:
-            raise cli.UserError(f"{path} cannot be written ({error.strerror}); give --out FILE "
-                                "in another folder") from None
-        except cli.UserError:  # another process writes it
-            if out:
-                raise
-            continue
-        if found is None or found["settings"] == used:
-            return path, state, found
-    raise cli.UserError(f"{out} is being written, or {Path(out).with_suffix('.state')} belongs to "
-                        "other settings; give another --out")
-
-
-@cli.script
-def main(argv=None):
-    args = parse(argv)
-    cli.if_interrupted(lambda: "the same command continues the evaluation")
-    if args.out:
-        runs.check_output(args.out)
-    device = cli.device(args.device)
-    model, dataset, eps = subject(args, device)
-    every, classes = len(dataset.test_labels), len(dataset.classes)
-    n = min(every, args.n or (every if args.attack == ["clean"] or args.until else 1000))
-    recipe = recipes.RECIPES[dataset.name]
-    if "apgd-t" in args.attack and classes in FEW_CLASSES:
-        raise cli.UserError(f"apgd-t is not defined for {classes} classes; leave it out of "
-                            "--attack, or take autoattack")
-    used = {
-        "weights": saved.fingerprint(model), "dataset": dataset.name, "n": n,
-        "attacks": evaluation.of_names(args.attack, classes), "epsilon": eps,
-        "step": recipe["eval_alpha"] * eps, "seed": args.seed, "batch_size": args.batch_size}
-    if args.until:
-        used["until"] = args.until
+def default_output(args, n):
+    """The file of this evaluation, beside the run or below runs/."""
     stem = f"{args.run}/eval" if args.run else f"runs/{Path(args.weights).stem}"
     stem += f"-{'+'.join(args.attack)}-{n}"
     stem += f"-eps{args.epsilon:.4g}" if args.epsilon is not None else ""
     stem += f"-s{args.seed}" if args.seed else ""
     stem += f"-until{args.until:.4g}" if args.until else ""
-    out, state, found = output(args.out, stem, used)
+    return Path(f"{stem}.json")
 
-    work = Evaluation(model, dataset.test_images.narrow(0, 0, n), dataset.test_labels[:n],
-                      used, state, found)
-    work.run()
-    n = work.judged
+
+def finished(out, used):
+    """The record of this evaluation in the file `out`; {} where there is none yet.
+
+    Raises UserError where the file, or the state beside it, is of another evaluation.
+    """
+    if not out.exists() and not out.is_symlink():
+        found = files.State(out.with_suffix(".state")).read()
+        if not found or found["settings"] == used:
+            return {}
+    else:
+        record = run.read_record(out)
+        if record.get("settings") == used:
+            return record
+    raise UserError(f"{out} is of another evaluation; give another --out, nothing is overwritten")
+
+
+def main(argv=None):
+    args = parse(argv)
+    device = cli.device(args.device)
+    model, dataset, eps = subject(args, device)
+    every, classes = len(dataset.test_labels), len(dataset.classes)
+    n = min(every, args.n or (every if args.attack == ["clean"] or args.until else 1000))
+    if "apgd-t" in args.attack and classes in FEW_CLASSES:
+        raise UserError(f"apgd-t is not defined for {classes} classes; leave it out of --attack, "
+                        "or take autoattack")
+    used = {
+        "weights": weights.fingerprint(model), "dataset": dataset.name, "n": n,
+        "attacks": evaluation.of_names(args.attack, classes), "epsilon": eps,
+        "step": RECIPES[dataset.name]["eval_alpha"] * eps, "seed": args.seed,
+        "batch_size": args.batch_size, "until": args.until}
+    out = Path(args.out) if args.out else default_output(args, n)
+    finished(out, used)  # refused here, before anything is written beside it
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (cli.if_interrupted(lambda: "the same command continues the evaluation"),
+          files.locked(out.with_name(f".{out.name}.lock"), f"{out}")):
+        if record := finished(out, used):
+            print(f"evaluate.py: {out} is finished", file=sys.stderr)
+            report(record)
+            return record
+        state = files.State(out.with_suffix(".state"))
+        work = Evaluation(model, dataset.test_images.narrow(0, 0, n), dataset.test_labels[:n],
+                          used, state)
+        work.run()
+        record = verdict(args, work, classes)
+        report(record)
+        files.write_json(out, {**record, "command": cli.command("evaluate.py", argv),
+                               "settings": used, **run.environment(device)})
+        state.delete()
+    return record
+
+
+def verdict(args, work, classes):
+    """The record of a finished Evaluation."""
+    n, used = work.judged, work.settings
     clean, count = int(work.right[:n].sum()), int(work.robust[:n].sum())
     record = {
-        "source": args.run or args.weights, "dataset": dataset.name,
-        "attack": ",".join(args.attack), "n": n, "epsilon": eps,
+        "source": args.run or args.weights, "dataset": used["dataset"],
+        "attack": ",".join(args.attack), "n": n, "epsilon": used["epsilon"],
         "clean_accuracy": clean / n, "robust_accuracy": count / n,
         "robust_count": count, "per_attack": work.per_attack,
         "seconds": work.seconds, "max_perturbation": work.largest,
@@ -178,11 +179,8 @@ def main(argv=None):
         record |= {"until": args.until, "stopped_early": n < len(work.labels)}
     if "autoattack" in args.attack:
         record["standard"] = classes not in FEW_CLASSES
-    report(record)
-    verdicts = "".join(map(str, work.robust[:n].int().tolist()))  # 1: the image stood all attacks
-    files.write_json(out, {**record, "robust": verdicts, "command": args.command,
-                           **runs.environment(device)})
-    state.unlink(missing_ok=True)
+    # 1: the image stood all attacks
+    record["robust"] = "".join(map(str, work.robust[:n].int().tolist()))
     return record
 
 
@@ -204,4 +202,4 @@ def report(record):
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

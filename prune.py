@@ -8,9 +8,9 @@ histogram, and the examples of highest and lowest score). `train.py --scores FIL
 
 Scores          loss          cross-entropy on the RS+FGSM example, eval mode, no augmentation
                 clean-loss    cross-entropy on the example itself
-                margin        DeepFool's distance to the decision boundary in --norm; 0 where the
-                              run's network is wrong, the largest possible distance where
-                              DeepFool finds no boundary
+                margin        DeepFool's distance to the decision boundary in --margin-norm; 0
+                              where the run's network is wrong, the largest possible distance
+                              where DeepFool finds no boundary
                 running-loss  the training loss of each example in the last epoch; it needs no
                               extra pass (train.py only)
 Strategies      high, low     drop the highest, or the lowest, scores
@@ -19,34 +19,16 @@ Strategies      high, low     drop the highest, or the lowest, scores
                 random        drop any examples        none     drop nothing
                 puma          high with --score margin (train.py also adapts the budgets)
 
-Scoring that was interrupted continues when the same command is given again.
+The same command again continues a scoring that was interrupted.
 """
-if __name__ == "__main__":  # before the imports that take long
-    from advprune import signals
-
-    signals.die_of_interrupts()
-
-import hashlib
-import json
 import sys
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
-from advprune import (
-    cli,
-    data,
-    files,
-    locks,
-    models,
-    processes,
-    pruning,
-    recipes,
-    runs,
-    saved,
-    settings,
-)
+from advprune import cli, config, data, distributed, files, models, pruning, run, weights
+from advprune.errors import UserError
 
 
 def parse(argv):
@@ -54,90 +36,133 @@ def parse(argv):
     flag = parser.add_argument
     flag("run", help="a finished run's directory")
     flag("--score", choices=pruning.SCORES, help="default: loss; margin for --prune puma")
-    flag("--norm", choices=["linf", "l2"], help="norm of --score margin (linf)")
-    flag("--classes", type=cli.number(int, 2), metavar="K",
+    flag("--margin-norm", choices=["linf", "l2"], help="norm of --score margin (linf)")
+    flag("--margin-classes", type=cli.number(int, 2), metavar="K",
          help="for --score margin: search boundaries to the K - 1 next best classes only (all)")
-    flag("--steps", type=cli.positive_int,
-         help="for --score margin: DeepFool's largest number of steps (50)")
-    flag("--prune", choices=settings.STRATEGIES, default="high",
-         help="what to drop (high)")
-    flag("--p", type=cli.fraction, default=recipes.P,
-         help=f"fraction to drop, 0 <= p < 1 ({recipes.P})")
+    flag("--prune", choices=config.STRATEGIES, default="high", help="what to drop (high)")
+    flag("--p", type=cli.fraction, default=config.P,
+         help=f"fraction to drop, 0 <= p < 1 ({config.P})")
     flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
     flag("--batch-size", type=cli.positive_int, help="images at a time (500; 128 on a CPU)")
     flag("--data-dir", help="where the data sets are (as for the run)")
     flag("--cache-dir", metavar="DIR", help="where decoded images are kept (as for the run)")
-    flag("--out", metavar="DIR", help="a new folder for scores.npz and pruned.png")
+    flag("--out", metavar="DIR", help="the folder for scores.npz and pruned.png")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
     flag("--trust-code", action="store_true",
          help="execute network code that the run brings along")
     args = parser.parse_args(argv)
     if args.prune == "puma" and args.score not in (None, "margin"):
-        parser.error(f"--prune puma drops by margin, not by --score {args.score}")
+        raise UserError(f"--prune puma drops by margin, not by --score {args.score}")
     args.score = args.score or ("margin" if args.prune == "puma" else "loss")
-    for name in ("norm", "classes", "steps"):
+    for name in ("margin_norm", "margin_classes"):
         if args.score != "margin" and getattr(args, name) is not None:
-            parser.error(f"--{name} is for --score margin")
-        setattr(args, name, getattr(args, name) or recipes.MARGIN[f"margin_{name}"])
+            raise UserError(f"--{name.replace('_', '-')} is for --score margin")
+    args.margin_norm = args.margin_norm or "linf"
     return args
 
 
-def state_file(out, model, *used):
-    """The file, beside `out`, for this process's share of this scoring."""
-    digest = hashlib.sha256(json.dumps([saved.fingerprint(model), *used]).encode())
-    share = f"{processes.rank()}of{processes.world()}"
-    return Path(f"{out}.{digest.hexdigest()[:12]}-{share}.state")
+def options(args, used):
+    """pruning.score's arguments, as a run with these settings was trained."""
+    if args.score == "margin":
+        return {"norm": args.margin_norm, "classes": args.margin_classes}
+    return {"eps": used.epsilon, "alpha": used.score_alpha, "seed": used.seed,
+            "epoch": used.epochs, "clip_start": used.clip_start}
 
 
-@cli.script
 def main(argv=None):
     args = parse(argv)
-    cli.if_interrupted(lambda: "the same command continues the scoring")
-    config, device = runs.config(args.run), cli.device(args.device)
-    kind = pruning.kind_name(args.score, args.norm)
+    of_run = run.read_config(args.run)
+    used = of_run["settings"]
+    device = cli.device(args.device)
+    distributed.join(device)
+    kind = pruning.kind_name(args.score, args.margin_norm)
     balanced = "-balanced" if args.class_balanced else ""
-    out = args.out or f"{args.run}/prune-{kind}-{args.prune}{balanced}-{args.p:g}"
-    runs.check_folder(out)
-    processes.join(device)
-    model = saved.from_run(args.run, config, args.trust_code).to(device)
-    if runs.record(args.run).get("collapsed"):
+    out = Path(args.out or f"{args.run}/prune-{kind}-{args.prune}{balanced}-{args.p:g}")
+    model = weights.of_run(args.run, args.trust_code).to(device)
+    if run.record(args.run).get("collapsed"):
         print(f"prune.py: {args.run} collapsed, so its scores say little: the network withstands "
               "no attack; train it with --recipe robust", file=sys.stderr)
-    used = config["args"]
-    dataset = data.of_run(used, args.data_dir, device, cache_dir=args.cache_dir)
-    how = {"eps": used["epsilon"], "alpha": used["score_alpha"], "seed": used["seed"],
-           "epoch": used["epochs"], "clip_start": used["clip_start"]}
-    if args.score == "margin":
-        how = {"norm": args.norm, "steps": args.steps, "classes": args.classes}
-    state = state_file(out, model, args.score, how, dataset.name, len(dataset.labels))
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    runs.check_writable(state)
-    locks.lock(state.with_suffix(".lock"), f"the scoring of {args.run}")
+    how = options(args, used)
+    asked = {"weights": weights.fingerprint(model), "score": args.score, "prune": args.prune,
+             "p": args.p, "class_balanced": args.class_balanced, **how}
+    if record := finished(out, asked):
+        print(f"prune.py: {out} is finished", file=sys.stderr)
+        report(record)
+        return record
+    dataset = data.of_run(used, args.data_dir or of_run["data_dir"],
+                          args.cache_dir or of_run["cache_dir"], device)
+    out.mkdir(parents=True, exist_ok=True)
+    with (cli.if_interrupted(lambda: "the same command continues the scoring"),
+          files.locked(out / f".lock-{distributed.rank()}", f"the scoring of {args.run}")):
+        return score(args, asked, how, used.seed, model, dataset, out)
 
-    start, first = time.perf_counter(), processes.rank() == 0
+
+def finished(out, asked):
+    """The record of a finished scoring in this folder; {} where there is none.
+
+    Raises UserError where the folder holds anything but this scoring.
+    """
+    if not out.exists():
+        return {}
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {"a file"}
+    if "prune.json" in names:
+        record = run.read_record(out / "prune.json", "asked")
+        if record["asked"] == asked:
+            return record
+    elif all(name.startswith((".lock", ".state")) or name in PARTS for name in names):
+        return {}
+    raise UserError(f"{out} exists already and is not of this command; give another --out, "
+                    "nothing is overwritten")
+
+
+PARTS = {"scores.npz", "pruned.png", ".scores.npz.part", ".pruned.png.part", ".prune.json.part"}
+
+
+class Progress:
+    """The state of this process's share of a scoring, for what was asked."""
+
+    def __init__(self, out, asked):
+        share = f"{distributed.rank()}of{distributed.world()}"
+        self.file, self.asked = files.State(out / f".state-{share}"), asked
+
+    def read(self, device):
+        found = self.file.read(device)
+        if found and found["asked"] != self.asked:
+            raise UserError(f"{self.file.path} belongs to another scoring; give another --out")
+        return found and found["content"]
+
+    def write(self, content):
+        self.file.write({"asked": self.asked, "content": content})
+
+
+def score(args, asked, how, seed, model, dataset, out):
+    """Score, select, and write what the folder `out` is to hold; the record."""
+    start, first = time.perf_counter(), distributed.rank() == 0
+    state = Progress(out, asked)
     with tqdm(total=len(dataset.labels), unit="img", desc="scoring",
               disable=None if first else True) as bar:
         scores = pruning.score(model, dataset.images, dataset.labels, args.score, **how,
                                batch_size=args.batch_size, bar=bar, state=state)
     labels = dataset.labels if args.class_balanced else None
-    kept = pruning.select(scores, settings.strategy(args.prune), args.p, used["seed"], labels)
+    kept = pruning.select(scores, config.strategy(args.prune), args.p, seed, labels)
     record = {"source": args.run, "score": args.score, "prune": args.prune, "p": args.p,
-              "n": len(scores), "n_kept": len(kept), "scores_file": str(Path(out) / "scores.npz"),
+              "n": len(scores), "n_kept": len(kept), "scores_file": str(out / "scores.npz"),
               "seconds": time.perf_counter() - start}
     if args.score == "margin":
-        far = pruning.farthest(dataset.images, args.norm)
+        far = pruning.farthest(dataset.images, args.margin_norm)
         record |= {**how, "misclassified": int((scores == 0).sum()),
                    "not_crossed": int((scores == far).sum())}
     if first:
         from advprune import plots  # here, because matplotlib's import takes a second
 
-        with runs.new_folder(out) as folder:
-            pruning.save(folder / "scores.npz", scores, dataset.labels, kept, kind)
-            files.write_figure(folder / "pruned.png", plots.pruned(
-                dataset, scores, kept, lambda images: models.predict(model, images),
-                f"{args.run}: {kind}, {args.prune}, p = {args.p:g}"))
+        kind = pruning.kind_name(args.score, args.margin_norm)
+        run.write_scores(out / "scores.npz", scores, dataset.labels, kept, kind)
+        files.write_figure(out / "pruned.png", plots.pruned(
+            dataset, scores, kept, lambda images: models.predict(model, images),
+            f"{args.run}: {kind}, {args.prune}, p = {args.p:g}"))
+        files.write_json(out / "prune.json", {**record, "asked": asked})
         report(record)
-    state.unlink(missing_ok=True)
+    state.file.delete()
     return record
 
 
@@ -150,4 +175,4 @@ def report(record):
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

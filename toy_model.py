@@ -7,14 +7,11 @@ p_robust on D_robust and p_fragile on D_fragile. d weak features predict the lab
 but a small perturbation breaks them. A linear classifier is trained on worst-case examples. Its
 data are pruned by squared loss, with train.py's `pruning.select`. Then it is trained again.
 
-Writes a new folder (runs/toy-model or --out) with toy_model.json and toy_model.png.
+Writes a folder (runs/toy-model or --out) with toy_model.json and toy_model.png.
 """
-if __name__ == "__main__":  # before the imports that take long
-    from advprune import signals
-
-    signals.die_of_interrupts()
-
 import itertools
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +21,8 @@ from scipy.special import ndtr
 from scipy.stats import binomtest
 from threadpoolctl import threadpool_limits
 
-from advprune import cli, files, plots, pruning, runs
+from advprune import cli, files, plots, pruning, run
+from advprune.errors import UserError
 
 BUDGETS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3)  # of attacks on the two classifiers, in etas
 TRAINED = (0.25, 0.5, 0.75, 1, 2)  # of attacks in training, in etas
@@ -261,7 +259,6 @@ def report(record):
         print(f"{says} accuracy in {count} of {len(rows)} settings.")
 
 
-@cli.script
 def main(argv=None):
     parser = cli.Parser(__doc__)
     flag = parser.add_argument
@@ -273,27 +270,45 @@ def main(argv=None):
     flag("--p-fragile", type=cli.number(float), help="P(x_1 = y) in D_fragile (0.8)")
     flag("--eta", type=cli.number(float), help="mean of the weak features (3 / sqrt(d))")
     flag("--seed", type=cli.seed, default=0, help="of the draws (0)")
-    flag("--out", metavar="DIR", help="the new folder (runs/toy-model)")
+    flag("--out", metavar="DIR", default="runs/toy-model", help="the folder (runs/toy-model)")
     args = parser.parse_args(argv)
     given = {name: getattr(args, name) for name in Toy._fields if getattr(args, name) is not None}
     try:
         toy = Toy(**given).checked()
     except ValueError as error:
-        parser.error(str(error))
-    runs.check_folder(args.out, "toy-model")
-
+        raise UserError(str(error)) from None
+    folder, asked = Path(args.out), {**toy._asdict(), "n": args.n, "seed": args.seed}
+    if record := finished(folder, asked):
+        print(f"toy_model.py: {folder} is finished", file=sys.stderr)
+        report(record)
+        return record
+    folder.mkdir(parents=True, exist_ok=True)
     with threadpool_limits(1):  # the products are too small to gain from threads
-        record = study(toy, args.n, args.seed)
+        record = {**study(toy, args.n, args.seed), "folder": str(folder)}
     report(record)
-    with runs.new_folder(args.out, "toy-model") as folder:
-        record["folder"] = str(folder)
-        files.write_figure(folder / "toy_model.png", plots.toy(record))
-        files.write_json(folder / "toy_model.json", {
-            "command": cli.command("toy_model.py", argv), **record,
-            **runs.environment(torch.device("cpu"))})
+    files.write_figure(folder / "toy_model.png", plots.toy(record))
+    files.write_json(folder / "toy_model.json", {
+        "command": cli.command("toy_model.py", argv), **record,
+        **run.environment(torch.device("cpu"))})
     print(f"\nrecord and picture: {folder}")
     return record
 
 
+def finished(folder, asked):
+    """The record of this study in the folder; {} where it is absent or empty.
+
+    Raises UserError where the folder holds anything else.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if "toy_model.json" in names:
+        record = run.read_record(folder / "toy_model.json")
+        if all(record.get(name) == value for name, value in asked.items()):
+            return record
+    elif not folder.exists() or (folder.is_dir() and names <= {"toy_model.png"}):
+        return {}
+    raise UserError(f"{folder} exists already and is not of this command; give another --out, "
+                    "nothing is overwritten")
+
+
 if __name__ == "__main__":
-    main()
+    cli.run(main)

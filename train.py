@@ -8,18 +8,16 @@
 The first line trains with RS+FGSM, scores every training example after epoch 3, drops the 40 %
 with the highest loss, and trains on with the rest. The third line does what PUMA does: it drops
 the 30 % with the largest margin under that run's network, and gives each of the rest its own
-budget. The last line continues an interrupted run, and ends with the same weights. Each data set
-has a recipe (advprune/recipes.py); flags change it.
+budget. Each data set has a recipe (advprune/config.py); flags change it.
 
-A run writes a new directory (runs/... or --out; advprune/runs.py lists its files).
+A run writes a directory (a new runs/..., or --out; advprune/run.py lists its files). With --out,
+the same command again continues what was cut off, and ends with the same weights; torchrun's
+--max-restarts needs nothing else. The last line does that for a run that named itself.
 """
-if __name__ == "__main__":  # before the imports that take long
-    from advprune import signals
-
-    signals.die_of_interrupts()
-
 import math
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,10 +26,20 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from advprune import attacks, cli, data, inputs, models, processes, pruning, runs, saved, settings
+from advprune import (
+    attacks,
+    cli,
+    config,
+    data,
+    distributed,
+    models,
+    own_code,
+    pruning,
+    run,
+    weights,
+)
+from advprune.errors import Stopped, UserError
 from advprune.guard import Guard
-from advprune.log import Log
-from advprune.precision import Autocast
 
 
 def lr_at(progress, lr, peak, schedule="cyclic"):
@@ -44,47 +52,50 @@ def lr_at(progress, lr, peak, schedule="cyclic"):
     return lr * min(progress / peak, down)
 
 
-def optimizer(args, weights):
+def optimizer(settings, weights):
     """The optimiser that the settings name, over these parameters."""
-    if args.optimizer == "sgd":
-        return torch.optim.SGD(weights, args.lr, momentum=args.momentum, nesterov=args.nesterov,
-                               weight_decay=args.weight_decay, fused=True)
-    adam = torch.optim.Adam if args.optimizer == "adam" else torch.optim.AdamW
-    return adam(weights, args.lr, weight_decay=args.weight_decay, fused=True)
+    a = settings
+    if a.optimizer == "sgd":
+        return torch.optim.SGD(weights, a.lr, momentum=a.momentum, nesterov=a.nesterov,
+                               weight_decay=a.weight_decay, fused=True)
+    adam = torch.optim.Adam if a.optimizer == "adam" else torch.optim.AdamW
+    return adam(weights, a.lr, weight_decay=a.weight_decay, fused=True)
 
 
 class Training:
     """A run in progress: the network, its optimiser, the kept ids, and the log so far."""
 
-    def __init__(self, args, dataset, device, code=None, margin_model=None, scores=None):
-        """code: the source of a FILE.py:NAME. scores: what pruning.load gives."""
-        self.args, self.dataset, self.device, self.saved = args, dataset, device, scores
-        torch.manual_seed(args.seed)
-        torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
+    def __init__(self, settings, dataset, device, network, code=None, margin_model=None,
+                 scores=None, fresh=True):
+        """network, code: what models.build takes. scores: what run.read_scores gives. fresh:
+        whether it begins, so that it needs --pretrained.
+        """
+        a = self.settings = settings
+        self.dataset, self.device, self.scores = dataset, device, scores
+        torch.manual_seed(a.seed)
+        torch.set_float32_matmul_precision("high" if a.precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = a.precision == "tf32"
         torch.backends.cudnn.benchmark = True
-        self.autocast = Autocast(device, args.precision)
-        self.model = models.build(**args.network, code=code)
-        if args.pretrained and not args.resume:
-            models.load_weights(self.model, args.pretrained, new_head=True)
+        self.autocast = torch.autocast(device.type, torch.bfloat16, a.precision == "bf16")
+        self.model = models.build(**network, code=code)
+        if a.pretrained and fresh:
+            weights.load(self.model, a.pretrained, new_head=True)
         self.model.to(device)
         self.channels_last = models.channels_last(self.model)
-        self.smallest = inputs.smallest_batch(args, dataset, self.model)
-        # Attacks call net; the update calls ddp, which averages the gradients.
-        share = len(range(processes.rank(), args.batch_size, processes.world()))
-        self.net = models.Compiled(self.model, share) if args.compile else self.model
-        self.ddp = DistributedDataParallel(self.net) if processes.world() > 1 else self.net
-        self.opt = optimizer(args, self.model.parameters())
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema),
-                                     use_buffers=True) if args.ema else None
+        self.smallest = smallest_batch(a, dataset, self.model)
+        # Attacks call model; the update calls ddp, which averages the gradients.
+        self.ddp = DistributedDataParallel(self.model) if distributed.world() > 1 else self.model
+        self.opt = optimizer(a, self.model.parameters())
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(a.ema),
+                                     use_buffers=True) if a.ema else None
         self.margin_model = margin_model or self.result
         self.eps = None  # the budget of every example [N], once adapted
         self.kept = torch.arange(len(dataset.labels), device=device)
         self.running = torch.zeros(len(dataset.labels), device=device)  # last epoch's losses
         self.rows, self.seconds = [], dict.fromkeys(("train", "prune", "guard", "draw"), 0.0)
         # The attack of the settings, until a rollback replaces it.
-        self.attack = {"kind": args.attack, "alpha": args.alpha, "steps": args.pgd_steps}
-        self.guard = Guard(args, dataset)
+        self.attack = {"kind": a.attack, "alpha": a.alpha, "steps": a.pgd_steps}
+        self.guard = Guard(a, dataset)
 
     @property
     def result(self):
@@ -94,32 +105,32 @@ class Training:
     def budget(self, ids):
         """(eps, alpha) of these examples: floats, or [B] where each has its own."""
         if self.eps is None:
-            return self.args.epsilon, self.attack["alpha"]
-        eps = self.eps[ids]
-        return eps, eps * (self.attack["alpha"] / self.args.epsilon)  # the step shrinks with eps
+            return self.settings.epsilon, self.attack["alpha"]
+        eps = self.eps[ids]  # the step shrinks with it
+        return eps, eps * (self.attack["alpha"] / self.settings.epsilon)
 
     def adversarial(self, x, y, ids, epoch):
         """The examples [B, C, H, W] to train on: x perturbed, with the network in train mode."""
-        a, (eps, alpha) = self.args, self.budget(ids)
+        a, (eps, alpha) = self.settings, self.budget(ids)
         how = dict(eps=eps, alpha=alpha, seed=a.seed, epoch=epoch)
         kind, steps = self.attack["kind"], self.attack["steps"]
         if kind == "none":
             return x
         if a.loss == "trades":  # in eval mode, as its authors attack
             with attacks.evaluating(self.model):
-                return attacks.pgd_kl(self.net, x, ids, steps=steps, **how)
+                return attacks.pgd_kl(self.model, x, ids, steps=steps, **how)
         with attacks.frozen(self.model):
             if kind == "pgd":
-                return attacks.pgd(self.net, x, y, ids, steps=steps, **how)
+                return attacks.pgd(self.model, x, y, ids, steps=steps, **how)
             if kind == "n-fgsm":
                 how |= dict(noise_scale=2.0, clip_ball=False)
             # start = x + U(-eps, eps); delta = clip(start - x + alpha sign(grad), -eps, eps);
             # x' = clip(x + delta, 0, 1)       (Algorithm 1, lines 26-28)
-            return attacks.rs_fgsm(self.net, x, y, ids, clip_start=a.clip_start, **how)
+            return attacks.rs_fgsm(self.model, x, y, ids, clip_start=a.clip_start, **how)
 
     def losses(self, x, y, ids, epoch):
         """The loss [B] to descend, and the logits [B, K] of the adversarial examples."""
-        a, adv = self.args, self.adversarial(x, y, ids, epoch)
+        a, adv = self.settings, self.adversarial(x, y, ids, epoch)
         if a.loss == "trades":  # Zhang et al. 2019, equation 5
             clean, logits = self.ddp(x), self.ddp(adv)
             gap = F.kl_div(F.log_softmax(logits, 1), F.log_softmax(clean, 1), log_target=True,
@@ -132,8 +143,8 @@ class Training:
 
     def epoch(self, epoch, bar):
         """One pass over the kept ids (lines 24-30); appends a row to the log."""
-        a, start = self.args, time.perf_counter()
-        torch.manual_seed(data.mixed_seed(a.seed, epoch, processes.rank()))  # of dropout, if any
+        a, start = self.settings, time.perf_counter()
+        torch.manual_seed(data.mixed_seed(a.seed, epoch, distributed.rank()))  # of dropout, if any
         self.model.train()
         self.running.zero_()
         sums = torch.zeros(2, device=self.device)  # loss and correct, on adversarial examples
@@ -144,7 +155,7 @@ class Training:
             lr = lr_at((epoch + (step + 1) / len(batches)) / a.epochs, a.lr, a.peak, a.schedule)
             for group in self.opt.param_groups:
                 group["lr"] = lr
-            ids = batch[processes.rank()::processes.world()]
+            ids = batch[distributed.rank()::distributed.world()]
             x = self.dataset.batch(ids, a.seed, epoch, a.pad, a.flip,
                                    channels_last=self.channels_last)
             ids = ids.to(self.device, non_blocking=True)
@@ -152,7 +163,7 @@ class Training:
             with self.autocast:
                 losses, logits = self.losses(x, y, ids, epoch)
             self.opt.zero_grad()
-            (losses.sum() * processes.world() / len(batch)).backward()  # line 29, on x + delta
+            (losses.sum() * distributed.world() / len(batch)).backward()  # line 29, on x + delta
             self.opt.step()
             if self.average:
                 self.average.update_parameters(self.model)
@@ -162,11 +173,11 @@ class Training:
             if not bar.disable and step % 20 == 0:
                 bar.set_postfix(epoch=epoch + 1, loss=f"{losses.mean().item():.3f}",
                                 lr=f"{lr:.2g}", refresh=False)
-        loss, accuracy = (processes.total(sums) / images).tolist()
+        loss, accuracy = (distributed.total(sums) / images).tolist()
         seconds = time.perf_counter() - start
         self.seconds["train"] += seconds
         if not np.isfinite(loss):
-            raise cli.UserError(f"training diverged in epoch {epoch + 1}; try a smaller --lr")
+            raise UserError(f"training diverged in epoch {epoch + 1}; try a smaller --lr")
         row = {"epoch": epoch + 1, "lr": lr, "examples": images, "loss": loss,
                "accuracy": accuracy, "seconds": seconds, "images_per_second": images / seconds}
         start = time.perf_counter()
@@ -176,32 +187,35 @@ class Training:
         self.rows.append(row)
 
     def prune(self, epoch):
-        """Score, select and adapt the budgets, once (lines 3-23): (kind, scores [N])."""
-        a, start = self.args, time.perf_counter()
-        kind = pruning.kind_name(a.score, a.margin_norm)
-        if self.saved:
-            scores, kind = self.saved
-        elif a.prune == "random" and not a.adapt_eps:
-            kind, scores = "random", torch.zeros_like(self.running)
-        elif a.score == "running-loss":
-            scores = processes.total(self.running.clone())
+        """Score, select and adapt the budgets, once (lines 3-23): (scores [N], their kind)."""
+        a, start = self.settings, time.perf_counter()
+        scores, kind = self.scores or self.score(epoch)
+        balance = self.dataset.labels if a.class_balanced else None
+        self.kept = pruning.select(scores, config.strategy(a.prune), a.p, a.seed, balance)
+        if a.adapt_eps:
+            self.eps = pruning.adapt(scores, self.kept, a.epsilon, a.adapt_fraction, a.eps_floor)
+        self.seconds["prune"] = time.perf_counter() - start
+        return scores, kind
+
+    def score(self, epoch):
+        """(scores [N], their kind) of all examples, as the network is now (lines 4-7)."""
+        a = self.settings
+        if a.prune == "random":
+            return torch.zeros_like(self.running), "random"
+        if a.score == "running-loss":
+            return distributed.total(self.running.clone()), a.score
+        if a.score == "margin":  # in float32
+            model, precision = self.margin_model, torch.autocast(self.device.type, enabled=False)
+            how = dict(norm=a.margin_norm, classes=a.margin_classes)
         else:
             model, precision = self.result, self.autocast
             how = dict(eps=a.epsilon, alpha=a.score_alpha, seed=a.seed, epoch=epoch,
                        clip_start=a.clip_start)
-            if a.score == "margin":  # in float32; not compiled: DeepFool's batches shrink
-                model, precision = self.margin_model, Autocast(self.device, "fp32")
-                how = dict(norm=a.margin_norm, steps=a.margin_steps, classes=a.margin_classes)
-            with precision, tqdm(total=len(self.running), unit="img", desc="scoring", leave=False,
-                                 disable=None if processes.rank() == 0 else True) as bar:
-                scores = pruning.score(model, self.dataset.images, self.dataset.labels, a.score,
-                                       **how, bar=bar)
-        balance = self.dataset.labels if a.class_balanced else None
-        self.kept = pruning.select(scores, settings.strategy(a.prune), a.p, a.seed, balance)
-        if a.adapt_eps:
-            self.eps = pruning.adapt(scores, self.kept, a.epsilon, a.adapt_fraction, a.eps_floor)
-        self.seconds["prune"] = time.perf_counter() - start
-        return kind, scores
+        with precision, tqdm(total=len(self.running), unit="img", desc="scoring", leave=False,
+                             disable=None if distributed.rank() == 0 else True) as bar:
+            scores = pruning.score(model, self.dataset.images, self.dataset.labels, a.score,
+                                   **how, bar=bar)
+        return scores, pruning.kind_name(a.score, a.margin_norm)
 
     def budget_statistics(self):
         """The mean budget of the kept, and the share below the full one; {} if not adapted."""
@@ -209,7 +223,7 @@ class Training:
             return {}
         eps = self.eps[self.kept]
         return {"mean_eps": eps.mean().item(),
-                "adapted": (eps < self.args.epsilon).double().mean().item()}
+                "adapted": (eps < self.settings.epsilon).double().mean().item()}
 
     def state(self):
         return {"model": self.model.state_dict(), "opt": self.opt.state_dict(), "eps": self.eps,
@@ -220,81 +234,139 @@ class Training:
     def restore(self, state):
         """Go back to a state that `state` gave."""
         if len(state["running"]) != len(self.running):
-            raise cli.UserError(f"{self.args.resume} was trained on {len(state['running'])} "
-                                f"examples, but its files now have {len(self.running)}")
+            raise UserError(f"the run was trained on {len(state['running'])} examples, but its "
+                            f"files now have {len(self.running)}")
         self.model.load_state_dict(state["model"])
         self.opt.load_state_dict(state["opt"])
         self.kept, self.running, self.rows = state["kept"], state["running"], state["rows"]
-        seconds = state["seconds"]  # a pair in older versions
-        self.seconds |= (seconds if isinstance(seconds, dict)
-                         else dict(zip(("train", "prune"), seconds, strict=True)))
-        self.eps, self.attack = state.get("eps"), state.get("attack", self.attack)
-        self.guard.restore(state.get("guard"), self.rows)
+        self.seconds, self.eps, self.attack = state["seconds"], state["eps"], state["attack"]
+        self.guard.restore(state["guard"])
         if self.average:
             self.average.load_state_dict(state["average"])
 
 
-def begin(args, device):
-    """(the Training that these settings begin, or continue; the source of its own network)."""
-    dataset = inputs.dataset(args, device)
-    state = runs.checkpoint(args.resume, device) if args.resume else {"rows": []}
-    code = saved.code_of(args.resume, args.network, args.trust_code)
-    margin_model = scores = None
-    if args.epoch is not None and len(state["rows"]) <= args.epoch:  # it has not pruned yet
-        margin_model = inputs.margin_model(args, device, code)
-        scores = inputs.scores(args, dataset.labels)
-    training = Training(args, dataset, device, code, margin_model, scores)
-    if args.resume:
-        training.restore(state)
-    return training, code
+def smallest_batch(settings, dataset, model):
+    """How many images a batch must have: two in each process for batch normalisation, or 1.
+
+    Raises UserError where the batches of this run cannot have as many.
+    """
+    kinds = torch.nn.modules.batchnorm._BatchNorm
+    if not any(isinstance(layer, kinds) for layer in model.modules()):
+        return 1
+    n, smallest = len(dataset.labels), 2 * distributed.world()
+    left = dataset.epoch_size(n - round(settings.p * n))
+    if min(settings.batch_size, left) < smallest:
+        few = min((settings.batch_size, "a batch"), (left, "an epoch"))
+        raise UserError(f"{settings.model} has batch normalisation, which needs {smallest} images "
+                        f"at a time or more; {few[1]} has {few[0]}")
+    return smallest
 
 
-@cli.script
-def main(argv=None):
-    args = settings.parse(argv, __doc__)
-    device = cli.device(args.device)
-    processes.join(device)
-    args, record = inputs.claim(args)
-    if record:
-        return record
-    training, code = begin(args, device)
-    dataset, first = training.dataset, processes.rank() == 0
-    written = Log(args, training, code) if first else None
-    training.guard.keep(training)
+def margin_model(settings, network, code, device, trust_code):
+    """The network of --margin-model, from a run or a weights file; None without the flag."""
+    path = settings.margin_model
+    if not path:
+        return None
+    if not Path(path).is_dir():
+        return weights.load(models.build(**network, code=code), path).to(device)
+    theirs = run.read_config(path)["network"]
+    if odd := [name for name in ("channels", "classes", "size") if theirs[name] != network[name]]:
+        raise UserError(f"--margin-model {path} was trained on other data: its {odd[0]} differ")
+    return weights.of_run(path, trust_code).to(device)
 
+
+def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False, folder=None,
+             state=None):
+    """(the Training that these settings begin, or continue from a state; what models.build takes;
+    the source of its own network).
+
+    folder: the run's, where it exists already and may have the only copy of that source.
+    """
+    if settings.precision == "tf32" and device.type != "cuda":
+        raise UserError("--precision tf32 needs a CUDA GPU; use fp32 or bf16 here")
+    if settings.precision == "bf16" and not has_bf16(device) and distributed.rank() == 0:
+        print("train.py: this device has no bfloat16 instructions, so --precision bf16 will be "
+              "slow", file=sys.stderr)
+    with distributed.first_process_first():  # process 0 downloads for all
+        dataset = data.of_run(settings, data_dir, cache_dir, device)
     n = len(dataset.labels)
-    images = dataset.examples_of(args.epochs, args.epoch, round(args.p * n))
+    if round(settings.p * n) == n:
+        raise UserError(f"--p {settings.p} leaves none of the {n} examples")
+    network = run.read_config(folder)["network"] if folder else models.spec(settings, dataset)
+    code = own_code.of_run(folder, network, trust_code)
+    margins = scores = None
+    done = len(state["rows"]) if state else 0
+    if settings.epoch is not None and done <= settings.epoch:  # it has not pruned yet
+        margins = margin_model(settings, network, code, device, trust_code)
+        if settings.scores:
+            scores = run.read_scores(settings.scores, dataset.labels,
+                                     "margin" if settings.adapt_eps else None)
+    training = Training(settings, dataset, device, network, code, margins, scores, not state)
+    if state:
+        training.restore(state)
+    return training, network, code
+
+
+def has_bf16(device):
+    """Whether it multiplies bfloat16 in hardware; of a CPU, as far as torch or Linux can tell."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    cpu = Path("/proc/cpuinfo")
+    words = set(cpu.read_text().split()) if cpu.exists() else set()
+    return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def main(argv=None):
+    args, settings = config.parse(argv, __doc__)
+    device = cli.device(args.device)
+    distributed.join(device)
+    with run.Run(settings, args.resume or args.out) as this:
+        if this.record:
+            print(f"train.py: {this.folder} is finished; evaluate it: python evaluate.py "
+                  f"{this.folder}", file=sys.stderr)
+            this.say(this.record)
+            return this.record
+        about = {"command": cli.command("train.py", argv),
+                 "data_dir": args.data_dir or this.config.get("data_dir", "data"),
+                 "cache_dir": args.cache_dir or this.config.get("cache_dir")}
+        training, network, code = prepared(
+            this.settings, device, about["data_dir"], about["cache_dir"], args.trust_code,
+            this.folder if this.config else None, this.state(device))
+        this.begin(training, network, code, about)
+        return this.finish(training, train(training, this))
+
+
+def train(training, this):
+    """All epochs that are left (Algorithm 1); returns the record."""
+    a, dataset, guard = training.settings, training.dataset, training.guard
+    guard.keep(training)
+    n = len(dataset.labels)
+    images = dataset.examples_of(a.epochs, a.epoch, round(a.p * n))
     done = sum(row["examples"] for row in training.rows)
     with tqdm(total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
-              disable=None if first else True) as bar:
-        while (epoch := len(training.rows)) < args.epochs:
-            if epoch == args.epoch:
-                kind, scores = training.prune(epoch)
-                if first:
-                    written.pruned(training, kind, scores)
+              disable=None if this.first else True) as bar:
+        while (epoch := len(training.rows)) < a.epochs:
+            if epoch == a.epoch:
+                this.pruned(training, *training.prune(epoch))
             training.epoch(epoch, bar)
-            collapsed = training.guard.watch(training)  # it may go back to the epoch before
-            bar.total = images + training.guard.lost
-            if first:
-                written.epoch(training, collapsed)
-            if collapsed and args.on_collapse == "stop":
-                raise cli.Stopped(collapsed)
+            collapsed = guard.watch(training)  # it may go back to the epoch before
+            bar.total = images + guard.lost
+            this.epoch(training, collapsed)
+            if collapsed and a.on_collapse == "stop":
+                raise Stopped(collapsed)
 
     right = models.predict(training.result, dataset.test_images) == dataset.test_labels
     seconds = training.seconds
-    record = {
-        "run": str(written.folder) if first else None, "dataset": args.dataset,
-        "prune": args.prune, "p": args.p, "epoch": args.epoch, "epochs": args.epochs,
-        "seed": args.seed, "n_train": n, "n_kept": len(training.kept),
+    return {
+        "dataset": a.dataset, "prune": a.prune, "p": a.p, "epoch": a.epoch, "epochs": a.epochs,
+        "seed": a.seed, "n_train": n, "n_kept": len(training.kept),
         "clean_accuracy": right.double().mean().item(), "train_seconds": seconds["train"],
         "prune_seconds": seconds["prune"], "images_per_second": bar.total / seconds["train"],
         "examples": bar.total, "guard_seconds": seconds["guard"], "draw_seconds": seconds["draw"],
-        "collapses": training.guard.collapses, "collapsed": training.guard.collapsed,
-        **training.budget_statistics(), "classes": dataset.classes}
-    if first:
-        written.finish(training, record)
-    return record
+        "collapses": guard.collapses, "collapsed": guard.collapsed,
+        **training.budget_statistics(), "classes": dataset.classes,
+        "weights": weights.fingerprint(training.result)}
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

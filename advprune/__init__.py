@@ -18,7 +18,6 @@ def load(run: str | Path, device: str = "cpu", trust_code: bool = False) -> torc
     Its layers are PyTorch's own. trust_code allows a network whose code only the run itself still
     has. Raises ValueError where the directory is no finished run.
     """
-    from advprune import layers, runs, saved
+    from advprune import layers, weights
 
-    model = layers.plain(saved.from_run(run, runs.config(run), trust_code))
-    return model.to(device).eval()
+    return layers.plain(weights.of_run(run, trust_code)).to(device).eval()

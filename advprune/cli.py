@@ -1,17 +1,16 @@
 """The command line of every script: parser, values of flags, errors, the last line.
 
-A script's `main(argv=None)` returns a dict. `script` prints that dict as one line of JSON, last on
+A script's `main(argv=None)` returns a dict. `run` prints that dict as one line of JSON, last on
 stdout. Bad input ends a script with exit code 2 and one sentence on stderr.
 """
 import argparse
 import contextlib
-import functools
 import json
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from math import isfinite
 from pathlib import Path
@@ -19,49 +18,50 @@ from typing import Any, NoReturn
 
 import torch
 
-from advprune import memory, processes, signals
+from advprune import distributed, memory
+from advprune.errors import UserError
 
 
-class UserError(ValueError):
-    """Bad input, described in one sentence. A script prints it and exits with this code."""
-
-    code = 2
-
-
-class Stopped(UserError):
-    """A script ends early, as it was told to."""
-
-    code = 3
+def script() -> str:
+    """The name of the script that runs, such as train.py or experiments."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line, and without abbreviations: `--epo` is no `--epochs`."""
 
     def __init__(self, doc: str | None) -> None:
-        super().__init__(description=doc, allow_abbrev=False,
+        super().__init__(prog=script(), description=doc, allow_abbrev=False,
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")  # a value may hold line ends
 
 
-class _Ends(contextlib.ExitStack):
-    say: Callable[[], str] | None = None  # what to add where Ctrl-C or a full disk ends the script
+@contextlib.contextmanager
+def if_interrupted(say: Callable[[], str]) -> Iterator[None]:
+    """Where Ctrl-C or a full disk ends the script in this block, `run` adds what say() returns.
+
+    Of blocks in one another the outermost decides.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as error:
+        error.advice = say()  # type: ignore[union-attr]
+        raise
 
 
-_ENDS: list[_Ends] = []  # of the scripts that are running, one in another
-
-
-def if_interrupted(say: Callable[[], str]) -> None:
-    """Where Ctrl-C or a full disk ends the script that is running, print what `say()` returns."""
-    if _ENDS:
-        _ENDS[-1].say = say
-
-
-def at_end(call: Callable[[], Any]) -> None:
-    """Call this when the script that is running ends, however it ends."""
-    if _ENDS:
-        _ENDS[-1].callback(call)
+def run(main: Callable[[], dict]) -> NoReturn:
+    """Run a script: its dict is the last line on stdout; bad input exits with 2."""
+    _open_streams()
+    try:
+        record = main()
+        if distributed.rank() == 0:
+            print(json.dumps(record), flush=True)
+    except BaseException as error:
+        _explain(error)
+    sys.exit(0)
 
 
 def _open_streams():
@@ -70,65 +70,39 @@ def _open_streams():
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         stream = getattr(sys, name)
-        if hasattr(stream, "reconfigure") and stream.errors in ("strict", "surrogateescape"):
+        if stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _explained(error):
-    """(exit code, a sentence) for what is not the program's fault; None for the rest."""
-    if isinstance(error, UserError):
-        return error.code, str(error)
-    if isinstance(error, BrokenPipeError):
-        return 141, "nobody reads its output any more"  # the exit code of SIGPIPE
-    if isinstance(error, ConnectionError) and not error.errno:  # of torchrun's processes
-        return 1, str(error)
-    if isinstance(error, OSError) and error.errno:  # others are of a library, with its own words
-        return 2, f"{error.filename or 'its output'} cannot be written or read ({error.strerror})"
-    if memory.exhausted(error):
-        return 2, "memory ran out; take a smaller --batch-size or network"
-    return None
+def _explain(error):
+    """Print one sentence for what is not the program's fault, and exit; raise the rest."""
+    # tqdm turns an interrupt at its first use into an error of its own.
+    if not isinstance(error, KeyboardInterrupt) and isinstance(error.__context__,
+                                                              KeyboardInterrupt):
+        error = error.__context__
+    if isinstance(error, KeyboardInterrupt):
+        code, sentence = 130, "interrupted"
+    elif isinstance(error, UserError):
+        code, sentence = error.code, str(error)
+    elif isinstance(error, BrokenPipeError):  # nobody reads the output; what is left goes nowhere
+        code, sentence = 141, "nobody reads its output any more"
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif isinstance(error, OSError) and error.errno:  # others are of a library, with its words
+        code = 2
+        sentence = f"{error.filename or 'its output'} cannot be written or read ({error.strerror})"
+    elif memory.exhausted(error):
+        code, sentence = 2, "memory ran out; take a smaller --batch-size or network"
+    else:
+        raise error
+    if advice := getattr(error, "advice", None):
+        sentence += f"; {advice}"
+    if code != 130 or distributed.rank() == 0:
+        print(f"{chr(10) * (code == 130)}{script()}: {sentence}", file=sys.stderr)
+    sys.exit(code)
 
 
-def script(main: Callable[[list[str] | None], dict]) -> Callable[..., dict]:
-    """Make main(argv) a script: its dict is the last line on stdout; bad input exits with 2."""
-
-    @functools.wraps(main)
-    def run(argv: list[str] | None = None) -> dict:
-        name = Path(sys.modules[main.__module__].__file__ or "").name
-        ends = _Ends()
-        _open_streams()
-        try:
-            if main.__module__ == "__main__":
-                signals.raise_interrupts()
-            with ends:
-                _ENDS.append(ends)
-                ends.callback(_ENDS.pop)
-                record = main(argv)
-                if processes.rank() == 0:
-                    print(json.dumps(record), flush=True)
-        except BaseException as error:
-            # tqdm turns an interrupt at its first use into an error of its own.
-            interrupted = KeyboardInterrupt in (type(error), type(error.__context__))
-            if interrupted and _ENDS:  # the script that called this one says what to do
-                raise KeyboardInterrupt from None
-            explained = (130, "interrupted") if interrupted else _explained(error)
-            if explained is None:
-                raise
-            if isinstance(error, BrokenPipeError):  # what is still buffered goes nowhere
-                with contextlib.suppress(OSError, ValueError):
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code, sentence = explained
-            if ends.say and (interrupted or isinstance(error, OSError)):
-                sentence += f"; {ends.say()}"
-            if processes.rank() == 0 or not interrupted:
-                print(f"{chr(10) * interrupted}{name}: {sentence}", file=sys.stderr)
-            sys.exit(code)
-        finally:
-            if main.__module__ == "__main__":
-                signals.die_of_interrupts()
-        return record
-
-    return run
+# --- values of flags
 
 
 def number(kind: type, low: float | None = None, high: float | None = None,

@@ -8,7 +8,7 @@
     synthetic      2,000 + 500, 1x28x28: ten smooth patterns under noise, for tests
 
 An example's id is its index in the training set. The ids of --extra-data follow. There are no
-worker processes: a whole set fits on the device, or its images stay in a file (stored.py).
+worker processes: a whole set fits on the device, or its images stay in files (images.py).
 """
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,15 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advprune import folder, ops, recipes, stored
-from advprune.cli import UserError
+from advprune import images as image_files
+from advprune import ops
+from advprune.config import RECIPES, Settings
+from advprune.errors import UserError
 
 TORCHVISION = {  # name -> its class, where that looks below --data-dir
     "mnist": ("MNIST", "MNIST/raw"),
     "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw"),
     "cifar10": ("CIFAR10", "cifar-10-batches-py"),
 }
-NAMES = ["digits", *TORCHVISION, "folder", "synthetic"]
 
 
 @dataclass
@@ -40,9 +41,9 @@ class Dataset:
     """
 
     name: str
-    images: torch.Tensor | stored.Images
+    images: torch.Tensor | image_files.Images
     labels: torch.Tensor
-    test_images: torch.Tensor | stored.Images
+    test_images: torch.Tensor | image_files.Images
     test_labels: torch.Tensor
     classes: list
     original: int
@@ -101,7 +102,7 @@ def load(name: str, data_dir: str | Path = "data", limit: int | None = None,
         raise UserError(f"--data-dir {data_dir} is a file; give the folder of the data sets")
     embedded = {"digits": _digits, "synthetic": _synthetic}.get(name)
     if name == "folder":
-        parts = _folder(data_dir, image_size or recipes.RECIPES["folder"]["image_size"], skip_bad,
+        parts = _folder(data_dir, image_size or RECIPES["folder"]["image_size"], skip_bad,
                         limit == 0, cache_dir)
     else:
         parts = embedded() if embedded else _torchvision(name, Path(data_dir))
@@ -110,22 +111,22 @@ def load(name: str, data_dir: str | Path = "data", limit: int | None = None,
     images = [images.narrow(0, 0, n)]
     labels = [labels[:n]]
     for path in extra:
-        more, more_labels = stored.open_npz(path, images[0].shape[1:], len(classes), cache_dir)
+        more, more_labels = image_files.open_npz(path, images[0].shape[1:], len(classes),
+                                                 cache_dir)
         images.append(more)
         labels.append(more_labels)
     images = [part.to(device) for part in images]
-    return Dataset(name, stored.Joined(images) if extra else images[0],
+    return Dataset(name, image_files.Joined(images) if extra else images[0],
                    torch.cat(labels).to(device), test_images.to(device), test_labels.to(device),
                    classes, n)
 
 
-def of_run(used: dict, data_dir: str | None = None, device: str | torch.device = "cpu",
-           train: bool = True, cache_dir: str | None = None) -> Dataset:
-    """The Dataset of a run, given its settings. Without train, it has only the test images."""
-    extra = (used.get("extra_data") or ()) if train else ()  # .get: an old run has no such thing
-    return load(used["dataset"], data_dir or used["data_dir"], used["limit"] if train else 0,
-                device, used.get("image_size"), used.get("skip_bad", False), extra,
-                cache_dir or used.get("cache_dir"))
+def of_run(settings: Settings, data_dir: str | Path = "data", cache_dir: str | None = None,
+           device: str | torch.device = "cpu", train: bool = True) -> Dataset:
+    """The Dataset of a run with these settings. Without train, it has only the test images."""
+    return load(settings.dataset, data_dir, settings.limit if train else 0, device,
+                settings.image_size, settings.skip_bad, settings.extra_data if train else (),
+                cache_dir)
 
 
 def batch_sizes(images: int, batch_size: int, smallest: int = 1) -> list[int]:
@@ -187,12 +188,12 @@ def _synthetic():
 
 
 def _folder(root, size, skip_bad, only_test, cache_dir):
-    test_images, test_labels, classes = folder.open_folder(root, "val", size, skip_bad,
+    test_images, test_labels, classes = image_files.open_folder(root, "val", size, skip_bad,
                                                            cache_dir)
     if only_test:
         return (torch.empty(0, 3, size, size, dtype=torch.uint8), test_labels[:0], test_images,
                 test_labels, classes)
-    images, labels, found = folder.open_folder(root, "train", size, skip_bad, cache_dir)
+    images, labels, found = image_files.open_folder(root, "train", size, skip_bad, cache_dir)
     if found != classes:
         odd = sorted(set(found) ^ set(classes))
         raise UserError(f"{root} has {len(odd)} classes in only one of train and val, such as "

@@ -1,35 +1,63 @@
 """Which test images a network still classifies right under attacks, one attack after another."""
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
+from pyautoattack import AutoAttack
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from advprune import attacks, chunks, files, members, memory, models
+from advprune import attacks, files, memory, models
 
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")  # AutoAttack (Croce & Hein 2020)
+FEW_CLASSES = {2: ("apgd-ce", "fab-t", "square"),  # the targeted DLR loss needs four logits,
+               3: ("apgd-ce", "apgd-dlr", "fab-t", "square")}  # the untargeted one three
 ATTACKS = {"clean": (), "fgsm": ("fgsm",), "pgd": ("pgd-50-10",), "apgd": ("apgd-ce",),
-           "autoattack": members.STANDARD, **{name: (name,) for name in members.STANDARD}}
+           "autoattack": STANDARD, **{name: (name,) for name in STANDARD}}
 ROUNDING = 1e-6  # how far float32 arithmetic may carry an attack past eps
+PART = 128  # images that the network sees at a time on a CPU, so that they fit into its caches
 
 
 def of_names(names: Iterable[str], classes: int) -> list[str]:
     """The attacks that these names stand for, given the number of classes, each once."""
-    known = {**ATTACKS, "autoattack": members.FEW_CLASSES.get(classes, members.STANDARD)}
+    known = {**ATTACKS, "autoattack": FEW_CLASSES.get(classes, STANDARD)}
     return list(dict.fromkeys(attack for name in names for attack in known[name]))
+
+
+class InParts(nn.Module):
+    """A network that on a CPU takes a batch of any size in parts of PART images.
+
+    An attack sees whole batches, so that its random numbers do not depend on this.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits [B, K] of x [B, C, H, W]."""
+        if x.device.type != "cpu" or len(x) <= PART:
+            return self.model(x)
+        return torch.cat([self.model(part) for part in x.split(PART)])
 
 
 def perturb(attack: str, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, eps: float,
             step: float, seed: int) -> Tensor:
-    """One attack's adversarial examples of x [B, C, H, W] in [0, 1], all classified as y [B]."""
+    """One attack's adversarial examples of x [B, C, H, W] in [0, 1], all classified as y [B].
+
+    The members of AutoAttack are the package's own.
+    """
     if attack == "fgsm":
         return attacks.rs_fgsm(model, x, y, ids, eps=eps, alpha=eps, seed=seed, epoch=0,
                                noise_scale=0.0)
     if attack == "pgd-50-10":
         return attacks.pgd(model, x, y, ids, eps=eps, alpha=step, steps=50, restarts=10, seed=seed)
-    return members.perturb(attack, model, x, y, eps, seed)
+    standard = AutoAttack(model, eps=eps, seed=seed, device=x.device)
+    standard.attacks_to_run = [attack]
+    others = model(x[:1]).shape[1] - 1  # its default is nine target classes, whatever there are
+    standard.apgd_targeted.n_target_classes = standard.fab.n_target_classes = min(9, others)
+    return standard.run_standard_evaluation(x, y, batch_size=len(x))[0]
 
 
 def interval(count: int, n: int) -> list[float]:
@@ -47,31 +75,22 @@ class Evaluation:
     """
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, settings: dict[str, Any],
-                 path: Path, state: dict[str, Any] | None) -> None:
-        """images [N, C, H, W] uint8, labels [N]; state: what `path` has of an interrupted one."""
-        self.images, self.labels, self.settings, self.path = images, labels, settings, path
+                 state: files.State) -> None:
+        """images [N, C, H, W] uint8, labels [N]; state: where an interrupted one has its work."""
+        self.images, self.labels, self.settings, self.state = images, labels, settings, state
         self.right = models.predict(model, images) == labels  # [N], of the images themselves
         self.robust = self.right.clone()  # [N]
         self.judged, self.largest, self.seconds = 0, 0.0, 0.0  # judged: images, by all attacks
         self.per_attack: dict[str, dict[str, int]] = {}
         # Of the images up to the next stop: the attacks that are over, the ids that the next one
         # is for, how many of these are done.
-        self.over: list[str] = list((state or {}).get("per_attack", ()))
+        self.over: list[str] = []
         self.todo: Tensor | None = None
         self.done = 0
-        self.chunk: int | None = None  # a resumed evaluation does not choose anew
-        for name, value in (state or {}).items():
-            setattr(self, name, value.to(labels.device) if torch.is_tensor(value) else value)
-        self.model = self._in_chunks(model)
+        for name, value in (state.read(labels.device) or {}).items():
+            setattr(self, name, value)
+        self.model = InParts(model)
         self.save()
-
-    def _in_chunks(self, model):
-        if self.chunk is None and set(self.settings["attacks"]) <= {"fgsm"}:  # one pass
-            return model
-        chosen = (chunks.Chunks(model, self.chunk) if self.chunk is not None else
-                  chunks.fastest(model, self.images[:self.settings["batch_size"]].float() / 255))
-        self.chunk = chosen.size
-        return chosen
 
     def run(self) -> None:
         """Judge the images by the attacks of the settings."""
@@ -95,18 +114,15 @@ class Evaluation:
         """Attack those of the images up to stop that are not judged yet and still right."""
         if self.todo is None:
             self.todo, self.done = self.judged + self.robust[self.judged:stop].nonzero()[:, 0], 0
-        n, batch_size = len(self.todo), self.settings["batch_size"]
+        n, todo = len(self.todo), self.todo
         with tqdm(total=n, initial=self.done, desc=name, unit="img", disable=None,
                   leave="until" not in self.settings) as bar:
-            while self.done < n:
-                ids = self.todo[self.done:][:batch_size]
-                try:
-                    self.batch(name, ids)
-                except (RuntimeError, MemoryError) as error:
-                    batch_size = memory.halved(len(ids), error)
-                    continue
-                bar.update(len(ids))
+            def work(first, end):
+                self.batch(name, todo[first:end])
+                bar.update(end - first)
                 bar.set_postfix(robust=int(self.robust[:stop].sum()))
+
+            memory.in_parts(work, n, self.settings["batch_size"], self.done)
         left = int(self.robust[self.todo].sum())
         before = self.per_attack.get(name, {"attacked": 0, "broken": 0, "robust_count": 0})
         self.per_attack[name] = {key: before[key] + more for key, more in (
@@ -132,6 +148,6 @@ class Evaluation:
         self.save()
 
     def save(self) -> None:
-        kept = ("settings", "robust", "per_attack", "judged", "over", "todo", "done", "chunk",
-                "largest", "seconds")
-        files.write_state(self.path, {name: getattr(self, name) for name in kept})
+        kept = ("settings", "robust", "per_attack", "judged", "over", "todo", "done", "largest",
+                "seconds")
+        self.state.write({name: getattr(self, name) for name in kept})

@@ -1,7 +1,10 @@
-"""Files that appear whole or not at all, and state files with a checksum."""
+"""Files that appear whole or not at all, state files with a checksum, and locks.
+
+A file NAME is written as .NAME.part beside itself, and then renamed. What a killed process left is
+overwritten by the next one. Where two processes could write the same file, they hold a lock.
+"""
 import contextlib
 import csv
-import glob
 import hashlib
 import io
 import json
@@ -11,31 +14,34 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
-from advprune import locks
+from advprune.errors import UserError
+
+
+def part(path: Path) -> Path:
+    """Where the file `path` is written until it is whole."""
+    return path.with_name(f".{path.name}.part")
 
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write into. It appears at `path` whole at the end of the block, or not at all.
-
-    Parts of it that killed processes of this machine left behind are deleted first.
-    """
+    """A file to write into. It appears at `path` whole at the end of the block, or not at all."""
     path = Path(path)
-    locks.sweep(path.parent, glob.escape(path.name))
-    part = locks.part(path)
+    unfinished = part(path)
     try:
-        with open(part, "wb") as file:
+        with open(unfinished, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(unfinished, path)
     except OSError as error:  # a full disk names no file
         error.filename, error.filename2 = str(path), None
         raise
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def write(path: str | Path, content: bytes | str) -> None:
@@ -56,57 +62,98 @@ def write_csv(path: str | Path, rows: list[dict]) -> None:
     write(path, text.getvalue())
 
 
-def write_saved(path: str | Path, save: Callable[[Any, IO[bytes]], Any], content: Any) -> None:
-    """Write what `save(content, file)` produces, as torch.save and np.savez do."""
-    buffer = io.BytesIO()
-    save(content, buffer)
-    write(path, buffer.getvalue())
+def write_npz(path: str | Path, **arrays: np.ndarray) -> None:
+    with writing(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def write_figure(path: str | Path, figure: Any) -> None:
-    write_saved(path, lambda content, file: content.savefig(file, format="png"), figure)
-
-
-STATE = b"advprune state "  # then the SHA-256 of the rest, and a line end
-
-
-def write_state(path: str | Path, content: Any) -> None:
-    """Write what torch.save makes of content, with a checksum."""
     buffer = io.BytesIO()
-    torch.save(content, buffer)
-    content = buffer.getvalue()
-    with writing(path) as file:
-        file.write(STATE + hashlib.sha256(content).hexdigest().encode() + b"\n")
-        file.write(content)
+    figure.savefig(buffer, format="png")
+    write(path, buffer.getvalue())
 
 
-def read_state(path: str | Path, device: str | torch.device = "cpu") -> Any:
-    """What `write_state` wrote. Raises ValueError where the file is damaged, OSError without one.
+# --- state to continue from
 
-    Files without a checksum, of older versions, are read too.
-    """
-    content = Path(path).read_bytes()
-    if content.startswith(STATE):
-        head, _, content = content.partition(b"\n")
-        if head[len(STATE):].decode(errors="replace") != hashlib.sha256(content).hexdigest():
+HEAD = b"advprune state "  # then the SHA-256 of the rest, and a line end
+
+
+class State:
+    """A file in which work in progress keeps what it needs to continue."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def write(self, content: Any) -> None:
+        """Write what torch.save makes of content, with a checksum."""
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        saved = buffer.getvalue()
+        with writing(self.path) as file:
+            file.write(HEAD + hashlib.sha256(saved).hexdigest().encode() + b"\n")
+            file.write(saved)
+
+    def load(self, device: str | torch.device = "cpu") -> Any:
+        """What `write` wrote. Raises ValueError where it is damaged, OSError without the file."""
+        head, _, saved = self.path.read_bytes().partition(b"\n")
+        if head != HEAD + hashlib.sha256(saved).hexdigest().encode():
             raise ValueError("its checksum is wrong")
-    try:
-        return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    except Exception as error:  # zip and pickle raise half a dozen kinds
-        raise ValueError(str(error).partition("\n")[0]) from None
+        return torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
+
+    def read(self, device: str | torch.device = "cpu") -> Any:
+        """What `write` wrote; None without the file.
+
+        A damaged file is renamed to FILE.damaged, with a warning, and counts as none.
+        """
+        try:
+            return self.load(device)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            os.replace(self.path, f"{self.path}.damaged")
+            print(f"{self.path} is damaged ({error}); it is now {self.path}.damaged, and the work "
+                  "starts anew", file=sys.stderr)
+            return None
+
+    def delete(self) -> None:
+        self.path.unlink(missing_ok=True)
 
 
-def progress(path: Path, device: str | torch.device = "cpu") -> Any:
-    """The content of a state file to continue from; None without one.
+# --- one process at a time
 
-    A damaged file is renamed to FILE.damaged, with a warning, and counts as none.
+
+@contextlib.contextmanager
+def locked(path: str | Path, what: str = "", wait: bool = False) -> Iterator[None]:
+    """Hold the lock file `path`, in a folder that exists, within the block.
+
+    The lock ends with its process, however that ends. Where another process holds it, this one
+    waits, or raises UserError, which calls it `what`.
     """
+    lock = FileLock(path, timeout=-1 if wait else 0)
     try:
-        return read_state(path, device)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        os.replace(path, f"{path}.damaged")
-        print(f"{path} is damaged ({error}); it is now {path}.damaged, and the work starts anew",
-              file=sys.stderr)
-        return None
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{what} is in use by another process; wait for it, or end it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def made_once(path: Path, make: Callable[[Path], None]) -> Path:
+    """The file `path`. One process makes it, by make(a path to write); others wait for that."""
+    with locked(path.with_name(f".{path.name}.lock"), wait=True):
+        if not path.exists():
+            make(part(path))
+            part(path).rename(path)
+    return path
+
+
+def check_new(path: str | Path) -> None:
+    """Raise UserError unless `path` is free and in a folder that exists."""
+    path = Path(path)
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path} exists already; move it or give another name, nothing is "
+                        "overwritten")
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {path.parent}")

@@ -6,15 +6,13 @@ epoch PGD-10 attacks a fixed slice of the training examples. The test set is not
 slice stays in training.
 """
 import copy
-from argparse import Namespace
 from collections.abc import Sequence
-from math import nan
 from typing import Any
 
 import torch
 from torch import nn
 
-from advprune import attacks, data, memory, ops, processes, recipes
+from advprune import attacks, config, data, distributed, memory, ops
 
 STEPS = 10
 DROP = 0.2  # between two checks, as in fast_adversarial's early stop
@@ -23,38 +21,35 @@ DROP = 0.2  # between two checks, as in fast_adversarial's early stop
 class Guard:
     """The slice of a run, what happened to the run so far, and the last state that was good."""
 
-    def __init__(self, args: Namespace, dataset: data.Dataset) -> None:
+    def __init__(self, settings: config.Settings, dataset: data.Dataset) -> None:
         n = len(dataset.labels)
         # PGD-10 on one example costs about as much as five examples of an epoch. A slice of 1/250
         # of an epoch costs 2 %; fewer than 64 examples would say too little.
-        self.size = min(n, 512, max(64, (n - round(args.p * n)) // 250))
-        ids = data.shuffled(torch.arange(n), args.seed)[:self.size].sort().values
-        ids = ids.to(dataset.labels.device)[processes.rank()::processes.world()]
-        self.args, self.ids, self.at_once = args, ids, len(ids)
+        self.size = min(n, 512, max(64, (n - round(settings.p * n)) // 250))
+        ids = data.shuffled(torch.arange(n), settings.seed)[:self.size].sort().values
+        ids = ids.to(dataset.labels.device)[distributed.rank()::distributed.world()]
+        self.settings, self.ids = settings, ids
         self.images, self.labels = dataset.images[ids], dataset.labels[ids]
         self.collapses: list[dict] = []
         self.collapsed, self.good = False, None
 
     def measure(self, model: nn.Module) -> tuple[float, float]:
         """(accuracy under PGD-10, clean accuracy) of the model, in eval mode, on the slice."""
-        right, done = torch.zeros(2, device=self.labels.device, dtype=torch.float64), 0
+        right = torch.zeros(2, device=self.labels.device, dtype=torch.float64)
+
+        def work(first, end):
+            right.add_(self._right(model, first, end))
+
         with attacks.evaluating(model), torch.no_grad():
-            while done < len(self.ids):
-                part = slice(done, done + self.at_once)
-                try:
-                    right += self._right(model, part)
-                except (RuntimeError, MemoryError) as error:
-                    self.at_once = memory.halved(len(self.ids[part]), error)
-                    continue
-                done += self.at_once
-        robust, clean = (processes.total(right) / self.size).tolist()
+            memory.in_parts(work, len(self.ids), len(self.ids))
+        robust, clean = (distributed.total(right) / self.size).tolist()
         return robust, clean
 
-    def _right(self, model, part):
-        """How many images of this part of the slice are classified right: [attacked, clean]."""
-        images, labels, eps = self.images[part], self.labels[part], self.args.epsilon
-        adv = attacks.pgd(model, images, labels, self.ids[part], eps=eps, alpha=eps / 4,
-                          steps=STEPS, seed=self.args.seed)
+    def _right(self, model, first, end):
+        """How many of these images of the slice are classified right: [attacked, clean]."""
+        images, labels, eps = self.images[first:end], self.labels[first:end], self.settings.epsilon
+        adv = attacks.pgd(model, images, labels, self.ids[first:end], eps=eps, alpha=eps / 4,
+                          steps=STEPS, seed=self.settings.seed)
         return torch.stack([(model(x).argmax(1) == labels).sum().double()
                             for x in (adv, ops.pixels(images))])
 
@@ -65,16 +60,16 @@ class Guard:
 
     def keep(self, training: Any) -> None:
         """Keep this state to roll back to, where the settings want that."""
-        if self.args.on_collapse == "rollback" and not self.collapsed:
+        if self.settings.on_collapse == "rollback" and not self.collapsed:
             self.good = copy.deepcopy(training.state())
 
     def watch(self, training: Any) -> str | None:
         """What to tell the user where the newest epoch collapsed; None otherwise.
 
         With --on-collapse rollback the training goes back to its last good state, and on from
-        there with the attack of recipes.remedy.
+        there with the attack of config.remedy.
         """
-        a, now = self.args, training.rows[-1]
+        a, now = self.settings, training.rows[-1]
         how = None if a.attack == "none" or a.epsilon == 0 else collapse(training.rows)
         if how is None or self.collapsed:
             self.collapsed = self.collapsed and now["robust"] < 0.1
@@ -84,7 +79,7 @@ class Guard:
                  "attack": training.attack["kind"], "action": a.on_collapse}
         said = f"epoch {now['epoch']} collapsed: accuracy under PGD went {how} (training examples)"
         self.collapses.append(event)
-        remedy = recipes.remedy(a.dataset, a.epsilon)
+        remedy = config.remedy(a.dataset, a.epsilon)
         if a.on_collapse != "rollback" or training.attack["kind"] in ("pgd", remedy["kind"]):
             event["action"], self.collapsed = "stop" if a.on_collapse == "stop" else "warn", True
             return (f"{said}; such a network is no defence: train with --recipe robust, or with "
@@ -101,13 +96,9 @@ class Guard:
     def state(self) -> dict:
         return {"collapses": self.collapses, "collapsed": self.collapsed}
 
-    def restore(self, state: dict | None, rows: Sequence[dict]) -> None:
-        """Go back to a state; None, and rows without measurements, are of an older version."""
-        self.collapses, self.collapsed = (state["collapses"], state["collapsed"]) if state else (
-            [], False)
-        for row in rows:
-            row.setdefault("robust", nan)
-            row.setdefault("clean", nan)
+    def restore(self, state: dict) -> None:
+        """Go back to a state that `state` gave."""
+        self.collapses, self.collapsed = state["collapses"], state["collapsed"]
 
 
 def collapse(rows: Sequence[dict]) -> str | None:

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advprune import ops  # noqa: F401  it registers conv_input_grad
-from advprune.precision import has_bf16
 
 ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 VECTOR = 16  # float32 numbers in the longest vector of a CPU
@@ -61,9 +60,7 @@ class _GreyConv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             image = conv_input_grad(grad.float(), weight, x.shape[2], x.shape[3], stride, padding)
         if ctx.needs_input_grad[1]:
-            # Under autocast grad is bfloat16; without the instructions float32 is faster.
-            dtype = grad.dtype if has_bf16(grad.device) else torch.float32
-            grad, x, weight = grad.to(dtype), x.to(dtype), weight.to(dtype)
+            x, weight = x.to(grad.dtype), weight.to(grad.dtype)  # bfloat16 under autocast
             filters = torch.ops.aten.convolution_backward(
                 grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1,
                 [False, True, False])[1]
@@ -179,22 +176,6 @@ class StridedConv2d(nn.Conv2d):
             return super().forward(x)
         rows, columns = self.stride
         return F.conv2d(x[..., ::rows, ::columns], self.weight, self.bias, groups=self.groups)
-
-
-class Compiled(nn.Module):
-    """torch.compile of a network for batches of one size; others go through the network itself.
-
-    So there are two graphs, one for the attack and one for the update, and a last batch of another
-    size compiles no third.
-    """
-
-    def __init__(self, model: nn.Module, size: int) -> None:
-        super().__init__()
-        self.model, self.size = model, size
-        self.fast = torch.compile(model, dynamic=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fast(x) if len(x) == self.size else self.model(x)
 
 
 def speed_up(model: nn.Module, x: Tensor) -> nn.Module:

@@ -2,6 +2,7 @@
 import ctypes
 import platform
 import sys
+from collections.abc import Callable
 
 import torch
 
@@ -26,14 +27,23 @@ def exhausted(error: BaseException) -> bool:
         "DefaultCPUAllocator" in str(error) or "not enough memory" in str(error))
 
 
-def halved(size: int, error: RuntimeError | MemoryError) -> int:
-    """Half of a batch size that did not fit. Raises the error again where that is not the reason.
+def in_parts(work: Callable[[int, int], None], n: int, size: int, start: int = 0) -> None:
+    """Call work(first, end) for items start to n - 1, at most `size` of them at a time.
 
-    Only where batches do not influence one another may a caller go on with smaller ones.
+    Where a part does not fit into memory, it is done again in halves, and so is the rest. Only for
+    work whose parts do not influence one another. Raises what `work` raises.
     """
-    if size == 1 or not exhausted(error):
-        raise error
-    print(f"{size} images at a time do not fit into memory; trying {size // 2}", file=sys.stderr)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return size // 2
+    while start < n:
+        end = min(n, start + size)
+        try:
+            work(start, end)
+        except (RuntimeError, MemoryError) as error:
+            if end - start == 1 or not exhausted(error):
+                raise
+            size = (end - start) // 2
+            print(f"{end - start} images at a time do not fit into memory; trying {size}",
+                  file=sys.stderr)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        else:
+            start = end

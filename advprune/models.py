@@ -5,28 +5,27 @@
     wideresnet28-10        Zagoruyko & Komodakis 2016, in RobustBench's form
     wideresnet28-10-silu   the same with SiLU, as in Gowal 2020, Rebuffi 2021, Wang 2023
     resnet18, vgg11, ...   torchvision's classifiers by their names there
-    FILE.py:NAME           your own (custom.py)
+    FILE.py:NAME           your own (own_code.py)
 
 `width` is the number of channels of the first layer (mnist-net 16, preactresnet18 64), or the
 widening factor of the wide ones (10). Layer names are those of the published weights
 (fast_adversarial, RobustBench, torchvision), which load unchanged: the normalisation adds none.
 """
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load
 from torch import Tensor, nn
 
-from advprune import custom, layers, memory
+from advprune import layers, memory, own_code
 from advprune.attacks import evaluating
-from advprune.cli import UserError
-from advprune.layers import Compiled as Compiled
-from advprune.layers import speed_up
+from advprune.errors import UserError
+
+if TYPE_CHECKING:
+    from advprune.config import Settings
+    from advprune.data import Dataset
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -179,14 +178,13 @@ MODELS: dict[str, tuple[Callable[..., nn.Module], int]] = {  # name -> construct
     "wideresnet28-10": (WideResNet28, 10),
     "wideresnet28-10-silu": (partial(WideResNet28, activation=batch_norm_silu), 10),
 }
-DEFAULT = {1: "mnist-net", 3: "preactresnet18"}  # by the number of colour channels
 
 
 def check_name(name: str) -> str:
     """The name, with a file's absolute path. Raises UserError for a name of no network."""
-    if custom.is_file(name):
-        custom.source(name)
-        return custom.resolve(name)
+    if own_code.is_file(name):
+        own_code.source(name)
+        return own_code.resolve(name)
     if name not in MODELS and name not in torchvision_names():
         raise UserError(f"--model: there is no network {name!r}; choose {', '.join(MODELS)}, a "
                         "classifier of torchvision, or FILE.py:NAME")
@@ -201,8 +199,8 @@ def build(name: str, channels: int, classes: int = 10, width: int | None = None,
     in a run. Raises UserError where the network does not take such images, or does not give
     `classes` logits for each.
     """
-    if custom.is_file(name):
-        model = custom.construct(name, custom.source(name) if code is None else code,
+    if own_code.is_file(name):
+        model = own_code.construct(name, own_code.source(name) if code is None else code,
                                  channels=channels, classes=classes, size=size, width=width)
     elif name in MODELS:
         constructor, default = MODELS[name]
@@ -220,7 +218,17 @@ def build(name: str, channels: int, classes: int = 10, width: int | None = None,
         given = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
         raise UserError(f"{name} gives {given} for 2 images, not logits [2, {classes}]")
     with evaluating(model), torch.no_grad():
-        return speed_up(model, images)
+        return layers.speed_up(model, images)
+
+
+def spec(settings: "Settings", dataset: "Dataset") -> dict:
+    """What `build` takes, and config.json records, for the network of a run on these images."""
+    channels, size = dataset.images.shape[1], dataset.images.shape[-1]
+    made = dict(name=settings.model, channels=channels, classes=len(dataset.classes),
+                width=settings.width, size=size)
+    if own_code.is_file(settings.model):
+        made["sha256"] = own_code.digest(own_code.source(settings.model))
+    return made
 
 
 def channels_last(model: nn.Module) -> bool:
@@ -230,68 +238,13 @@ def channels_last(model: nn.Module) -> bool:
                for weight in model.parameters())
 
 
-def load_weights(model: nn.Module, path: str | Path, new_head: bool = False) -> nn.Module:
-    """Load a state dict (.safetensors, or a torch file of tensors alone) into the model.
-
-    Accepts what the field publishes: a bare state dict, or one under `state_dict`,
-    `model_state_dict` or `model`; names that start with `module.`; half precision. new_head keeps
-    the model's own last layer where the file's has another number of classes, and says so. Raises
-    UserError where the file is unreadable or does not fit.
-    """
-    path = Path(path)
-    state: Any
-    try:
-        if path.suffix == ".safetensors":
-            state = load(path.read_bytes())  # load_file takes no path of other encodings
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"there is no weights file {path}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except Exception:  # zip, pickle and safetensors each raise their own kinds
-        raise UserError(f"{path} cannot be read as a weights file (of tensors only)") from None
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise UserError(f"{path} holds no state dict")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    wanted = model.state_dict()
-    for key in wanted:  # a count that nothing reads, and that older files lack
-        if key.endswith("num_batches_tracked"):
-            state.setdefault(key, wanted[key])
-    for key in ("mean", "std"):  # RobustBench stores its normalisation; here it is built in
-        state.pop(key, None)
-    other = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
-    head = (new_head and len({key.rpartition(".")[0] for key in other}) == 1
-            and all(state[key].shape[1:] == wanted[key].shape[1:] for key in other))
-    if head:  # the same inputs, and another number of outputs
-        state |= {key: wanted[key] for key in other}
-    wrong = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
-    wrong += [key for key in state if key not in wanted]
-    if wrong:
-        raise UserError(f"{path} does not fit this network: {len(wrong)} tensors differ, the "
-                        f"first is {wrong[0]!r}; check --dataset, --model and --width")
-    if bad := [key for key in wanted if not state[key].isfinite().all()]:
-        raise UserError(f"{path} holds weights that are not finite, first in {bad[0]!r}")
-    model.load_state_dict(state)
-    if head:
-        print(f"{path} has another number of classes: {', '.join(other)} keep random values",
-              file=sys.stderr)
-    return model
-
-
 def predict(model: nn.Module, images: Tensor, batch_size: int = 200) -> Tensor:
     """The classes [N] that the model, in eval mode, predicts for images [N, C, H, W] uint8."""
-    classes, done = [], 0
+    classes: list[Tensor] = []
+
+    def work(first, end):
+        classes.append(model(images[first:end].float() / 255).argmax(1))
+
     with evaluating(model), torch.no_grad():
-        while done < len(images):
-            x = images[done:done + batch_size]
-            try:
-                classes.append(model(x.float() / 255).argmax(1))
-            except (RuntimeError, MemoryError) as error:
-                batch_size = memory.halved(len(x), error)
-                continue
-            done += len(x)
+        memory.in_parts(work, len(images), batch_size)
     return torch.cat(classes)

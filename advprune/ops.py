@@ -1,6 +1,6 @@
 """The operators of adversarial training on pruned data; a kernel does each in one pass.
 
-Each operator has a schema here, and in references.py what it computes. Callers write
+Each operator has its schema in reference.py, and there what it computes. Callers write
 `ops.rs_start(...)`. Where csrc/ has been built, the dispatcher runs its kernel, otherwise the
 plain-torch reference. ADVPRUNE_KERNELS=0 ignores the build. `ops.KERNELS` says what is in use:
 `reference`, `cpu` or `cpu+cuda`. These two modules need torch and nothing else.
@@ -18,29 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from advprune.references import FAKES, REFERENCES
-from advprune.references import per_example as per_example
-from advprune.references import philox4x32 as philox4x32
-from advprune.references import pixels as pixels
-
-SCHEMAS = {
-    "rs_start": "(Tensor x, Tensor ids, float eps, Tensor? eps_i, int seed, int epoch, "
-                "bool clip_start, float noise_scale) -> Tensor",
-    "fgsm_step": "(Tensor x, Tensor grad, Tensor ids, float eps, Tensor? eps_i, float alpha, "
-                 "Tensor? alpha_i, int seed, int epoch, bool clip_start, float noise_scale, "
-                 "bool clip_ball) -> Tensor",
-    "augment": "(Tensor images, Tensor ids, int seed, int epoch, int pad, bool flip, "
-               "bool channels_last, Tensor? rows=None) -> Tensor",
-    "cross_entropy_scores": "(Tensor logits, Tensor labels) -> (Tensor, Tensor)",
-    "select_kept": "(Tensor scores, int low, int high, float? centre) -> (Tensor, Tensor)",
-    "conv_input_grad": "(Tensor grad, Tensor weight, int height, int width, int stride, "
-                       "int padding) -> Tensor",
-    "batch_norm_relu": "(Tensor x, Tensor weight, Tensor bias, Tensor? mean, Tensor? var, "
-                       "float eps) -> (Tensor, Tensor, Tensor)",
-    "batch_norm_relu_grad": "(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor mean, "
-                            "Tensor var, float eps, bool batch) -> (Tensor, Tensor, Tensor)",
-}
-
+from advprune.reference import OPERATORS
+from advprune.reference import per_example as per_example
+from advprune.reference import philox4x32 as philox4x32
+from advprune.reference import pixels as pixels
 
 # --- the public functions
 
@@ -137,7 +118,8 @@ def _build_name() -> str:
     """The build's file name: a digest of schemas and sources, so that an old build is noticed."""
     if not SOURCES:  # an installed package: the build beside it is used
         return "_C_"
-    content = b"".join([repr(SCHEMAS).encode(), *(s.read_bytes() for s in SOURCES)])
+    schemas = repr([(name, operator.schema) for name, operator in OPERATORS.items()])
+    content = b"".join([schemas.encode(), *(source.read_bytes() for source in SOURCES)])
     return f"_C_{hashlib.sha256(content).hexdigest()[:12]}"
 
 
@@ -157,9 +139,9 @@ def _load() -> str:
         except OSError as error:
             trouble = f"does not load ({str(error).partition(chr(10))[0]})"
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    served = {key: [name for name in SCHEMAS if has(f"advprune::{name}", key)]
+    served = {key: [name for name in OPERATORS if has(f"advprune::{name}", key)]
               for key in ("CPU", "CUDA")}
-    missing = [name for name in SCHEMAS if name not in served["CPU"]]
+    missing = [name for name in OPERATORS if name not in served["CPU"]]
     if ours and not trouble and missing:
         trouble = f"lacks {', '.join(missing)}"
     if trouble:
@@ -169,8 +151,8 @@ def _load() -> str:
 
 
 LIBRARY = torch.library.Library("advprune", "DEF")
-for _name, _schema in SCHEMAS.items():
-    LIBRARY.define(_name + _schema)
-    LIBRARY.impl(_name, REFERENCES[_name], "CompositeExplicitAutograd")
-    torch.library.register_fake(f"advprune::{_name}", FAKES[_name], lib=LIBRARY)
+for _name, _operator in OPERATORS.items():
+    LIBRARY.define(_name + _operator.schema)
+    LIBRARY.impl(_name, _operator.reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"advprune::{_name}", _operator.fake, lib=LIBRARY)
 KERNELS = _load()

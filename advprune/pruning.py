@@ -14,15 +14,14 @@ This module needs torch and numpy.
 """
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advprune import attacks, files, memory, ops, processes
-from advprune.cli import UserError
+from advprune import attacks, distributed, memory, ops
+from advprune.errors import UserError
 
 SCORES = ("loss", "clean-loss", "margin")
 STRATEGIES = ("none", "random", "high", "low", "low+high", "middle")
@@ -36,21 +35,21 @@ def at_once(device: torch.device) -> int:
 
 def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
           eps: float | None = None, alpha: float | None = None, seed: int = 0, epoch: int = 0,
-          clip_start: bool = False, norm: str = "linf", steps: int = 50,
+          clip_start: bool = False, norm: str = "linf",
           classes: int | None = None, batch_size: int | None = None, bar: Any = None,
-          state: Path | None = None) -> Tensor:
+          state: Any = None) -> Tensor:
     """Scores [N] float32 of all examples, on the device of the labels; the model in eval mode.
 
     images: a tensor or array [N, C, H, W], uint8 or in [0, 1], or any object whose images[ids] is
     such a batch, for a tensor of ids. labels: N whole numbers. An example's id is its place in
     both. Batches of `at_once` images go to the model's device. The work is shared by torchrun's
-    processes.
+    distributed.
 
     kind `loss` needs eps, the l-infinity budget in [0, 1] pixels; its step is alpha (default
     1.25 eps, as fast_adversarial); seed and epoch choose the noise; clip_start keeps the random
-    start in the box. kind `margin` takes attacks.deepfool's norm, steps and classes. bar is a tqdm
-    bar to move. state is a file to save progress in, and to continue from: use another file for
-    other arguments, and delete it afterwards.
+    start in the box. kind `margin` takes attacks.deepfool's norm and classes. bar is a tqdm
+    bar to move. state keeps the progress, and continues it: an object with read(device) and
+    write(content), such as files.State. Use another one for other arguments.
 
     Raises ValueError for an unknown kind, a missing eps, lengths that differ, images outside
     [0, 1], and scores that are not finite (it says how many).
@@ -75,36 +74,36 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
     batch_size = batch_size or at_once(device)
     ids = torch.arange(len(labels), device=labels.device)
     scores, done = torch.zeros(len(ids), device=ids.device), 0
-    if state and (found := files.progress(state, ids.device)):
+    if state and (found := state.read(ids.device)):
         scores, done = found
-    shard, saved = ids[processes.rank()::processes.world()], time.monotonic()
+    shard, saved = ids[distributed.rank()::distributed.world()], time.monotonic()
     if bar is not None:
-        bar.n = bar.initial = done * processes.world()
+        bar.n = bar.initial = done * distributed.world()
+
+    def work(first, end):
+        nonlocal done, saved
+        batch = shard[first:end]
+        x, y = _gather(images, batch, device), labels[batch].to(device).long()
+        if kind == "loss":
+            x = attacks.rs_fgsm(model, x, y, batch.to(device), eps=eps, alpha=alpha, seed=seed,
+                                epoch=epoch, clip_start=clip_start)
+        found = (_margins(model, x, y, norm, classes) if kind == "margin"
+                 else ops.cross_entropy_scores(model(ops.pixels(x)), y)[0])
+        scores[batch] = found.to(scores.device)
+        done = end
+        if bar is not None:
+            bar.update(len(batch) * distributed.world())
+        if state and time.monotonic() - saved > SAVE_SECONDS:
+            state.write((scores, done))
+            saved = time.monotonic()
+
     try:
         with attacks.evaluating(model), torch.no_grad():
-            while done < len(shard):
-                batch = shard[done:done + batch_size]
-                x, y = _gather(images, batch, device), labels[batch].to(device).long()
-                try:
-                    if kind == "loss":
-                        x = attacks.rs_fgsm(model, x, y, batch.to(device), eps=eps, alpha=alpha,
-                                            seed=seed, epoch=epoch, clip_start=clip_start)
-                    found = (_margins(model, x, y, norm, steps, classes) if kind == "margin"
-                             else ops.cross_entropy_scores(model(ops.pixels(x)), y)[0])
-                except (RuntimeError, MemoryError) as error:
-                    batch_size = memory.halved(len(batch), error)
-                    continue
-                scores[batch] = found.to(scores.device)
-                done += len(batch)
-                if bar is not None:
-                    bar.update(len(batch) * processes.world())
-                if state and time.monotonic() - saved > SAVE_SECONDS:
-                    files.write_state(state, (scores, done))
-                    saved = time.monotonic()
+            memory.in_parts(work, len(shard), batch_size, done)
     finally:
         if state:
-            files.write_state(state, (scores, done))
-    scores = processes.total(scores)
+            state.write((scores, done))
+    scores = distributed.total(scores)
     if bad := int((~scores.isfinite()).sum()):
         raise UserError(f"{bad} of the {len(scores)} {kind} scores are not finite: the "
                         "network gives NaN or infinite logits for them")
@@ -130,8 +129,8 @@ def farthest(images: Any, norm: str) -> float:
     return 1.0 if norm == "linf" else math.sqrt(math.prod(images.shape[1:]))
 
 
-def _margins(model, x, y, norm, steps, classes):
-    found = attacks.deepfool(model, x, y, norm, steps, classes=classes)
+def _margins(model, x, y, norm, classes):
+    found = attacks.deepfool(model, x, y, norm, classes=classes)
     # Where DeepFool did not cross a boundary, its distance is too short: it only says how far it
     # went. Such an example counts as the farthest possible. NaN stays NaN.
     return torch.where(found.crossed, found.distance, found.distance.clamp(min=farthest(x, norm)))
@@ -190,39 +189,6 @@ def adapt(margins: Tensor, kept: Tensor, eps: float, fraction: float = 1.0, floo
     return budgets
 
 
-# --- score files
-
-
 def kind_name(kind: str, norm: str) -> str:
     """What a score file calls this kind of score: `margin-l2` for margins in l2, else the kind."""
     return "margin-l2" if kind == "margin" and norm == "l2" else kind
-
-
-def save(path: str | Path, scores: Tensor, labels: Tensor, kept: Tensor, kind: str) -> None:
-    """Write scores, their kind (see `kind_name`), labels and kept ids as an npz."""
-    arrays = {"scores": scores.cpu().numpy(), "labels": labels.cpu().numpy(),
-              "kept": kept.cpu().numpy(), "kind": np.array(kind)}
-    files.write_saved(path, lambda content, file: np.savez(file, **content), arrays)
-
-
-def load(path: str | Path, labels: Tensor, kind: str | None = None) -> tuple[Tensor, str]:
-    """(scores [N], kind) that `save` wrote. Raises UserError where they are of other labels [N].
-
-    Where a kind is asked for, they must be of that kind; a file that names no kind is accepted.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            scores, its_labels = file["scores"], file["labels"]
-            its_kind = str(file["kind"]) if "kind" in file else kind or "given"
-    except Exception as error:  # numpy and zipfile raise half a dozen kinds
-        raise UserError(f"{path} is not a score file of prune.py: {error}") from None
-    if kind and its_kind != kind:
-        raise UserError(f"{path} holds scores of kind {its_kind}, but {kind} is needed")
-    if scores.shape != tuple(labels.shape):
-        raise UserError(f"{path} scores {scores.size} examples, "
-                        f"but the training set has {len(labels)}")
-    if not np.array_equal(its_labels, labels.cpu().numpy()):
-        raise UserError(f"{path} belongs to another training set: its labels differ")
-    if bad := int((~np.isfinite(scores)).sum()):
-        raise UserError(f"{bad} of the {len(scores)} scores in {path} are not finite")
-    return torch.as_tensor(scores, dtype=torch.float32, device=labels.device), its_kind

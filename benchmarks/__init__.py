@@ -1,1 +1,1 @@
-"""The measurements of benchmark.py. Each module has measure(args, device) -> dict."""
+"""What training costs, and what the kernels are worth: `python -m benchmarks` (__main__.py)."""

@@ -1,20 +1,21 @@
-"""benchmark.py ablation: what the kernels are worth in whole epochs. All are ratios.
+"""python -m benchmarks ablation: what kernels and fast layers are worth in whole epochs.
 
-Without a kernel there are the lines of plain torch that one would write instead. "network alone"
-makes the same passes through the network and nothing else.
+Without a kernel there are the lines of plain torch that one would write instead; without a layer
+of advprune/layers.py there is PyTorch's. A kernel of a layer goes with its layer. "network alone"
+makes the same passes through the network and nothing else. All are ratios.
 """
 import contextlib
 import time
+from statistics import median
 from unittest import mock
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
-import train
 from advprune import attacks, layers, ops, pruning
-from benchmarks import kernels, recipe
+from benchmarks import kernels, workload
 from benchmarks.timing import sync
 
 LIMIT, ROUNDS = 10_000, 7  # examples an epoch, and epochs of each variant
@@ -39,38 +40,37 @@ class Eager:
     cross_entropy_scores = staticmethod(kernels.eager_scores)
     select_kept = staticmethod(kernels.eager_select)
 
-    def conv_input_grad(self, grad, weight, height, width, stride, padding):
-        shape = [len(grad), 1, height, width]
-        return torch.nn.grad.conv2d_input(shape, weight, grad, stride, padding)
 
-    def takes(self, rows):  # so batch_norm_relu leaves it to PyTorch
-        return False
+# name -> (the layer, its method, what that does without it)
+LAYERS = {"conv_input_grad": (layers.GreyConv2d, "forward", nn.Conv2d.forward),
+          "batch_norm_relu": (layers.FastBatchNorm2d, "takes", lambda layer, rows: False),
+          "DnnLinear": (layers.DnnLinear, "forward", nn.Linear.forward),
+          "FastFlatten": (layers.FastFlatten, "forward", nn.Flatten.forward)}
+OPERATORS = (("rs_start", "fgsm_step"), ("augment",), ("cross_entropy_scores",), ("select_kept",))
 
 
-VARIANTS = {"all kernels": (), "without rs_start, fgsm_step": ("rs_start", "fgsm_step"),
-            "without conv_input_grad": ("conv_input_grad",),
-            "without batch_norm_relu": ("takes",),
-            "without augment": ("augment",),
-            "without cross_entropy_scores": ("cross_entropy_scores",),
-            "without select_kept": ("select_kept",)}
-VARIANTS["no kernel"] = tuple(name for names in VARIANTS.values() for name in names)
+def variants(model):
+    """Variant -> what it goes without; of the layers only those that this network has."""
+    kinds = {type(layer) for layer in model.modules()}
+    parts = [*OPERATORS, *((name,) for name, (kind, *_) in LAYERS.items() if kind in kinds)]
+    return {"all kernels": (), **{f"without {', '.join(names)}": names for names in parts},
+            "no kernel": tuple(name for names in parts for name in names)}
 
 
 @contextlib.contextmanager
 def without(names):
-    """Within the block, plain torch computes these operators."""
+    """Within the block, plain torch computes these operators and layers."""
     eager = Eager()
     with contextlib.ExitStack() as stack:
         for name in names:
-            place = next(place for place in (ops, layers, layers.FastBatchNorm2d)
-                         if hasattr(place, name))
-            stack.enter_context(mock.patch.object(place, name, getattr(eager, name)))
+            place, method, other = LAYERS.get(name) or (ops, name, getattr(eager, name))
+            stack.enter_context(mock.patch.object(place, method, other))
         yield
 
 
 def network_alone(training, images, labels, update):
     """An epoch's passes through the network, on one batch that is there already."""
-    size = training.args.batch_size if update else pruning.at_once(training.device)
+    size = training.settings.batch_size if update else pruning.at_once(training.device)
     x = images[:size].float() / 255
     if training.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -92,36 +92,48 @@ def measure(args, device):
     """A row for each variant: images/s of training and of scoring with selection."""
     args.dataset = args.dataset or ("cifar10" if device.type == "cuda" else "mnist")
     args.limit = args.limit or LIMIT
-    training, _ = train.begin(recipe.of(args, device), device)
+    training = workload.begun(workload.words(args, device), device)
     images, labels, bar = training.dataset.images, training.dataset.labels, tqdm(disable=True)
 
     def score():
         with training.autocast:
-            scores = pruning.score(training.model, images, labels, eps=training.args.epsilon)
+            scores = pruning.score(training.model, images, labels, eps=training.settings.epsilon)
         pruning.select(scores, "high", 0.4)
 
-    jobs = {(variant, what): (names, call) for variant, names in VARIANTS.items() for what, call in
-            (("training", lambda: training.epoch(0, bar)), ("scoring", score))}
+    def timed(names, call):
+        with without(names):
+            start = time.perf_counter()
+            call()
+            sync(device)
+            return time.perf_counter() - start
+
+    calls = {(variant, what): (names, call)
+             for variant, names in variants(training.model).items()
+             for what, call in (("training", lambda: training.epoch(0, bar)), ("scoring", score))}
     for what, update in (("training", True), ("scoring", False)):
-        jobs["network alone", what] = (
-            (), lambda u=update: network_alone(training, images, labels, u))
-    seconds = {job: [] for job in jobs}
-    for round_ in range(args.rounds + 1):  # the first round warms up
-        for job, (names, call) in jobs.items():
-            with without(names):
-                start = time.perf_counter()
-                call()
-                sync(device)
-                if round_:
-                    seconds[job].append(time.perf_counter() - start)
-    print(f"{recipe.title(training.args, len(labels))}, medians of {args.rounds} rounds\n"
+        calls["network alone", what] = (
+            (), lambda update=update: network_alone(training, images, labels, update))
+    rounds = [{key: timed(*call) for key, call in calls.items()}
+              for _ in range(args.rounds + 1)][1:]  # the first warms up
+    rates = {key: len(labels) / median(seconds[key] for seconds in rounds) for key in calls}
+    rows = [row_of(variant, rates) for variant, what in calls if what == "training"]
+    report(rows, workload.title(training.settings, len(labels)), args.rounds)
+    return {**workload.fields(training.settings, len(labels)), "rounds": args.rounds,
+            "rows": rows}
+
+
+def row_of(variant, rates):
+    """Its images/s, and their ratios to those with all kernels."""
+    row = {"variant": variant}
+    for what in ("training", "scoring"):
+        row[what] = rates[variant, what]
+        row[f"{what}_ratio"] = rates[variant, what] / rates["all kernels", what]
+    return row
+
+
+def report(rows, title, rounds):
+    print(f"{title}, medians of {rounds} rounds\n"
           f"{'':30} training images/s     scoring images/s")
-    rows, medians = [], {job: float(np.median(s)) for job, s in seconds.items()}
-    for variant in (*VARIANTS, "network alone"):
-        rows.append({"variant": variant})
-        for what in ("training", "scoring"):
-            rows[-1][what] = len(labels) / medians[variant, what]
-            rows[-1][f"{what}_ratio"] = (medians["all kernels", what] / medians[variant, what])
+    for row in rows:
         print("{variant:30} {training:9,.0f}  ({training_ratio:.2f})    {scoring:9,.0f}  "
-              "({scoring_ratio:.2f})".format(**rows[-1]))
-    return {**recipe.fields(training.args, len(labels)), "rounds": args.rounds, "rows": rows}
+              "({scoring_ratio:.2f})".format(**row))

@@ -1,4 +1,4 @@
-"""benchmark.py kernels: each operator beside a copy and its alternatives. All are ratios.
+"""python -m benchmarks kernels: each operator beside a copy and its alternatives. All are ratios.
 
 The alternatives are eager torch as fast_adversarial writes it, torch.compile of the same lines,
 and for the selection torch.topk, torch.sort and numpy.argpartition.

@@ -1,4 +1,4 @@
-"""benchmark.py layouts: which memory layout and precision is the fastest for which network.
+"""python -m benchmarks layouts: which memory layout and precision is fastest for which network.
 
 A step of training is RS+FGSM and an update, on random images. The layouts and precisions of a
 network take turns. The first way is that of PyTorch alone: its layers, contiguous, in a process
@@ -13,22 +13,21 @@ import torch
 import torch.nn.functional as F
 
 from advprune import attacks, layers, models
-from advprune.precision import Autocast
-from benchmarks.floor import LAYOUTS
 from benchmarks.timing import apart, sync
 
 NETWORKS = [  # name, width, channels, size, images in a step: fewer where a step takes seconds
     ("mnist-net", 16, 1, 28, 100), ("preactresnet18", 16, 3, 32, 128),
     ("preactresnet18", 64, 3, 32, 32), ("wideresnet28-10", 2, 3, 32, 32),
     ("resnet18", None, 3, 32, 128), ("vgg11", None, 3, 32, 64)]
-THEIRS = "PyTorch alone"  # the first layout
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+THEIRS = "PyTorch alone"  # the first way
 ROUNDS, SECONDS = 5, 0.5  # SECONDS: about how long a layout's turn takes
 EPS, ALPHA = 8 / 255, 10 / 255
 
 
-def step(model, opt, x, y, autocast):
+def step(model, opt, x, y, precision):
     """One step of training: RS+FGSM, then an update."""
-    with autocast:
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
         with attacks.frozen(model):
             adv = attacks.rs_fgsm(model, x, y, torch.arange(len(y), device=y.device), eps=EPS,
                                   alpha=ALPHA)
@@ -50,8 +49,7 @@ def step_of(network, layout, precision, device):
     model = layers.lay_out(model, form).to(device).train()
     opt = torch.optim.SGD(model.parameters(), 0.001)
     images = x.contiguous(memory_format=form)
-    autocast = Autocast(device, precision)
-    return lambda: step(model, opt, images, y, autocast)
+    return lambda: step(model, opt, images, y, precision)
 
 
 def seconds(steps, *which):

@@ -1,4 +1,7 @@
-"""benchmark.py machine: what the machine code of the CUDA kernels allows. Computed, not measured.
+"""python -m benchmarks machine: what the CUDA kernels' machine code allows. Nothing is measured.
+
+nvcc compiles csrc/ops_cuda.cu, cuobjdump (of the CUDA toolkit or of triton) disassembles it, and
+c++filt reads the names. No GPU is needed.
 
 The model. A thread takes the longest way through its kernel that passes the widest store: each
 loop once, one side of each branch, a called routine as one instruction. Of augment, whose threads
@@ -9,10 +12,168 @@ where a multiply of 64 bits counts twice and a load or store once for each 32 bi
 / time is the part of a copy's bandwidth that the instructions leave possible. The model knows no
 latency: `in_flight` is what the loads of all threads of a full SM ask for at once, in bytes.
 """
+import hashlib
+import os
 import re
+import shutil
 import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
-from benchmarks import sass
+from advprune import files
+from advprune.errors import UserError
+
+SOURCES = Path(__file__).resolve().parent.parent / "csrc"
+
+
+# --- the machine code
+
+LINE = re.compile(r"/\*([0-9a-f]{4,})\*/ +(@!?U?P\w+)? *([A-Z][\w.]*)([^;]*);")
+USE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+CLASSES = {  # the first pattern that an instruction begins with or holds
+    "global": r"(LDG|STG|LD|ST|ATOMG?|REDG?)\b", "local": r"(LDL|STL)\b",
+    "shared": r"(LDS|STS|ATOMS|SHFL)\b", "float64": r"D(ADD|MUL|FMA|SETP|MNMX)\b|.*(F64|RCP64H)",
+    "special": r"MUFU", "convert": r"(I2FP?|F2IP?|F2FP?|FRND|I2I)\b", "wide": r"IMAD\.(WIDE|HI)",
+    "multiply": r"(IMAD|IMUL)", "float32": r"(FADD|FMUL|FFMA|HADD2|HMUL2|HFMA2)\b",
+    "call": r"CALL", "branch": r"(BRA|BRX|BSSY|BSYNC|BREAK|EXIT|RET|BAR|BPT|WARPSYNC|END|NOP)",
+    "uniform": r"(U[A-Z]|R2UR|S2UR|VOTEU)", "other": r"(LDC|S2R|CS2R|LEPC|NANOSLEEP|MEMBAR|FENCE|"
+    r"ERRBAR|CCTL|YIELD|DEPBAR)", "integer": r""}  # integer: also moves, compares and selects
+
+
+@dataclass(frozen=True)
+class Instruction:
+    at: int  # address in bytes
+    guard: str  # "@P0": runs only where the predicate holds
+    op: str
+    operands: str
+
+    @property
+    def kind(self):
+        return next(name for name, begins in CLASSES.items() if re.match(begins, self.op))
+
+    @property
+    def bits(self):
+        """The width of a load or store."""
+        found = re.search(r"\.U?S?(8|16|64|128)\b", self.op)
+        return int(found[1]) if found else 32
+
+    @property
+    def target(self):
+        """Where a branch goes; None for others, and for calls, which come back."""
+        found = re.search(r"0x([0-9a-f]+)\s*$", self.operands)
+        return int(found[1], 16) if found and self.op.startswith("BRA") else None
+
+    @property
+    def falls_through(self):
+        """Whether the next instruction can come after it."""
+        always = not self.guard and ("DIV" not in self.op) and "P" not in self.operands
+        return not (always and re.match(r"(BRA|EXIT|RET)\b", self.op))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str  # as rs_start_kernel<float, float>
+    registers: int
+    stack: int
+    shared: int
+    local: int
+    code: tuple  # of Instruction
+
+    def counts(self):
+        """Class -> number of instructions in the file, whether they run or not."""
+        return Counter(i.kind for i in self.code)
+
+    def accesses(self, op):
+        """Width in bits -> how many LDG or STG of it."""
+        return Counter(i.bits for i in self.code if i.op.split(".")[0] == op)
+
+
+def short(name):
+    """A demangled kernel without its arguments and name spaces: wide_kernel<0, Start, float>."""
+    name = re.sub(r"\(anonymous namespace\)::|(torch::headeronly|advprune|c10)::", "", name)
+    found = re.match(r"(?:void )?(\w+(?:<.*?>)?)\(", re.sub(r"\(\w+\)(?=\d)", "", name))
+    return found[1] if found else name
+
+
+def kernels(text):
+    """The kernels in the output of cuobjdump --dump-resource-usage --dump-sass."""
+    used = {name: list(map(int, rest)) for name, *rest in USE.findall(text)}
+    parts = re.split(r"Function : (\S+)\n", text)[1:]
+    names, found = demangled(used), []
+    for name, body in zip(parts[::2], parts[1::2], strict=True):
+        code = [Instruction(int(at, 16), guard, op, operands.strip())
+                for at, guard, op, operands in LINE.findall(body)]
+        while code and (code[-1].op == "NOP" or code[-1].target == code[-1].at):
+            code.pop()  # what fills the last lines of the cache
+        found.append(Kernel(short(names[name]), *used[name], tuple(code)))
+    return sorted(found, key=lambda kernel: kernel.name)
+
+
+def demangled(names):
+    """Mangled -> demangled."""
+    done = subprocess.run(["c++filt", *names], capture_output=True, text=True, check=True)
+    return dict(zip(names, done.stdout.splitlines(), strict=True))
+
+
+def compiled(folder=SOURCES):
+    """The kernels of ops_cuda.cu, as nvcc compiles them for the H100 and the H200."""
+    return kernels(disassembled(folder))
+
+
+# --- the tools
+
+def tools():
+    """(nvcc, cuobjdump); a UserError says what is missing."""
+    import setup
+
+    home, why = setup.cuda_home()
+    if home is None:
+        raise UserError(f"the machine code needs nvcc: {why}")
+    triton = find_spec("triton")
+    places = [f"{home}/bin", *(f"{place}/backends/nvidia/bin"
+                               for place in (triton.submodule_search_locations if triton else []))]
+    dump = next((f"{place}/cuobjdump" for place in places if Path(place, "cuobjdump").exists()),
+                None)
+    if dump is None:
+        raise UserError(f"there is no cuobjdump in {' or '.join(places)}")
+    if shutil.which("c++filt") is None:
+        raise UserError("there is no c++filt; it comes with the binutils")
+    return f"{home}/bin/nvcc", dump
+
+
+def disassembled(folder=SOURCES, arch="sm_90"):
+    """What cuobjdump says of ops_cuda.cu in this folder; compiled once for what it is made of."""
+    from torch.utils import cpp_extension as extension
+
+    import setup
+
+    nvcc, dump = tools()
+    command = [nvcc, "--cubin", f"-arch={arch}", *extension.COMMON_NVCC_FLAGS, *setup.NVCC_FLAGS,
+               *(f"-isystem={path}" for path in extension.include_paths("cuda"))]
+    version = subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
+    digest = hashlib.sha256(repr((command, extension.torch.__version__)).encode() + version)
+    for file in (folder / "ops_cuda.cu", *sorted(folder.glob("*.h"))):
+        digest.update(file.read_bytes())
+    path = Path(tempfile.gettempdir(), f"advprune-{os.getuid()}-{digest.hexdigest()[:16]}.sass")
+
+    def make(part):
+        cubin = path.with_suffix(".cubin")
+        done = subprocess.run([*command, str(folder / "ops_cuda.cu"), "-o", str(cubin)],
+                              capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        part.write_bytes(subprocess.run(
+            [dump, "--dump-resource-usage", "--dump-sass", str(cubin)], capture_output=True,
+            check=True).stdout)
+        cubin.unlink()
+
+    return files.made_once(path, make).read_text()  # parallel tests compile it once
+
+
+# --- the model
 
 CARDS = {  # SMs, bytes/s, clock in Hz (the highest boost clock)
     "H100 SXM": (132, 3.35e12, 1.98e9), "H200": (132, 4.8e12, 1.98e9)}
@@ -36,8 +197,6 @@ def wide(kernel):
     found = re.match(r"wide_kernel<(\d), (\w+), ([\w ]+), ([\w ]+)>", kernel.name)
     return found and (MOVES[found[2]], LAYOUTS[int(found[1])], found[3], found[4])
 
-
-# --- the way of a thread
 
 def longest(code, first, ends):
     """Indices of the longest way from first to one of ends, by branches that go forward alone."""
@@ -89,8 +248,6 @@ def way(kernel):
                               if i.op.startswith("STG") and i.bits == widest})
     return [code[n] for n in there[:-1] + longest(code, there[-1], ends)]
 
-
-# --- the model
 
 def occupancy(kernel):
     """The share of an SM's warps that can be there at once."""
@@ -150,6 +307,8 @@ def selection(names, n, drop):
             "bytes": 4 * n * reads + written, "least_bytes": 4 * n * 3 + written}
 
 
+# --- the record
+
 def row_of(kernel):
     operator, layout, x, _ = wide(kernel) or (kernel.name, "", "", "")
     row = {"kernel": kernel.name,
@@ -162,7 +321,7 @@ def row_of(kernel):
 
 def measure(args, device):
     """A row for each kernel, those of the model first."""
-    rows = sorted(map(row_of, sass.compiled()), key=lambda row: ("cards" not in row, row["what"]))
+    rows = sorted(map(row_of, compiled()), key=lambda row: ("cards" not in row, row["what"]))
     print("computed from the machine code for sm_90, not measured\n"
           f"{'':44} {'registers':>9} {'occupancy':>9} {'per element: instructions':>25} "
           f"{'bytes':>5}  share of a copy: {', '.join(CARDS)}; the busiest unit")
@@ -178,7 +337,7 @@ def measure(args, device):
     for part in chosen:
         print("select_kept of {n:,} scores: launches {launches}, {bytes:,} bytes; three reads and "
               "one write are {least_bytes:,}".format(**part))
-    nvcc = subprocess.run([sass.tools()[0], "--version"], capture_output=True, text=True).stdout
+    nvcc = subprocess.run([tools()[0], "--version"], capture_output=True, text=True).stdout
     return {"what": "computed, not measured", "arch": "sm_90",
             "nvcc": re.search(r"release [\d.]+, (V[\d.]+)", nvcc)[1],
             "rows": rows, "selection": chosen,

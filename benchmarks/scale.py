@@ -1,14 +1,12 @@
-"""benchmark.py scale: does training time follow the examples seen? (Kaufmann et al., Figure 5)
+"""python -m benchmarks scale: does training time follow the examples seen?
 
-Runs with p = 0 to 0.8 train epoch by epoch in turns, and each epoch begins with another of them.
-An epoch after pruning is compared with the one on all data of the same turn, and the median of
-these ratios counts. So a machine that slows down slows both. Scoring and the guard are counted
-apart. Then processes of their own train on a quarter, a half and all of the examples, for their
-peak memory.
+This is Figure 5 of Kaufmann et al. 2022. Runs with p = 0 to 0.8 train epoch by epoch in turns, and
+each epoch begins with another of them. An epoch after pruning is compared with the one on all data
+of the same turn, and the median of these ratios counts. So a machine that slows down slows both.
+Scoring and the guard are counted apart. Then processes of their own train on a quarter, a half and
+all of the examples, for their peak memory.
 """
-import json
-import subprocess
-import sys
+import resource
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -18,12 +16,14 @@ import torch
 from tqdm import tqdm
 
 import train
-from advprune import cli, inputs, settings
-from benchmarks import recipe
+from advprune import cli, config, data, models
+from advprune.errors import UserError
+from benchmarks import workload
+from benchmarks.timing import apart
 
 SHARES, EPOCHS = (0.0, 0.2, 0.4, 0.6, 0.8), 10  # dropped
 SIZES = (0.25, 0.5, 1.0)  # of the data set, for the memory
-CHECKOUT = Path(__file__).resolve().parent.parent
+MIB = 2**20
 
 
 def line(x, y):
@@ -42,45 +42,71 @@ def flags_of(p, epochs):
 
 def in_turns(args, device):
     """The finished trainings, one for each share dropped."""
-    trainings = []
-    for p in SHARES:
-        used = recipe.of(args, device, *flags_of(p, args.epochs))
-        dataset = trainings[0].dataset if trainings else inputs.dataset(used, device)
-        if round(p * len(dataset.labels)) == len(dataset.labels):
-            raise cli.UserError(f"dropping {p:.0%} of {len(dataset.labels)} examples leaves none; "
-                                "give a larger --limit")
-        used.network = settings.network(used, dataset.images.shape[1], len(dataset.classes),
-                                        dataset.images.shape[-1])
-        trainings.append(train.Training(used, dataset, device))
+    settings = [config.parse(workload.words(args, device, *flags_of(p, args.epochs)))[1]
+                for p in SHARES]
+    dataset = data.of_run(settings[0], args.data_dir, device=device)
+    if (n := len(dataset.labels)) == round(SHARES[-1] * n):
+        raise UserError(f"dropping {SHARES[-1]:.0%} of {n} examples leaves none; give a larger "
+                        "--limit")
+    network = models.spec(settings[0], dataset)
+    warm, *trainings = (train.Training(each, dataset, device, network)
+                        for each in [settings[0], *settings])
     bar = tqdm(disable=True)
-    warm = train.Training(trainings[0].args, trainings[0].dataset, device)
     warm.kept = warm.kept[:2000]
     warm.epoch(0, bar)
     for epoch in range(args.epochs):
         first = epoch % len(trainings)
         for training in trainings[first:] + trainings[:first]:
-            if epoch == training.args.epoch:
+            if epoch == training.settings.epoch:
                 training.prune(epoch)
             training.epoch(epoch, bar)
     return trainings
 
 
-def memory(args, device, training):
+def memory(args, device, dataset):
     """Rows of peak memory in MiB: a process trains on n examples, scores, and trains on 60 %."""
-    n, rows = len(training.dataset.labels), []
-    flags = recipe.words(args, device) + flags_of(0.4, 2)
-    for part in sorted({max(3, round(n * share)) for share in SIZES}):
-        ids = torch.arange(part)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "data.pt"
-            torch.save({"images": training.dataset.images[ids].cpu(),
-                        "labels": training.dataset.labels[ids].cpu(),
-                        "classes": len(training.dataset.classes)}, path)
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.memory", str(path), *flags], cwd=CHECKOUT,
-                stdout=subprocess.PIPE, text=True, check=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+    n, rows = len(dataset.labels), []
+    words = workload.words(args, device, *flags_of(0.4, 2))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "data.pt")
+        for part in sorted({max(3, round(n * share)) for share in SIZES}):
+            ids = torch.arange(part)
+            torch.save({"images": dataset.images[ids].cpu(), "labels": dataset.labels[ids].cpu(),
+                        "classes": dataset.classes}, path)
+            with apart(pruned_training) as other:
+                rows.append(other(path, words, str(device)))
     return rows
+
+
+def pruned_training(path, words, device):
+    """Train on the examples in this file, score, drop, train on: the memory in MiB.
+
+    "before" is what this process had used before it read the data.
+    """
+    device = cli.device(device)
+    before, read = peak(device), torch.load(path, weights_only=True)
+    images, labels = read["images"].to(device), read["labels"].to(device)
+    settings = config.parse(words)[1]
+    dataset = data.Dataset(settings.dataset, images, labels, images[:1], labels[:1],
+                           read["classes"], len(labels))
+    network = models.spec(settings, dataset)
+    training, bar = train.Training(settings, dataset, device, network), tqdm(disable=True)
+    training.epoch(0, bar)
+    training.prune(1)
+    training.epoch(1, bar)
+    return {"examples": len(labels), "before": before, "peak": peak(device),
+            "data": (images.nbytes + labels.nbytes) / MIB}
+
+
+def peak(device):
+    """The most memory in MiB that this process has used so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MIB
+    try:  # ru_maxrss would also count the process that started this one
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError):  # macOS counts in bytes, and counts this process alone
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
 
 
 def measure(args, device):
@@ -94,13 +120,14 @@ def measure(args, device):
                      "train_seconds": seconds["train"], "prune_seconds": seconds["prune"],
                      "guard_seconds": seconds["guard"],
                      "epoch_seconds": [row["seconds"] for row in training.rows]})
-    from_ratios(rows, trainings[-1].args.epoch)
+    from_ratios(rows, trainings[-1].settings.epoch)
     intercept, slope = line([row["examples"] for row in rows], [row["seconds"] for row in rows])
-    used, n = trainings[0].args, len(trainings[0].dataset.labels)
-    record = {**recipe.fields(used, n), "epochs": args.epochs,
-              "prune_epoch": trainings[-1].args.epoch, "rows": rows, "intercept": intercept,
-              "slope": slope, "memory": memory(args, device, trainings[0])}
-    report(record, recipe.title(used, n))
+    first, prune_epoch = trainings[0], trainings[-1].settings.epoch
+    settings, n = first.settings, len(first.dataset.labels)
+    record = {**workload.fields(settings, n), "epochs": args.epochs, "prune_epoch": prune_epoch,
+              "rows": rows, "intercept": intercept, "slope": slope,
+              "memory": memory(args, device, first.dataset)}
+    report(record, workload.title(settings, n))
     return record
 
 

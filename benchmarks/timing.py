@@ -1,6 +1,6 @@
 """The clock of the benchmarks, and a process as others have it."""
 import contextlib
-import os
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from advprune import jobs
+from benchmarks.workers import Workers
 
 
 def sync(device):
@@ -35,12 +35,12 @@ def apart(work):
 
     Our scripts keep freed memory (advprune/memory.py). That process does not, as other programs.
     """
-    def call(*args):
-        workers.start(work, Path(os.devnull), *args)
-        ((_, result),) = workers.finished()
-        return result
+    with tempfile.TemporaryDirectory() as folder, Workers(1, work) as workers:
+        def call(*args):
+            workers.start(work, Path(folder) / "log", *args)
+            ((_, result),) = workers.finished()
+            return result
 
-    with jobs.Workers(1, work) as workers:
         yield call
 
 

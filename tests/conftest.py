@@ -8,16 +8,19 @@ import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
-import emulation
 import killing
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from matplotlib.figure import Figure
 
 import train
+from advprune import cli, plots
+from advprune.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+TRAINED = ["--dataset", "synthetic", "--limit", "600", "--epochs", "3"]  # of the runs of `trained`
 # What a script starts in the background ignores Ctrl-C, and hands that on. These tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -35,13 +38,26 @@ def make(n=20, size=(28, 28), channels=1, seed=0):
 
 
 def refused(main, argv, capsys):
-    """The sentence with which main(argv) refuses."""
-    with pytest.raises(SystemExit) as stopped:
+    """The one sentence with which main(argv) refuses, before it says anything else."""
+    capsys.readouterr()
+    with pytest.raises((UserError, SystemExit)) as stopped:  # the latter is argparse's
         main(argv)
     out, err = capsys.readouterr()
+    if isinstance(stopped.value, UserError):
+        assert err == ""
+        err = str(stopped.value)
     assert (stopped.value.code, out) == (2, "")
     assert len(err.strip().splitlines()) == 1, err
     return err
+
+
+def ended(main, argv, capsys):
+    """(exit code, stdout, lines on stderr) of the script whose function is `main`."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(lambda: main([str(word) for word in argv]))
+    out, err = capsys.readouterr()
+    return stopped.value.code, out, err.strip().splitlines()
 
 
 @contextmanager
@@ -82,8 +98,7 @@ def trained(tmp_path_factory):
     def make(*flags):
         if flags not in made:
             made[flags] = tmp_path_factory.mktemp("runs") / f"run{len(made)}"
-            train.main(["--dataset", "synthetic", "--limit", "600", "--epochs", "3", "--out",
-                        str(made[flags]), *flags])
+            train.main([*TRAINED, "--out", str(made[flags]), *flags])
         return made[flags]
 
     return make
@@ -97,7 +112,7 @@ def forks():
 
 @pytest.fixture
 def cut_off(monkeypatch):
-    """cut_off(epoch): within it, train.py is interrupted as that epoch begins, and must exit."""
+    """cut_off(epoch): within it, train.py is interrupted as that epoch begins, and must end."""
 
     @contextmanager
     def interrupted(stop):
@@ -108,7 +123,7 @@ def cut_off(monkeypatch):
                 raise KeyboardInterrupt
             epoch(training, number, bar)
 
-        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(train.Training, "epoch", up_to)
             yield
 
@@ -135,11 +150,25 @@ def away(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def drawn():
+    """A test that asks for this draws the pictures of what is pruned."""
+
+
+@pytest.fixture(autouse=True)
+def blank(request, monkeypatch):
+    """For other tests these pictures are blank. To draw one takes longer than to train."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(plots, "pruned", lambda *_: Figure((1, 1)))
+
+
+@pytest.fixture
 def emulated(request, monkeypatch):
-    """The operators are those of the CUDA kernels, which run on the CPU (emulation.py).
+    """The operators are those of the CUDA kernels, which run on the CPU (kernels/emulation.py).
 
     It is the emulator's library, with what a test may set.
     """
+    import emulation  # here: its folder is on the path where its tests are collected
+
     if shutil.which(emulation.COMPILER) is None:
         pytest.skip(f"the emulator needs a C++ compiler, and {emulation.COMPILER} is not one")
     library, _ = emulation.load()
@@ -154,7 +183,7 @@ def emulated(request, monkeypatch):
 
 @pytest.fixture
 def pages(tmp_path):
-    """The folder of a copy of all that `reproduce.py render` reads."""
+    """The folder of a copy of all that `python -m experiments render` reads."""
     for name in ("README.md", "docs", "results", "examples", "figures"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)

@@ -8,8 +8,8 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -20,26 +20,26 @@ ROOT = Path(__file__).resolve().parent.parent
 def server():
     """The context that starts processes, with a fork server of one thread."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["matplotlib.figure", "sklearn.datasets", "reproduce",
-                                     "torch._dynamo"])  # the first optimiser imports it
+    context.set_forkserver_preload(["matplotlib.figure", "sklearn.datasets", "train", "prune",
+                                    "evaluate",
+                                    "torch._dynamo"])  # the first optimiser imports it
     first = context.Process(target=len, args=("",))  # which waits for these imports
     first.start()
     first.join()
     return context
 
 
-def script(name, argv, log, environ=None, collapse=False, connect=60):
-    """The body of a process: the script's main(argv), its output in the file `log`.
+def script(name, argv, log, environ=None, collapse=False):
+    """The body of a process: the script `name` with these words, its output in the file `log`.
 
-    collapse: the second epoch collapses once. connect: seconds that processes wait for each other.
+    collapse: the second epoch collapses once.
     """
     import importlib
 
     import torch
 
-    from advprune import guard, processes
+    from advprune import cli, guard
 
-    processes.CONNECT = timedelta(seconds=connect)
     for number in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.update(environ or {})
@@ -54,7 +54,8 @@ def script(name, argv, log, environ=None, collapse=False, connect=60):
             return watch(self, training)
 
         guard.Guard.watch = collapses_in_epoch_2
-    importlib.import_module(name).main(argv)
+    sys.argv = [f"{name}.py", *argv]
+    cli.run(importlib.import_module(name).main)
 
 
 def free_port():

@@ -8,6 +8,7 @@ import torch
 from advprune import plots
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("n", [40, 9])
 def test_pruned_shows_both_ends_of_the_scores_and_frames_what_is_dropped(n):
     scores = torch.arange(n) / 10

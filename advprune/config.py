@@ -1,0 +1,410 @@
+"""The settings of a run: one dataclass, the recipe of each data set, and train.py's flags.
+
+RECIPES has every default of train.py, evaluate.py and prune.py in one table. Flags change its
+values. `settings` checks them and gives the Settings, which config.json records. Nothing is loaded
+here: neither data nor weights.
+"""
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from advprune import cli, models, pruning
+from advprune.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides the weights of a run. Where its data lie and how it is run is not here."""
+
+    dataset: str
+    limit: int | None  # train on the first so many examples
+    image_size: int | None  # side of a folder's images
+    skip_bad: bool
+    extra_data: tuple[str, ...]  # npz files of generated images
+    extra_fraction: float | None  # their share of a batch
+    pad: int  # the random crop moves by so many pixels
+    flip: bool
+
+    recipe: str
+    attack: str
+    epsilon: float  # budgets and steps are in [0, 1] pixels
+    alpha: float
+    pgd_steps: int
+    clip_start: bool  # whether the random start stays in the image box
+    on_collapse: str
+
+    prune: str
+    p: float  # the fraction to drop
+    epoch: int | None  # full epochs before pruning
+    score: str
+    score_alpha: float  # the step of the RS+FGSM examples that are scored
+    scores: str | None  # a file of scores
+    class_balanced: bool
+    margin_model: str | None
+    margin_norm: str
+    margin_classes: int | None
+    adapt_fraction: float
+    eps_floor: float
+
+    epochs: int
+    batch_size: int
+    optimizer: str
+    lr: float
+    peak: float  # the fraction of the run at which the learning rate is highest
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    schedule: str
+    loss: str
+    beta: float | None  # of TRADES
+    label_smoothing: float
+    ema: float | None
+    precision: str
+
+    model: str
+    width: int | None
+    pretrained: str | None
+    seed: int
+
+    @property
+    def adapt_eps(self) -> bool:
+        """Whether pruning also gives each example a budget of its own."""
+        return self.prune == "puma"
+
+
+# --- recipes
+
+Recipe = dict[str, Any]
+
+# Those of MNIST and CIFAR-10 are fast_adversarial's (Wong et al. 2020). alphas: the step of each
+# attack, in units of epsilon, so that it follows --epsilon. eval_alpha: the step of PGD-50-10,
+# also in units of epsilon.
+MNIST: Recipe = dict(
+    model="mnist-net", epsilon=0.3, alphas={"rs-fgsm": 1.25, "n-fgsm": 1.0, "pgd": 1 / 30},
+    clip_start=False, pgd_steps=40, eval_alpha=1 / 30, epochs=10, batch_size=100,
+    optimizer="adam", lr=5e-3, peak=0.4, momentum=0.9, weight_decay=0.0, pad=0, flip=False)
+CIFAR10: Recipe = dict(
+    model="preactresnet18", epsilon=8 / 255, alphas={"rs-fgsm": 1.25, "n-fgsm": 1.0, "pgd": 1 / 4},
+    clip_start=True, pgd_steps=10, eval_alpha=1 / 4, epochs=15, batch_size=128,
+    optimizer="sgd", lr=0.2, peak=0.5, momentum=0.9, weight_decay=5e-4, pad=4, flip=True)
+RECIPES: dict[str, Recipe] = {
+    # At 0.13 a network trained without attacks loses nearly all its robust accuracy on the digits.
+    "digits": {**MNIST, "epsilon": 0.13, "epochs": 30, "batch_size": 32, "peak": 0.1, "pad": 1},
+    "mnist": MNIST,
+    "fashion-mnist": {**MNIST, "epsilon": 0.1},
+    "cifar10": CIFAR10,
+    # CIFAR-10's for twice as many epochs: sets of 64x64 images such as Tiny ImageNet have a tenth
+    # of the images of each class and many more classes. ImageNet's usual epsilon. The crop moves
+    # by an eighth of the side, as CIFAR-10's does.
+    "folder": {**CIFAR10, "epsilon": 4 / 255, "epochs": 30, "image_size": 64, "pad": None},
+    "synthetic": {**MNIST, "epsilon": 0.1, "epochs": 5, "batch_size": 32, "peak": 0.2},
+}
+
+# --recipe robust: what to train with so that training does not collapse (docs/training.md has the
+# measurements). Two steps of PGD cost more than one of RS+FGSM, so MNIST gets fewer epochs. On
+# colour images N-FGSM costs what RS+FGSM costs.
+PGD_2: Recipe = dict(attack="pgd", pgd_steps=2, alphas={"pgd": 2 / 3})
+N_FGSM: Recipe = dict(attack="n-fgsm")
+ROBUST: dict[str, Recipe] = {
+    "digits": PGD_2, "mnist": {**PGD_2, "epochs": 8}, "fashion-mnist": PGD_2,
+    "cifar10": N_FGSM, "folder": N_FGSM, "synthetic": PGD_2}
+
+
+# --recipe wang2023: what PUMA was put on top of (Wang et al. 2023; TRADES: Zhang et al. 2019).
+WANG_2023: Recipe = dict(
+    attack="pgd", loss="trades", beta=5.0, label_smoothing=0.1, ema=0.995, schedule="cosine",
+    peak=0.025, optimizer="sgd", lr=0.2, momentum=0.9, nesterov=True, weight_decay=5e-4,
+    model="wideresnet28-10-silu", epochs=400, batch_size=512)
+PLAIN: Recipe = dict(
+    attack="rs-fgsm", loss="cross-entropy", label_smoothing=0.0, ema=None, schedule="cyclic",
+    nesterov=False)
+BETA, EXTRA_FRACTION = 5.0, 0.7  # TRADES' and Wang et al.'s
+P, PRUNE_EPOCH = 0.4, 3
+
+
+def recipe(dataset: str, name: str = "paper") -> Recipe:
+    """The values of a data set under --recipe paper, robust or wang2023."""
+    paper = {**PLAIN, **RECIPES[dataset]}
+    changes = {"paper": {}, "robust": ROBUST[dataset], "wang2023": WANG_2023}[name]
+    return {**paper, **changes, "alphas": {**paper["alphas"], **changes.get("alphas", {})}}
+
+
+def remedy(dataset: str, epsilon: float) -> Recipe:
+    """The attack that a run continues with after a rollback (guard.py).
+
+    Where --recipe robust has PGD, it has one step more here: a network that was about to collapse
+    overfits to two steps too.
+    """
+    robust = recipe(dataset, "robust")
+    if robust["attack"] == "pgd":
+        return {"kind": "pgd", "alpha": epsilon / 2, "steps": 3}
+    return {"kind": robust["attack"], "alpha": robust["alphas"][robust["attack"]] * epsilon,
+            "steps": robust["pgd_steps"]}
+
+
+def shown(name: str) -> str:
+    """One value for all data sets, or each value after its data sets' names, as --help says it."""
+    values: dict[str, list[str]] = {}
+    for dataset, recipe in RECIPES.items():
+        if name in recipe:
+            value = recipe[name]
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            values.setdefault(text, []).append(dataset)
+    if len(values) == 1:
+        return next(iter(values))
+    return "; ".join(f"{', '.join(datasets)} {text}" for text, datasets in values.items())
+
+
+# --- flags
+
+STRATEGIES = (*pruning.STRATEGIES, "puma")
+SCORES = (*pruning.SCORES, "running-loss")
+MARGIN = ("margin_model", "margin_norm", "margin_classes")
+ADAPT = ("adapt_fraction", "eps_floor")
+FILES = ("scores", "margin_model", "pretrained")
+# What --resume may go with: where data lie and how a run is run are no settings of it.
+PLACES = ("resume", "data_dir", "cache_dir", "device", "trust_code")
+
+
+def strategy(prune: str) -> str:
+    """The strategy of pruning.select that --prune stands for: PUMA drops the highest margins."""
+    return "high" if prune == "puma" else prune
+
+
+def model_name(text: str) -> str:
+    """An argparse type: the name of a network (see models.check_name)."""
+    try:
+        return models.check_name(text)
+    except cli.UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def parser(doc: str | None = None) -> cli.Parser:
+    """train.py's parser."""
+    made = cli.Parser(doc)
+    for name, add in (("data", _data_flags), ("pruning", _pruning_flags),
+                      ("attack", _attack_flags), ("training", _training_flags),
+                      ("the run", _run_flags)):
+        add(made.add_argument_group(name).add_argument)
+    return made
+
+
+def _data_flags(flag: Callable) -> None:
+    flag("--dataset", choices=list(RECIPES), default="digits", help="default: digits (embedded)")
+    flag("--data-dir", metavar="DIR", help="folder of the data sets; missing ones are downloaded "
+         "into it (data; with --resume, as for the run)")
+    flag("--cache-dir", metavar="DIR", help="where images decoded from a folder or a compressed "
+         "npz are kept (beside them)")
+    flag("--limit", type=cli.positive_int, metavar="N",
+         help="train on the first N examples, and on all of --extra-data")
+    flag("--image-size", type=cli.positive_int, metavar="PIXELS",
+         help=f"side of the images of --dataset folder ({shown('image_size')})")
+    flag("--skip-bad", action="store_true", help="leave out images that cannot be read")
+    flag("--extra-data", metavar="FILE", action="append",
+         help="an npz of generated images to train on too; may be given several times")
+    flag("--extra-fraction", type=cli.number(float, 0, 1, open_low=True),
+         help=f"share of --extra-data in a batch ({EXTRA_FRACTION})")
+
+
+def _pruning_flags(flag: Callable) -> None:
+    flag("--prune", choices=STRATEGIES, help="what to drop: high drops the highest "
+         "scores; see prune.py (none)")
+    flag("--p", type=cli.fraction, help=f"fraction to drop, 0 <= p < 1 ({P})")
+    flag("--epoch", type=cli.number(int, 0), help="full epochs before pruning "
+         f"({PRUNE_EPOCH}, or 0 with --scores or --margin-model)")
+    flag("--score", choices=SCORES, help="the score to prune by; prune.py explains them "
+         "(loss; for puma, margin)")
+    flag("--scores", metavar="FILE", help="prune by the scores in this file of prune.py")
+    flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
+    flag("--margin-model", metavar="RUN-or-FILE", help="the network that measures the "
+         "margins: a run, or a weights file that fits --model (the network in training)")
+    flag("--margin-norm", choices=["linf", "l2"], help="norm of --score margin (linf)")
+    flag("--margin-classes", type=cli.number(int, 2), metavar="K",
+         help="search boundaries to the K - 1 next best classes only (all)")
+    flag("--adapt-fraction", type=cli.number(float, 0, 1, open_low=True),
+         help="for --prune puma: adapt only this fraction of the kept examples, those of "
+         "lowest margin (1)")
+    flag("--eps-floor", type=cli.budget, help="for --prune puma: the smallest budget (0)")
+
+
+def _attack_flags(flag: Callable) -> None:
+    flag("--recipe", choices=["paper", "robust", "wang2023"], default="paper", help="paper: "
+         "RS+FGSM, as published, which can collapse; robust: PGD of 2 steps for grey images, "
+         "N-FGSM for colour; wang2023: TRADES and a wide network, as PUMA is used (paper)")
+    flag("--attack", choices=["none", "rs-fgsm", "n-fgsm", "pgd"], help="that of the --recipe")
+    flag("--on-collapse", choices=["warn", "stop", "rollback"], default="warn",
+         help="what to do when robust accuracy on training examples breaks down: go on, end the "
+         "run, or return to the epoch before and go on with the attack of --recipe robust (warn)")
+    flag("--epsilon", type=cli.budget, help="l-inf budget in [0, 1] pixels, such as 8/255 "
+         f"({shown('epsilon')})")
+    flag("--alpha", type=cli.number(float, 0, 1e6),
+         help="attack step in [0, 1] pixels (1.25 epsilon "
+         "for rs-fgsm, epsilon for n-fgsm; for pgd epsilon/4 with cifar10 and folder, else "
+         "epsilon/30)")
+    flag("--pgd-steps", type=cli.positive_int,
+         help=f"steps of --attack pgd and --loss trades ({shown('pgd_steps')})")
+
+
+def _training_flags(flag: Callable) -> None:
+    flag("--epochs", type=cli.positive_int,
+         help=f"passes over the training set ({shown('epochs')})")
+    flag("--batch-size", type=cli.positive_int,
+         help=f"images in an update, over all processes ({shown('batch_size')})")
+    flag("--optimizer", choices=["sgd", "adam", "adamw"],
+         help=f"the optimiser ({shown('optimizer')}); another one needs --lr")
+    flag("--lr", type=cli.number(float, 0, 1e6, open_low=True),
+         help=f"peak learning rate ({shown('lr')})")
+    flag("--weight-decay", type=cli.number(float, 0, 1e6),
+         help=f"of the optimiser ({shown('weight_decay')})")
+    flag("--loss", choices=["cross-entropy", "trades"],
+         help="trades: cross-entropy of x + beta KL(x || x'), with x' by PGD on the KL "
+         "(that of the --recipe)")
+    flag("--beta", type=cli.number(float, 0, 1e6), help=f"of --loss trades ({BETA:g})")
+    flag("--label-smoothing", type=cli.fraction, help="of the cross-entropy (0)")
+    flag("--ema", type=cli.fraction, metavar="DECAY",
+         help="average the weights exponentially with this decay, such as 0.995; the average is "
+         "the run's result")
+    flag("--model", type=model_name, metavar="NAME", help="a network of advprune/models.py, one "
+         "of torchvision, or your own as FILE.py:NAME (mnist-net for grey images, preactresnet18 "
+         "for colour)")
+    flag("--width", type=cli.positive_int, help="channels of the first layer; for wide networks, "
+         "the widening factor")
+    flag("--pretrained", metavar="FILE", help="start from these weights")
+    flag("--precision", choices=["fp32", "tf32", "bf16"], default="fp32",
+         help="bf16 is faster on GPUs, and on CPUs that have its instructions (fp32)")
+
+
+def _run_flags(flag: Callable) -> None:
+    flag("--seed", type=cli.seed, default=0, help="of weights, order and noise (0)")
+    flag("--out", metavar="DIR", help="the run's directory (a new runs/<what it is>); the same "
+         "command again continues what was cut off")
+    flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
+    flag("--resume", metavar="DIR", help="continue this run with its own settings")
+    flag("--trust-code", action="store_true",
+         help="allow network code from a run's directory to be executed (--resume, "
+         "--margin-model)")
+
+
+def parse(argv: list[str] | None, doc: str | None = None
+          ) -> tuple[argparse.Namespace, Settings | None]:
+    """(train.py's flags, the Settings that they give). With --resume the run has the settings."""
+    made = parser(doc)
+    args = made.parse_args(argv)
+    if not args.resume:
+        return args, settings(args)
+    for name in vars(args).keys() - set(PLACES):
+        if getattr(args, name) != made.get_default(name):
+            raise UserError(f"--resume keeps the run's settings; leave out {_flag(name)}")
+    return args, None
+
+
+def settings(args: argparse.Namespace) -> Settings:
+    """The settings that these flags give. Raises UserError where they do not fit together."""
+    chosen = recipe(args.dataset, args.recipe)
+    given = {name: value for name, value in vars(args).items()
+             if name in Settings.__annotations__ and value is not None}
+    for name in FILES:  # --resume finds them too, from any folder
+        if name in given:
+            given[name] = str(Path(given[name]).resolve())
+    given["extra_data"] = tuple(str(Path(path).resolve()) for path in args.extra_data or ())
+    _check_data(args)
+    _check_training(args, chosen)
+    _check_pruning(args)
+    values = {**dict.fromkeys(Settings.__annotations__), **UNSET, **chosen, **given}
+    values = {name: values[name] for name in Settings.__annotations__}
+    _complete(values, args, chosen)
+    made = Settings(**values)
+    if made.epoch is not None and made.epoch >= made.epochs:
+        raise UserError(f"--epoch {made.epoch} is too late: it must leave some of the "
+                        f"{made.epochs} --epochs to train on what is kept")
+    if made.adapt_eps and (made.attack == "none" or made.epsilon == 0):
+        raise UserError("--prune puma needs an attack with a budget, not --attack none or "
+                        "--epsilon 0")
+    if made.score == "running-loss" and made.epoch == 0 and not made.scores:
+        raise UserError("--score running-loss needs an epoch of training first: --epoch 1 or more")
+    return made
+
+
+# The values of flags that are not given, where no recipe has one.
+UNSET: Recipe = dict(prune="none", p=0.0, score="loss", margin_norm="linf", adapt_fraction=1.0,
+                     eps_floor=0.0)
+
+
+def _complete(values, args, chosen):
+    """Fill in what follows from other settings."""
+    if values["loss"] == "trades":
+        values["attack"] = "pgd"
+        values["beta"] = BETA if values["beta"] is None else values["beta"]
+    else:
+        values["beta"] = None
+    epsilon = values["epsilon"]
+    attack = values["attack"]
+    if args.alpha is None:
+        values["alpha"] = chosen["alphas"].get(attack, 1.25) * epsilon
+    values["score_alpha"] = values["alpha"] if attack == "rs-fgsm" else 1.25 * epsilon
+    if values["dataset"] == "folder":
+        values["pad"] = values["image_size"] // 8
+    if values["extra_data"]:
+        values["extra_fraction"] = values["extra_fraction"] or EXTRA_FRACTION
+    if values["prune"] == "none":
+        return
+    values["p"] = P if args.p is None else args.p
+    if values["prune"] == "puma":
+        values["score"] = "margin"
+    if args.epoch is None:
+        elsewhere = args.scores or args.margin_model  # the scores are of another network
+        values["epoch"] = 0 if elsewhere else PRUNE_EPOCH
+
+
+def _flag(name):
+    return f"--{name.replace('_', '-')}"
+
+
+def _refuse(args, names, why):
+    """Raise UserError where one of these flags is given."""
+    for name in names:
+        if getattr(args, name) is not None and getattr(args, name) is not False:  # 0 is given
+            raise UserError(f"{_flag(name)} {why}")
+
+
+def _check_data(args):
+    if args.dataset != "folder":
+        _refuse(args, ("image_size", "skip_bad"), "is for --dataset folder")
+    if not args.extra_data:
+        _refuse(args, ("extra_fraction",), "has no effect without --extra-data")
+    elif args.score == "running-loss":
+        raise UserError("with --extra-data an epoch does not visit every example, so there is no "
+                        "--score running-loss; use --score loss")
+
+
+def _check_training(args, chosen):
+    """TRADES has its own attack, PGD. A learning rate belongs to an optimiser."""
+    if (args.loss or chosen["loss"]) != "trades":
+        _refuse(args, ("beta",), "applies only with --loss trades")
+    elif args.attack not in (None, "pgd"):
+        raise UserError(f"--loss trades has its own attack; leave out --attack {args.attack}")
+    if args.optimizer not in (None, chosen["optimizer"]) and args.lr is None:
+        raise UserError(f"--optimizer {args.optimizer} needs --lr: the learning rate in "
+                        f"{args.dataset}'s recipe is meant for {chosen['optimizer']}")
+    if args.optimizer not in (None, "sgd") and chosen["nesterov"]:
+        raise UserError(f"--recipe {args.recipe} is for SGD, not for {args.optimizer}")
+
+
+def _check_pruning(args):
+    if args.prune in (None, "none"):
+        _refuse(args, ("p", "class_balanced", "epoch"), "has no effect without --prune")
+    if args.prune in (None, "none", "random"):
+        _refuse(args, ("score", "scores", *MARGIN),
+                f"has no effect with --prune {args.prune or 'none'}; leave it out")
+    if args.prune == "puma":
+        if args.score not in (None, "margin"):
+            raise UserError(f"--prune puma drops by margin, not by --score {args.score}")
+        if args.margin_norm == "l2":
+            raise UserError("--prune puma needs --margin-norm linf: the attack's budget is "
+                            "l-infinity")
+    else:
+        _refuse(args, ADAPT, "applies only with --prune puma")
+    if args.scores or not (args.score == "margin" or args.prune == "puma"):
+        _refuse(args, MARGIN, "applies only with --score margin, and not with --scores")

@@ -1,0 +1,60 @@
+"""The processes of a run: one, or as many as torchrun started."""
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+PATIENCE = timedelta(days=1)  # process 0 may decode a large folder while the others wait
+
+
+def world() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    """The number of this process, from 0. Process 0 prints and writes."""
+    return int(os.environ.get("RANK", 0))
+
+
+def join(device: torch.device) -> None:
+    """Enter torchrun's process group, if torchrun started this process."""
+    if world() == 1 or dist.is_initialized():
+        return
+    store = next(rendezvous("env://"))[0]
+    # After a restart torchrun's store still has the addresses of the processes that died.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE,
+                            store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank(),
+                            world_size=world())
+
+
+@contextlib.contextmanager
+def first_process_first() -> Iterator[None]:
+    """Let process 0 run this block before the others, so that they can read what it writes."""
+    if world() > 1 and rank() > 0:
+        dist.barrier()
+    yield
+    if world() > 1 and rank() == 0:
+        dist.barrier()
+
+
+def total(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of this tensor over all processes, in place."""
+    if world() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def from_first(value: Any) -> Any:
+    """Process 0's value, in every process."""
+    if world() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]

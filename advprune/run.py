@@ -1,0 +1,365 @@
+"""A run of train.py: its directory, what it prints, and the state to continue from.
+
+A run is a directory that describes itself and is never overwritten:
+    config.json         command, settings, network, commit, versions, device
+    network.py          the source of the network, where --model names a file
+    log.csv             one row for each epoch
+    scores.npz          scores, labels and kept ids, if it pruned; pruned.png shows them
+    model.safetensors   the final weights
+    train.json          the record that train.py prints; eval-*.json are evaluate.py's
+    state.pt            what the run continues from, with its checksum; state.previous.pt is the
+                        one before, in case the newest is damaged
+    .lock               held by the process that writes here, and released when that ends
+"""
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from advprune import cli, distributed, files, models, ops
+from advprune.config import Settings
+from advprune.errors import UserError
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+FORMAT = 1  # of config.json and state.pt; a run of another one is refused
+STATES = ("state.pt", "state.previous.pt")  # the newest, and the one before
+
+
+# --- what a directory holds
+
+
+def read_config(folder: str | Path) -> dict:
+    """The config.json of a run. Raises UserError where it is none, damaged, or of another version.
+    """
+    try:
+        content = json.loads((Path(folder) / "config.json").read_text("utf-8"))
+        version = content.get("format")
+    except (OSError, ValueError, AttributeError):
+        raise UserError(f"{folder} is no run of train.py: it has no readable config.json"
+                        ) from None
+    if version != FORMAT:
+        raise UserError(f"{folder} was written by another version of advprune, which can read it; "
+                        "this one cannot")
+    try:
+        settings = content["settings"]
+        settings["extra_data"] = tuple(settings["extra_data"])
+        content["settings"] = Settings(**settings)
+        content["network"]["name"], content["data_dir"], content["cache_dir"]
+    except (TypeError, KeyError):
+        raise UserError(f"{folder}/config.json is damaged; put back the file that was written"
+                        ) from None
+    return content
+
+
+def record(folder: str | Path) -> dict:
+    """The train.json of a run; empty without one. Raises UserError where it is damaged."""
+    try:
+        return read_record(Path(folder) / "train.json")
+    except FileNotFoundError:
+        return {}
+
+
+def read_record(path: Path, *keys: str) -> dict:
+    """The record in a JSON file. Raises UserError unless it has content, and these keys."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not content or not all(key in content for key in keys):
+        raise UserError(f"{path} is damaged; put back the file that was written, or delete it")
+    return content
+
+
+def write_scores(path: str | Path, scores: Tensor, labels: Tensor, kept: Tensor, kind: str
+                 ) -> None:
+    """Write scores, labels, kept ids and the scores' kind (pruning.kind_name) as an npz."""
+    files.write_npz(path, scores=scores.cpu().numpy(), labels=labels.cpu().numpy(),
+                    kept=kept.cpu().numpy(), kind=np.array(kind))
+
+
+def read_scores(path: str | Path, labels: Tensor, kind: str | None = None) -> tuple[Tensor, str]:
+    """(scores [N], kind) that `write_scores` wrote, for a training set of these labels [N].
+
+    Where a kind is asked for, they must be of that kind; a file that names no kind is accepted.
+    Raises UserError where they are of other labels or of another kind, or not finite.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            scores, its_labels = file["scores"], file["labels"]
+            its_kind = str(file["kind"]) if "kind" in file else kind or "given"
+    except Exception as error:  # numpy and zipfile raise half a dozen kinds
+        raise UserError(f"{path} is not a score file of prune.py: {error}") from None
+    if kind and its_kind != kind:
+        raise UserError(f"{path} holds scores of kind {its_kind}, but {kind} is needed")
+    if scores.shape != tuple(labels.shape):
+        raise UserError(f"{path} scores {scores.size} examples, "
+                        f"but the training set has {len(labels)}")
+    if not np.array_equal(its_labels, labels.cpu().numpy()):
+        raise UserError(f"{path} belongs to another training set: its labels differ")
+    if bad := int((~np.isfinite(scores)).sum()):
+        raise UserError(f"{bad} of the {len(scores)} scores in {path} are not finite")
+    return torch.as_tensor(scores, dtype=torch.float32, device=labels.device), its_kind
+
+
+def _git(*words):
+    """What git prints, without the last line end; None where it fails."""
+    done = subprocess.run(["git", *words], cwd=CHECKOUT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def environment(device: torch.device) -> dict:
+    """What a record needs so that its numbers can be judged later."""
+    commit = None
+    if (CHECKOUT / ".git").exists():  # an installed package may lie inside another repository
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        if commit and _git("status", "--porcelain", "-uno", "--", ".", ":!results", ":!figures"):
+            commit += "-dirty"  # other records do not change what is measured
+    name = (torch.cuda.get_device_name(device) if device.type == "cuda"
+            else platform.processor() or platform.machine())
+    return {
+        "commit": commit,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     **{package: _version(package) for package in ("torchvision", "numpy")}},
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "processes": distributed.world(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+# --- a run in progress
+
+
+class Run:
+    """A run of these settings, within `with`. Process 0 holds its lock and writes into it.
+
+    settings None: those of the run at `folder`, which must exist. folder None: a new one below
+    runs/ that names itself. Where the folder is a run of the same settings, `record` has what it
+    wrote if it is finished, and `state` what it continues from. Raises UserError where the folder
+    is another run, or something else, or is in use.
+    """
+
+    def __init__(self, settings: Settings | None, folder: str | Path | None = None) -> None:
+        self.named = folder is not None
+        self.folder = Path(folder or "runs")  # one that is not named gets its name in `begin`
+        self.config: dict = {}
+        if self.named and (settings is None or self._exists()):
+            self.config = read_config(self.folder)
+            self._compare(settings)
+        self.settings: Settings = self.config["settings"] if settings is None else settings
+        self.record = record(self.folder) if self.config else {}
+        self.first = distributed.rank() == 0
+
+    def _exists(self):
+        """Whether a run is in the folder; False too where it ended before it wrote anything."""
+        if (self.folder / "config.json").exists():
+            return True
+        if self.folder.is_symlink() or (self.folder.exists() and not (
+                self.folder.is_dir() and set(os.listdir(self.folder)) <= BEFORE_CONFIG)):
+            raise UserError(f"{self.folder} exists already and is no run of train.py; give "
+                            "another --out, nothing is overwritten")
+        return False
+
+    def _compare(self, settings):
+        if settings is None:
+            return
+        theirs = self.config["settings"]
+        other = [field.name for field in dataclasses.fields(settings)
+                 if getattr(settings, field.name) != getattr(theirs, field.name)]
+        if other:
+            raise UserError(f"{self.folder} exists already and is a run with other settings "
+                            f"({', '.join(other)} differ); give another --out, nothing is "
+                            "overwritten")
+
+    def __enter__(self) -> "Run":
+        with contextlib.ExitStack() as entered:
+            entered.enter_context(cli.if_interrupted(self._advice))
+            if self.config and not self.record:
+                self._lock(entered)
+                self.record = record(self.folder)  # it may have ended a moment ago
+            self.held = entered.pop_all()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self.held.__exit__(*raised)
+
+    def _lock(self, held):
+        if self.first:
+            held.enter_context(files.locked(self.folder / ".lock", f"the run {self.folder}"))
+
+    def _advice(self):
+        if not (self.folder / "config.json").exists():
+            return "nothing was written yet"
+        command = cli.command("train.py", ["--resume", str(self.folder)])
+        if distributed.world() > 1:
+            torchrun = f"torchrun --nproc-per-node {distributed.world()} --"
+            command = command.replace("python", torchrun, 1)
+        return f"{command} continues the run"
+
+    def state(self, device: torch.device) -> dict | None:
+        """The state to continue from; None where no epoch has ended yet.
+
+        Raises UserError where it is damaged and the one before too.
+        """
+        damage = None
+        for name in STATES if self.config else ():
+            file = files.State(self.folder / name)
+            try:
+                state = file.load(device)
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                damage = f"{file.path} is damaged ({error})"
+                continue
+            if damage and self.first:
+                print(f"{damage}; {name}, an epoch older, is used instead", file=sys.stderr)
+            return state
+        if damage:
+            raise UserError(f"{damage}, and there is no older one; start the run afresh, with "
+                            "another --out")
+        return None
+
+    def begin(self, training: Any, network: dict, code: str | None, about: dict) -> None:
+        """Make the directory of a new run, and print the head of the table.
+
+        network: what models.build took. about: the command, and where the data lie.
+        """
+        self.printed = len(training.rows)
+        self.segment = training.rows[-1]["segment"] + 1 if training.rows else 1
+        if not self.first:
+            return
+        if not self.config:
+            self._make()
+            if code is not None:
+                files.write(self.folder / "network.py", code)
+            files.write_json(self.folder / "config.json", {
+                "format": FORMAT, **about, "settings": dataclasses.asdict(self.settings),
+                "network": network, "kernels": ops.KERNELS,
+                "layout": "channels-last" if training.channels_last else "contiguous",
+                **environment(training.device)})
+        tqdm.write("epoch        lr  examples    loss  accuracy  robust   clean  seconds  "
+                   "images/s")
+
+    def _make(self):
+        """Make and lock the directory: the one that was named, or the first free of runs/NAME."""
+        if self.named:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        else:
+            self.folder = new_folder(f"runs/{self._name()}")
+        self._lock(self.held)
+        if (self.folder / "config.json").exists():
+            raise UserError(f"{self.folder} was begun by another process meanwhile; give the same "
+                            "command again")
+
+    def _name(self):
+        a = self.settings
+        how = "trades" if a.loss == "trades" else a.attack
+        pruned = f"-{a.prune}-p{a.p:g}-e{a.epoch}" if a.prune != "none" else ""
+        return f"{a.dataset}-{how}{pruned}-s{a.seed}"
+
+    def pruned(self, training: Any, scores: Tensor, kind: str) -> None:
+        """Write scores.npz and pruned.png, and say how many examples are kept."""
+        from advprune import plots  # here, because matplotlib's import takes a second
+
+        if not self.first:
+            return
+        a, dataset, kept = self.settings, training.dataset, training.kept
+        start = time.perf_counter()
+        write_scores(self.folder / "scores.npz", scores, dataset.labels, kept, kind)
+        model = training.margin_model if kind.startswith("margin") else training.result
+        files.write_figure(self.folder / "pruned.png", plots.pruned(
+            dataset, scores, kept, lambda images: models.predict(model, images),
+            f"{a.dataset}: {a.prune} by {kind}, p = {a.p:g}, epoch {a.epoch}"))
+        if training.guard.collapsed and kind not in ("random", "clean-loss"):
+            tqdm.write("train.py: these scores say little, because the network has collapsed: it "
+                       "withstands no attack", file=sys.stderr)
+        training.seconds["draw"] = time.perf_counter() - start
+        tqdm.write(f"{a.prune} pruning kept {len(kept):,} of {len(scores):,} "
+                   "({prune:.1f} s, and {draw:.1f} s to draw)".format(**training.seconds))
+        if budgets := training.budget_statistics():
+            tqdm.write("budgets of the kept examples: mean {mean_eps:.4g}; {adapted:.1%} are "
+                       "below {full:.4g}".format(full=a.epsilon, **budgets))
+
+    def epoch(self, training: Any, collapsed: str | None) -> None:
+        """Print the newest row and what the guard says; write log.csv and the state."""
+        if not self.first:
+            return
+        if collapsed:
+            tqdm.write(f"train.py: {collapsed}", file=sys.stderr)
+        if not training.rows:  # rolled back to the start
+            return
+        row = training.rows[-1]
+        row.setdefault("segment", self.segment)
+        if not collapsed or row["epoch"] > self.printed:
+            tqdm.write("{epoch:5d}  {lr:8.2g}  {examples:8,d}  {loss:6.3f}  {accuracy:8.4f}  "
+                       "{robust:6.3f}  {clean:6.3f}  {seconds:7.1f}  {images_per_second:8,.0f}"
+                       .format(**row))
+            self.printed = row["epoch"]
+        files.write_csv(self.folder / "log.csv", training.rows)
+        newest, previous = (self.folder / name for name in STATES)
+        if newest.exists():
+            os.replace(newest, previous)
+        files.State(newest).write(training.state())
+
+    def finish(self, training: Any, record: dict) -> dict:
+        """Write the weights and the record; returns the record, with what only the run knows."""
+        if not self.first:
+            return record
+        segments = itertools.groupby(training.rows, key=lambda row: row["segment"])
+        seconds = [sum(row["seconds"] for row in rows) for _, rows in segments]
+        record = {"run": str(self.folder), **record, "segment_seconds": seconds}
+        labels, state = training.dataset.test_labels, training.result.state_dict()
+        tensors = {name: value.contiguous().cpu() for name, value in state.items()}
+        files.write(self.folder / "model.safetensors", safetensors.torch.save(tensors))
+        files.write_json(self.folder / "train.json", record)
+        if at_chance(record["clean_accuracy"], labels, len(record["classes"])):
+            print(f"train.py: clean accuracy {record['clean_accuracy']:.4f} is about that of "
+                  f"guessing among {len(record['classes'])} classes; try another --lr, or more "
+                  "--epochs or examples", file=sys.stderr)
+        self.say(record)
+        return record
+
+    def say(self, record: dict) -> None:
+        if self.first:
+            print("clean accuracy {clean_accuracy:.4f}; trained in {train_seconds:.1f} s, pruned "
+                  "in {prune_seconds:.1f} s: {run}".format(**record))
+
+
+def new_folder(name: str) -> Path:
+    """Make the first free folder of NAME, NAME-2, NAME-3, ..."""
+    for count in itertools.count(1):
+        path = Path(f"{name}-{count}" if count > 1 else name)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise AssertionError("itertools.count has no end")
+
+
+BEFORE_CONFIG = {".lock", ".config.json.part", "network.py", ".network.py.part"}
+
+
+def at_chance(accuracy: float, labels: Tensor, classes: int) -> bool:
+    """Whether this accuracy on these test labels is about that of guessing."""
+    share = torch.bincount(labels).max().item() / len(labels)  # 1 / classes, or more
+    deviation = (share * (1 - share) / len(labels)) ** 0.5
+    return share < 1 and accuracy <= max(share + 2 * deviation, 1.5 / classes)

@@ -1,0 +1,134 @@
+"""What training costs, and what the kernels are worth. All comparisons are ratios.
+
+    python -m benchmarks kernels [--json FILE] [--figure FILE.png]
+    python -m benchmarks ablation [--json FILE]
+    python -m benchmarks training --dataset mnist [--against FOLDER] [--json FILE]
+    python -m benchmarks scale --dataset mnist [--json FILE] [--figure FILE.png]
+    python -m benchmarks layouts [--json FILE]
+    python -m benchmarks jobs --dataset mnist [--json FILE]
+    python -m benchmarks attack --dataset mnist [--json FILE]
+    python -m benchmarks machine [--json FILE]
+    python -m benchmarks versions --against FOLDER [--json FILE]
+
+kernels   times each operator beside a copy, eager torch as fast_adversarial writes it,
+          torch.compile of the same lines, and for the selection torch.topk, torch.sort and
+          numpy.argpartition. GB/s counts what an operator must read and write; `of copy` is its
+          share of the copy's GB/s.
+ablation  trains and scores with all kernels, without each of them and each fast layer, and
+          without any: images/s. Without a kernel there are the lines of plain torch that one
+          would write instead. "network alone" makes the same passes through the network and
+          nothing else.
+training  says where an epoch's time goes. Beside each part is its floor: the same passes alone.
+          The loop of fast_adversarial runs in turn with ours. With --against, another checkout
+          trains in turn with this one instead: seconds an epoch, and whether every bit of the
+          weights is the same.
+scale     trains on all data and with 20 to 80 % dropped: seconds against examples seen, and peak
+          memory against the size of the data set.
+layouts   times training steps of several networks, in both memory layouts and in two precisions.
+jobs      trains two networks side by side, each with half of the threads, and in turn with all.
+attack    runs AutoAttack as evaluate.py does and as pyautoattack does, and compares the verdicts.
+machine   computes from the machine code of the CUDA kernels what a GPU could reach. It times
+          nothing. It needs nvcc, and no GPU.
+versions  times the operators of another checkout, with its kernels built, and of this one in
+          turn, and compares every bit of their results.
+
+Numbers are medians of rounds in which the things to compare take turns, so that a machine that
+slows down meanwhile does not decide. docs/kernels.md and docs/speed.md explain the tables.
+"""
+import sys
+from pathlib import Path
+
+import torch
+
+from advprune import cli, config, files, ops, run
+from advprune.errors import UserError
+from benchmarks import (
+    ablation,
+    attack,
+    figures,
+    jobs,
+    kernels,
+    layouts,
+    machine,
+    scale,
+    training,
+    versions,
+)
+
+MEASURES = {"ablation": ablation, "kernels": kernels, "training": training, "scale": scale,
+            "layouts": layouts, "jobs": jobs, "attack": attack, "machine": machine,
+            "versions": versions}
+DRAW = {"kernels": figures.kernels, "scale": figures.scale}
+TRAINS = ("ablation", "training", "scale", "jobs", "attack")
+USES = {  # flag -> what it is for
+    **dict.fromkeys(("dataset", "limit", "model", "width", "precision"), TRAINS),
+    "epochs": ("scale",), "against": ("training", "versions"),
+    "rounds": ("ablation", "training", "layouts", "jobs", "attack", "versions"),
+    "figure": tuple(DRAW)}
+
+
+def parser():
+    made = cli.Parser(__doc__)
+    flag = made.add_argument
+    flag("what", nargs="?", default="kernels", choices=list(MEASURES),
+         help="which measurement (kernels)")
+    flag("--json", metavar="FILE", help="write the record here; overwrites nothing")
+    flag("--figure", metavar="FILE", help="draw kernels or scale into this PNG")
+    flag("--dataset", choices=list(config.RECIPES), help="what to train on (digits; for "
+         "ablation, mnist on a CPU and cifar10 on a GPU)")
+    flag("--data-dir", default="data", help="where the data sets are (data)")
+    flag("--limit", type=cli.positive_int, metavar="N", help="use the first N examples (scale "
+         "and attack: all; others: 10,000)")
+    flag("--model", type=config.model_name, metavar="NAME", help="as for train.py")
+    flag("--width", type=cli.positive_int, help="as for train.py")
+    flag("--precision", choices=["fp32", "tf32", "bf16"], help="as for train.py (fp32)")
+    flag("--epochs", type=cli.number(int, 2), help="of each run of scale; it prunes after three "
+         f"tenths of them ({scale.EPOCHS})")
+    flag("--rounds", type=cli.positive_int, help="how many, after one that warms up "
+         f"({ablation.ROUNDS}; layouts: {layouts.ROUNDS}; jobs and attack: {attack.ROUNDS}; "
+         f"versions: {versions.ROUNDS})")
+    flag("--against", metavar="FOLDER", help="the other checkout, for versions and training")
+    flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
+    return made
+
+
+def parse(argv):
+    """The arguments, checked."""
+    args = parser().parse_args(argv)
+    for name, users in USES.items():
+        if getattr(args, name) is not None and args.what not in users:
+            raise UserError(f"--{name} is for {' and '.join(users)}, not for {args.what}")
+    if args.what == "versions" and args.against is None:
+        raise UserError("versions needs --against FOLDER, another checkout of advprune")
+    if args.against is not None and not Path(args.against, "advprune/ops.py").is_file():
+        raise UserError(f"--against {args.against} is no checkout of advprune")
+    if args.json and args.json == args.figure:
+        raise UserError("--json and --figure name the same file")
+    for path in filter(None, (args.json, args.figure)):
+        files.check_new(path)
+    args.data_dir = str(Path(args.data_dir).resolve())
+    args.rounds = args.rounds or getattr(MEASURES[args.what], "ROUNDS", None)
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    device = cli.device(args.device)
+    command = cli.command("-m", ["benchmarks", *(sys.argv[1:] if argv is None else argv)])
+    header = {"command": command, "kernels": ops.KERNELS, **run.environment(device),
+              "cpu": torch.backends.cpu.get_cpu_capability()}
+    print("{device}, {threads} threads, torch {torch}, kernels {kernels}, {cpu}".format(
+        torch=torch.__version__, **header))
+    measure = MEASURES[args.what].measure
+    if args.what == "training" and args.against:
+        measure = versions.training
+    record = {**header, **measure(args, device)}
+    if args.figure:
+        files.write_figure(args.figure, DRAW[args.what](record))
+    if args.json:
+        files.write_json(args.json, record)
+    return record
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,152 @@
+"""The runs of an experiment: trained and evaluated, one after another or side by side."""
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+import evaluate
+import prune
+import train
+from advprune import cli, files
+from advprune.config import RECIPES
+from advprune.run import read_config
+from benchmarks.workers import Workers
+from experiments import studies
+from experiments.studies import HALF, MARGINS
+
+RESULTS, RUNS = Path("results"), Path("runs")
+
+
+# --- one run, and its record
+
+def run_arm(run, data_dir, jobs):
+    """Train and evaluate this run, unless that is done; its record, which is written too."""
+    if found := studies.record(RESULTS, run):
+        return found
+    setup = studies.SETUPS[run.setup]
+    folder, trained = RUNS / run.name, train_arm(run, data_dir)
+    judged, config = judge(run, setup.attack, f"eval-{run.n}", data_dir), read_config(folder)
+    row = {"setup": run.setup, "arm": run.arm, "seed": run.seed, "flags": run.flags, "jobs": jobs,
+           "command": f"python train.py {run.flags} --seed {run.seed}",
+           **{name: trained[name] for name in (
+               "prune", "p", "epoch", "epochs", "n_train", "n_kept", "examples", "clean_accuracy",
+               "train_seconds", "prune_seconds", "guard_seconds", "collapses", "weights",
+               "segment_seconds")},
+           **{name: judged[name] for name in (
+               "attack", "n", "robust", "robust_accuracy", "robust_interval", "per_attack")},
+           "attack_seconds": judged["seconds"],
+           **{name: config[name] for name in ("commit", "versions", "device", "threads")}}
+    if setup.also:
+        other = judge(run, setup.also, f"eval-{setup.also}-{run.n}", data_dir)
+        row[setup.also] = {name: other[name] for name in (
+            "n", "robust", "robust_accuracy", "robust_interval", "seconds")}
+    path = RESULTS / f"{run.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, row)
+    return row
+
+
+def judge(run, attack, name, data_dir):
+    """What evaluate.py says of this run, which has ended, under this attack."""
+    folder = RUNS / run.name
+    return evaluate.main([str(folder), "--attack", attack, "--n", str(run.n), "--data-dir",
+                          data_dir, "--out", str(folder / f"{name}.json")])
+
+
+def train_arm(run, data_dir):
+    """What train.py says of this run, once it has ended."""
+    settings = dict(run.settings)
+    if settings.get("scores") == MARGINS:
+        settings["scores"] = measure_margins(run, data_dir)
+    if settings.get("eps_floor") == HALF:
+        settings["eps_floor"] = RECIPES[settings["dataset"]]["epsilon"] / 2
+    return train.main([*studies.flags(settings), "--seed", str(run.seed), "--data-dir", data_dir,
+                       "--out", str(RUNS / run.name)])
+
+
+def margins_of(run):
+    return RUNS / run.setup / f"margins-{run.seed}" / "scores.npz"
+
+
+def measure_margins(run, data_dir):
+    """The file of the margins under this seed's run on all data."""
+    scores, full = margins_of(run), run._replace(arm="full")
+    if not scores.exists():
+        train_arm(full, data_dir)
+        prune.main([str(RUNS / full.name), "--score", "margin", "--data-dir", data_dir,
+                    "--out", str(scores.parent)])
+    return scores
+
+
+# --- an experiment
+
+def run_all(name, parts, args):
+    """Do what has no record yet of these parts, and print what the records say."""
+    wanted = [run for part in parts for run in part.runs(args.seeds)]
+    todo = [run for run in wanted if not studies.record(RESULTS, run)]
+    todo.sort(key=lambda run: run.seed)  # what is cut off has all arms of some seeds
+    if todo:
+        print(f"{name}: {len(wanted)} runs, {len(wanted) - len(todo)} of them have records",
+              file=sys.stderr)
+        with contextlib.ExitStack() as held:
+            held.enter_context(cli.if_interrupted(lambda: "the same command continues the study"))
+            for setup in sorted({run.setup for run in todo}):
+                root = RUNS / setup
+                root.mkdir(parents=True, exist_ok=True)
+                held.enter_context(files.locked(root / ".lock", f"the study {root}"))
+            work(todo, args)
+    summaries = {}
+    for part in parts:
+        rows = [studies.record(RESULTS, run) for run in part.runs(args.seeds)]
+        summaries[part.setup] = studies.summary(rows)
+        report(part, summaries[part.setup])
+    return {"experiment": name, "runs": len(wanted), "summary": summaries}
+
+
+def work(todo, args):
+    """These runs, one after another or side by side; says after each how many are left."""
+    start, total = time.monotonic(), len(todo)
+    for done, (run, row) in enumerate(finished(todo, args), 1):
+        minutes = (time.monotonic() - start) / done * (total - done) / 60
+        print(f"{run.setup}, {run.arm}, seed {run.seed}: robust accuracy "
+              f"{row['robust_accuracy']:.4f}; {done} runs done, {total - done} left, about "
+              f"{minutes:.0f} minutes", file=sys.stderr)
+
+
+def finished(todo, args):
+    """(run, its record) of each of these runs, as they are done."""
+    if args.jobs == 1:
+        for run in todo:
+            yield run, run_arm(run, args.data_dir, 1)
+        return
+    todo, running = list(todo), set()
+    with Workers(min(args.jobs, len(todo)), run_arm) as workers:
+        while todo or running:
+            for run in list(todo):
+                if workers.idle and may_begin(run, running):
+                    todo.remove(run)
+                    running.add(run)
+                    workers.start(run, RUNS / f"{run.name}.log", run, args.data_dir, args.jobs)
+            for run, row in workers.finished():
+                running.remove(run)
+                yield run, row
+
+
+def may_begin(run, running):
+    """Whether no other run makes what this one needs: the run on all data, and its margins."""
+    if not needs_margins(run) or margins_of(run).exists():
+        return True
+    return not any((other.setup, other.seed) == (run.setup, run.seed) and
+                   (needs_margins(other) or other.arm == "full") for other in running)
+
+
+def needs_margins(run):
+    return run.settings.get("scores") == MARGINS
+
+
+def report(part, table):
+    print(f"{part.setup}, n = {part.n}\n{'arm':24}  seeds  clean             robust")
+    for arm, row in table.items():
+        cells = (f"{row[name]:.4f} +- {row[f'{name}_std'] or 0:.4f}"
+                 for name in ("clean_accuracy", "robust_accuracy"))
+        print(f"{arm:24}  {row['seeds']:5}  {'  '.join(cells)}")

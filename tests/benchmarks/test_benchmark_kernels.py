@@ -1,0 +1,180 @@
+"""kernels, ablation, layouts: they measure what they say, at sizes that take no time."""
+import json
+
+import in_process
+import pytest
+import torch
+from conftest import ROOT, refused
+from torch import nn
+
+from advprune import data, layers, models, ops
+from benchmarks import __main__ as benchmark
+from benchmarks import ablation, figures, kernels, layouts
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(kernels, "BATCHES", [(4, 3, 6, 6)])
+    monkeypatch.setattr(kernels, "NORMS", [(4, 16, 6, 6)])
+    monkeypatch.setattr(kernels, "SELECTIONS", [1000])
+    whole = kernels.median_us
+    monkeypatch.setattr(kernels, "median_us", lambda call, device: whole(call, device, 0.001))
+
+
+def test_kernels_record(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda call: call)
+    flags = ["--json", "k.json", "--figure", "k.png", "--device", "cpu"]
+    record = benchmark.main(["kernels", *flags])
+    assert record["command"] == f"python -m benchmarks kernels {' '.join(flags)}"
+    assert json.loads((tmp_path / "k.json").read_text()) == record
+    assert (tmp_path / "k.png").stat().st_size > 5000
+    rows = {row["operator"]: row for row in record["rows"]}
+    assert rows["rs_start + fgsm_step"].keys() >= {"us", "GB/s", "of copy", "eager", "compile"}
+    assert rows["select_kept"].keys() >= {"topk", "sort", "argpartition"}
+    assert all(value > 0 for row in record["rows"] for value in list(row.values())[1:])
+    for layout in ("", ", channels last"):  # float32 in and out: 8 bytes an element
+        start, step = rows[f"rs_start{layout}"], rows[f"fgsm_step{layout}"]
+        assert start["GB/s"] == pytest.approx(8 * 4 * 108 / start["us"] / 1e3)
+        assert step["GB/s"] == pytest.approx(12 * 4 * 108 / step["us"] / 1e3)
+    for name in ("batch_norm_relu", "its gradient"):  # bfloat16 has half as many bytes
+        full, half = (rows[f"{name}, {kind}, 16 channels"] for kind in ("float32", "bfloat16"))
+        assert full["GB/s"] * full["us"] == pytest.approx(2 * half["GB/s"] * half["us"])
+        assert "eager" in full
+
+
+def test_the_picture_of_the_record():
+    record = json.loads((ROOT / "results/cpu-kernels.json").read_text())
+    (axes,) = figures.kernels(record).axes
+    assert [text.get_text().startswith("selection") for text in axes.get_yticklabels()][-1]
+    assert len(axes.patches) == 6  # three operators, at their least and largest size
+
+
+def test_both_layouts_reach_the_kernels(small, monkeypatch):
+    seen, whole = set(), ops.rs_start
+
+    def start(x, *args):
+        seen.add((x.is_contiguous(), x.is_contiguous(memory_format=torch.channels_last)))
+        return whole(x, *args)
+
+    monkeypatch.setattr(torch, "compile", lambda call: call)
+    monkeypatch.setattr(kernels.ops, "rs_start", start)
+    assert len(list(kernels.rows_of_batches(CPU))) == 7
+    assert seen == {(True, False), (False, True)}
+
+
+def test_alternatives_compute_the_same():
+    x, ids = torch.rand(50, 3, 8, 8), torch.arange(50)
+    grad = torch.randn_like(x)
+    start = ops.rs_start(x, ids, kernels.EPS, 0, 0)
+    ours = ops.fgsm_step(x, grad, ids, kernels.EPS, kernels.ALPHA, 0, 0)
+    torch.testing.assert_close(kernels.eager_step(x, start, grad), ours, rtol=0, atol=1e-6)
+
+
+# --- ablation
+
+@pytest.mark.parametrize("name", ablation.LAYERS)
+def test_without_a_fast_layer_there_is_pytorchs(name):
+    kind, method, _ = ablation.LAYERS[name]
+    network, x = (("mnist-net", torch.rand(3, 1, 28, 28)) if name != "batch_norm_relu"
+                  else ("preactresnet18", torch.rand(3, 3, 32, 32)))
+    width = {"mnist-net": 16, "preactresnet18": 4}[network]
+    model, fast = models.build(network, x.shape[1], width=width), getattr(kind, method)
+    if not any(isinstance(layer, kind) for layer in model.modules()):
+        pytest.skip("this layer is for built kernels, or for other CPUs")
+    ours = gradients(model, x)
+    with ablation.without([name]):
+        assert getattr(kind, method) is not fast
+        theirs = gradients(model, x)
+    assert getattr(kind, method) is fast
+    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
+
+
+def gradients(model, x):
+    """Logits, and the gradients of the images and of all weights."""
+    x = x.clone().requires_grad_()
+    logits = model.train()(x)
+    return [logits, *torch.autograd.grad(logits.square().mean(), [x, *model.parameters()])]
+
+
+def test_ablation_record(tmp_path):
+    record = benchmark.main(["ablation", "--dataset", "digits", "--limit", "64", "--rounds", "1",
+                             "--device", "cpu", "--json", "a.json"])
+    assert json.loads((tmp_path / "a.json").read_text()) == record
+    names = ["all kernels", *(f"without {name}" for name in (
+        "rs_start, fgsm_step", "augment", "cross_entropy_scores", "select_kept",
+        "conv_input_grad")), "without DnnLinear", "without FastFlatten", "no kernel",
+        "network alone"]
+    if not layers.ONEDNN:
+        names.remove("without DnnLinear")
+    assert [row["variant"] for row in record["rows"]] == names
+    assert (record["dataset"], record["examples"], record["rounds"]) == ("digits", 64, 1)
+    first = record["rows"][0]
+    for row in record["rows"]:
+        for what in ("training", "scoring"):
+            assert row[f"{what}_ratio"] == pytest.approx(row[what] / first[what])
+
+
+# --- layouts
+
+def test_layouts_record(monkeypatch, tmp_path):
+    monkeypatch.setattr(layouts, "NETWORKS", [("mnist-net", 2, 1, 28, 4),
+                                              ("preactresnet18", 1, 3, 32, 4)])
+    monkeypatch.setattr(layouts, "SECONDS", 0)
+    monkeypatch.setattr(layouts, "apart", in_process.apart)
+    seen, whole = set(), layouts.step
+
+    def step(model, opt, x, y, precision):
+        if x.shape[1] == 3:
+            seen.add((x.is_contiguous(memory_format=torch.channels_last),
+                      model.conv1.weight.is_contiguous(), precision))
+        before = [p.detach().clone() for p in model.parameters()]
+        whole(model, opt, x, y, precision)
+        assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+    monkeypatch.setattr(layouts, "step", step)
+    record = benchmark.main(["layouts", "--rounds", "1", "--device", "cpu", "--json", "l.json"])
+    assert json.loads((tmp_path / "l.json").read_text()) == record
+    ways = [(layout, p) for layout in ("contiguous", "channels-last")
+            for p in ("fp32", "bf16")]
+    assert [(row["layout"], row["precision"]) for row in record["rows"]] == [
+        (layouts.THEIRS, "fp32"), *ways] * 2
+    assert seen == {(layout != "contiguous", layout == "contiguous", p) for layout, p in ways}
+    for row in record["rows"]:
+        first = record["rows"][0 if row["model"] == "mnist-net" else 1 + len(ways)]
+        assert row["ratio"] == pytest.approx(row["images_per_second"]
+                                             / first["images_per_second"])
+
+
+def test_pytorchs_way_has_its_own_layers():
+    network = ("mnist-net", 2, 1, 28, 4)
+    theirs, ours = (layouts.step_of(network, layout, "fp32", CPU).__closure__
+                    for layout in (layouts.THEIRS, "channels-last"))
+    kinds = [{type(layer) for cell in cells if isinstance(cell.cell_contents, nn.Module)
+              for layer in cell.cell_contents.modules()} for cells in (theirs, ours)]
+    assert nn.Conv2d in kinds[0] and layers.GreyConv2d not in kinds[0]
+    assert layers.GreyConv2d in kinds[1]
+
+
+# --- the command line
+
+def test_bad_use(small, tmp_path, capsys):
+    (tmp_path / "there.json").write_text("kept")
+    for flags in (["--json", "there.json"], ["ablation", "--figure", "f.png"], ["nosuch"],
+                  ["kernels", "--dataset", "digits"], ["layouts", "--limit", "3"],
+                  ["training", "--epochs", "3"], ["scale", "--rounds", "2"],
+                  ["scale", "--epochs", "1"], ["machine", "--precision", "bf16"],
+                  ["scale", "--json", "same", "--figure", "same"], ["scale", "--against", "x"],
+                  ["versions"], ["versions", "--against", "."], ["training", "--against", "."]):
+        refused(benchmark.main, flags, capsys)
+    assert (tmp_path / "there.json").read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["there.json"]
+
+
+def test_digits_are_the_default(monkeypatch):
+    names = []
+    monkeypatch.setattr(data, "load", lambda name, *_, **__: names.append(name) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        benchmark.main(["training"])
+    assert names == ["digits"]

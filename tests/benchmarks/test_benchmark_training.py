@@ -1,0 +1,203 @@
+"""training: the parts of an epoch, their floor, and fast_adversarial's loop."""
+import dataclasses
+import json
+
+import in_process
+import pytest
+import torch
+from torch import nn
+from torchvision import transforms
+
+import train
+from advprune import attacks, models, ops
+from benchmarks import __main__ as benchmark
+from benchmarks import fast_adversarial, timing, training, workload
+
+CPU = torch.device("cpu")
+PROFILE = ["training", "--dataset", "synthetic", "--limit", "330", "--device", "cpu"]
+
+
+def begun(*flags):
+    return workload.begun(["--dataset", "synthetic", "--limit", "70", *flags], CPU)
+
+
+def test_training_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "apart", in_process.apart)
+    record = benchmark.main([*PROFILE, "--rounds", "3", "--json", "t.json"])
+    assert json.loads((tmp_path / "t.json").read_text()) == record
+    rows = record["rows"]
+    assert [row["part"] for row in rows] == [*training.PARTS, "the rest"]
+    assert all(row["seconds"] > 0 and row["calls"] == 11 for row in rows[:-1])
+    assert sum(row["seconds"] for row in rows) == pytest.approx(record["epoch_seconds"])
+    assert sum(row["floor"] for row in rows) == pytest.approx(record["floor_seconds"])
+    assert 0 < record["floor_seconds"] <= record["epoch_seconds"]
+    assert record["share_of_floor"] == record["floor_seconds"] / record["epoch_seconds"]
+    low, high = record["share_of_floor_range"]
+    assert 0 < low <= high
+    assert record["guard_seconds"] > 0
+    assert record["times_reference"] == pytest.approx(
+        record["images_per_second"] / record["reference_images_per_second"])
+    assert (record["examples"], record["batch_size"], record["rounds"]) == (330, 32, 3)
+    assert record["fastest"]["optimiser"] in ("default", "foreach", "fused")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_floor_makes_passes_of_the_same_shapes_in_the_same_precision(precision, monkeypatch):
+    run = begun("--precision", precision)
+    batches, seen = run.kept.split(32), {"epoch": [], "floor": []}
+    bottom = training.Floor(run, batches)
+    models = [("epoch", run.model)] + [("floor", m) for m, _ in bottom.networks.values()]
+    for where, model in models:
+        model.register_forward_hook(lambda module, inputs, out, where=where: seen[where].append(
+            (tuple(inputs[0].shape), inputs[0].requires_grad, out.dtype, module.training,
+             next(module.parameters()).requires_grad)))
+    monkeypatch.setattr(run.guard, "measure", lambda model: (0.0, 0.0))
+    run.epoch(0, training.tqdm(disable=True))
+    clocks = bottom.round()
+    assert len(seen["epoch"]) == 6
+    assert sorted(seen["floor"], key=str) == sorted(
+        seen["epoch"] * len(bottom.networks), key=str)
+    _, chosen, calls = bottom.choose([clocks])
+    assert calls == dict.fromkeys(training.PARTS, 3)
+    assert chosen["attack forward"] == chosen["update backward"] in bottom.networks
+
+
+def test_the_floor_is_the_fastest_way():
+    bottom = training.Floor(begun(), [torch.arange(4)])
+    rounds = []
+    for slower in (1, 5, 2):  # medians, whatever one round says
+        rounds.append({name: timing.Clock(CPU)
+                       for name in [*bottom.networks, *bottom.optimizers, "data"]})
+        for name in bottom.networks:
+            for part in training.NETWORK:
+                rounds[-1][name].seconds[part] = slower * (3 if "last" in name else 4)
+        for name in bottom.optimizers:
+            rounds[-1][name].seconds["optimiser"] = 1 if name == "foreach" else 2
+    seconds, chosen, _ = bottom.choose(rounds)
+    assert chosen["update forward"] == "channels-last"
+    assert chosen["optimiser"] == "foreach"
+    assert (seconds["update forward"], seconds["optimiser"], seconds["data"]) == (6, 1, 0)
+
+
+def test_another_pass_in_training_is_not_compared_with_the_same_floor(monkeypatch):
+    whole = train.Training.adversarial
+
+    def twice(self, x, y, ids, epoch):
+        whole(self, x, y, ids, epoch)
+        return whole(self, x, y, ids, epoch)
+
+    monkeypatch.setattr(training, "apart", in_process.apart)
+    monkeypatch.setattr(train.Training, "adversarial", twice)
+    with pytest.raises(RuntimeError, match="attack forward: 22 times in an epoch and 11"):
+        benchmark.main([*PROFILE, "--rounds", "1"])
+
+
+def test_a_profile_leaves_nothing_behind_and_changes_no_result():
+    plain, profiled = begun(), begun()
+    bar = training.tqdm(disable=True)
+    plain.epoch(0, bar)
+    places = torch.autograd.grad, torch.Tensor.backward
+    _, clock = training.parts_of(profiled, bar)
+    assert places == (torch.autograd.grad, torch.Tensor.backward)
+    assert not profiled.model._forward_hooks and not profiled.model._forward_pre_hooks
+    assert "step" not in vars(profiled.opt) and "batch" not in vars(profiled.dataset)
+    assert clock.calls == {**dict.fromkeys(training.PARTS, 3), "guard": 1}
+    for ours, theirs in zip(plain.model.parameters(), profiled.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_floor_tries_both_layouts_and_pytorchs_layers_too():
+    model, x = models.build("mnist-net", 1), torch.rand(2, 1, 28, 28)
+    ways = training.networks(model)
+    assert len(ways) == 4
+    for name, (network, form) in ways.items():
+        assert network is not model
+        assert (type(network[0]) is nn.Conv2d) == ("PyTorch's" in name)
+        assert network[2].weight.is_contiguous(memory_format=form)
+        torch.testing.assert_close(network(x), model(x))
+
+
+def test_a_part_within_a_part_counts_once(monkeypatch):
+    now = iter([0, 10, 11, 100, 107, 109])  # guard, step, step
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(now))
+    clock = timing.Clock(CPU)
+    step = clock.timed("step", lambda value: value + 1)
+    with clock.part("guard"):
+        assert step(1) == 2
+    assert step(2) == 3
+    assert step(3) == 4
+    assert clock.seconds == {"guard": 10, "step": 89 + 2}
+    assert clock.calls == {"guard": 1, "step": 2}
+
+
+# --- fast_adversarial's loop
+
+@pytest.mark.parametrize("clip_start", [False, True])
+def test_the_loop_makes_our_update_at_equal_noise(clip_start, monkeypatch):
+    run = begun("--lr", "0.01", "--optimizer", "sgd")
+    run.settings = dataclasses.replace(run.settings, clip_start=clip_start)
+    ids = run.kept[:40]
+    x, y, eps = run.dataset.batch(ids, 0, 0), run.dataset.labels[ids], run.settings.epsilon
+    loop = fast_adversarial.Loop(run, "data")
+    monkeypatch.setattr(fast_adversarial, "noise",
+                        lambda x, eps: ops.rs_start(x, ids, eps, run.settings.seed, 0) - x)
+    before = [p.detach().clone() for p in loop.model.parameters()]
+    loss, logits = loop.step(x, y, lr=0.01)
+
+    run.model.train()
+    losses, ours = run.losses(x, y, ids, 0)
+    torch.testing.assert_close(logits, ours)
+    torch.testing.assert_close(loss, losses.mean())
+    assert not torch.allclose(logits, run.model(x), atol=1e-3)
+    losses.mean().backward()
+    for group in run.opt.param_groups:
+        group["lr"] = 0.01
+    run.opt.step()
+    for old, theirs, mine in zip(before, loop.model.parameters(), run.model.parameters(),
+                                 strict=True):
+        torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-6)
+        assert not torch.equal(old, theirs)
+    assert eps == 0.1
+
+
+def test_the_loops_attack_pays_for_the_gradients_of_the_weights():
+    """As fast_adversarial's does: that is one thing that our attack leaves out."""
+    run = begun()
+    loop = fast_adversarial.Loop(run, "data")
+    backward, grads = torch.Tensor.backward, []
+
+    def noted(loss):
+        backward(loss)
+        grads.append(all(p.grad is not None for p in loop.model.parameters()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "backward", noted)
+        patch.setattr(attacks, "input_grad", None)
+        loop.epoch()
+    assert grads == [True] * 6  # two for each of 3 batches
+
+
+def test_the_loop_reads_every_image_once():
+    run = begun()
+    seen = [(x, y) for x, y in fast_adversarial.loader(run, "data")]
+    x, y = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    assert [len(labels) for _, labels in seen] == [32, 32, 6]
+    ours = dict(zip(map(bytes, run.dataset.images.numpy()), run.dataset.labels, strict=True))
+    theirs = dict(zip(map(bytes, (x * 255).round().to(torch.uint8).numpy()), y, strict=True))
+    assert len(theirs) == 70 and theirs == ours
+
+
+def test_colour_images_are_augmented_one_by_one():
+    images = torch.randint(256, (5, 3, 8, 8), dtype=torch.uint8)
+    items = fast_adversarial.PerItem(images, torch.arange(5), transforms.ToTensor())
+    for i, (x, label) in enumerate(items[k] for k in range(len(items))):
+        assert torch.equal(x, images[i] / 255) and label == i
+
+
+def test_the_loop_takes_torchvisions_own_mnist(real_data):
+    place = real_data("MNIST")
+    items = fast_adversarial.loader(run := begun("--dataset", "mnist", "--data-dir", place),
+                                    place).dataset
+    assert type(items.dataset).__name__ == "MNIST" and len(items) == 70
+    x, label = items[69]
+    assert torch.equal(x, run.dataset.images[69] / 255) and label == run.dataset.labels[69]

@@ -1,0 +1,116 @@
+"""The verdicts and their tables follow from the records by hand."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import claims, render, studies, tables
+
+
+def row(arm, seed, robust, clean=0.9, **more):
+    return {"arm": arm, "seed": seed, "robust_accuracy": robust, "clean_accuracy": clean, **more}
+
+
+def test_differences_are_paired_by_seed():
+    rows = [row("a", 0, 0.5), row("b", 0, 0.4), row("a", 1, 0.9), row("b", 1, 0.7),
+            row("a", 2, 0.1)]  # b has no seed 2
+    found = claims.by_seed(rows, claims.less("a", "b"))
+    np.testing.assert_allclose(found, [0.1, 0.2])
+    both = (*claims.less("a", "b"), (2, "a", "clean_accuracy"))
+    np.testing.assert_allclose(claims.by_seed(rows, both), [1.9, 2.0])
+
+
+def test_the_interval_is_that_of_a_t_test():
+    values = np.array([0.1, 0.4, 0.2, 0.25])
+    low, high = claims.student(values)
+    wanted = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((wanted.low, wanted.high))
+
+
+@pytest.mark.parametrize(("values", "bound", "below", "says"), [
+    ([0.1, 0.11, 0.12], 0, False, "holds"), ([0.1, 0.11, 0.12], 0, True, "does not hold"),
+    ([-0.1, -0.11, -0.12], 0, True, "holds"), ([-0.1, -0.11, -0.12], 0, False, "does not hold"),
+    ([0.1, 0.11, 0.12], 0.2, True, "holds"), ([0.1, -0.2, 0.3], 0, True, "cannot be told"),
+    ([0.1, 0.11], 0, False, "not yet measured"), ([], 0, False, "not yet measured")])
+def test_verdicts(values, bound, below, says):
+    assert claims.verdict(np.array(values), bound, below).startswith(says)
+
+
+def test_every_claim_is_about_runs_of_its_experiment():
+    assert [bool(claim.terms) for claim in claims.CLAIMS] == [
+        claim.values is None for claim in claims.CLAIMS]
+    of_runs = [claim for claim in claims.CLAIMS if claim.terms]
+    also = [claim._replace(setup=claim.beside) for claim in of_runs if claim.beside]
+    for claim in of_runs + also:
+        (part,) = (p for p in studies.EXPERIMENTS[claim.experiment] if p.setup == claim.setup)
+        assert {arm for _, arm, _ in claim.terms} <= set(part.arms), claim
+        assert part.seeds >= studies.LEAST
+
+
+def test_a_claim_may_be_beside_another_setup_or_about_other_numbers(tmp_path):
+    def study(experiment, setup):
+        gains = {"one": [0.3, 0.2, 0.4], "two": [0.1, 0.2]}[setup]
+        return {"rows": [row(arm, seed, 0.5 + gain * (arm == "a"))
+                         for seed, gain in enumerate(gains) for arm in "ab"]}
+
+    records = tables.Records(tmp_path)
+    records.study = study
+    claim = claims.Claim("", "", "", "one", claims.less("a", "b"), beside="two")
+    np.testing.assert_allclose(claims.measured(claim, records), [0.2, 0.0])
+    rows = [{"name": "mnist", "rho": 200}, {"name": "pruned mnist", "rho": 150},
+            {"name": "pruned mnist", "rho": 100}]
+    claim = claims.Claim("", "", "", "", values=claims.relative_to_mnist("rho"))
+    assert not len(claims.measured(claim, records))
+    (tmp_path / "geometry.json").write_text(json.dumps({"rows": rows}))
+    np.testing.assert_allclose(claims.measured(claim, records), [-0.25, -0.5])
+
+
+def test_arms_of_equal_time_have_seen_as_many_examples():
+    for setup, pairs in claims.EQUAL.items():
+        epochs = {"mnist-robust": 8, "digits": 30, "cifar10-width16": 15}[setup]
+        for p, fewer in pairs.items():
+            assert fewer == round(3 + (epochs - 3) * (1 - p))
+
+
+def test_records_become_tables_verdicts_and_pictures(pages):
+    shutil.rmtree(pages / "results/mnist-robust", ignore_errors=True)
+    text = render.block("claims", pages)
+    command = "`python -m experiments table1 --dataset mnist --jobs 2`"
+    assert text.count(f"| not yet measured: {command}") >= 2
+    for part in (p for p in studies.EXPERIMENTS["frontier"] if p.setup == "mnist-robust"):
+        for i, run in enumerate(part._replace(n=500).runs(range(3))):
+            path = pages / f"results/{run.name}.json"
+            path.parent.mkdir(exist_ok=True)
+            full = run.arm == "full"
+            path.write_text(json.dumps({
+                **row(run.arm, run.seed, 0.8 if full else 0.7 + run.seed / 1000),
+                "robust": "1" * 400 + "0" * 100 if full else "0" * 500, "flags": run.flags,
+                "n": 500, "examples": 1000 - i, "train_seconds": 9, "prune_seconds": 0}))
+    said = [line for line in render.block("claims", pages).splitlines()
+            if "MNIST, robust" in line and "0.6 is more robust than all data |" in line]
+    assert len(said) == 1 and "| does not hold | > 0 | -0.099 (-0.101 to -0.097) | 3 |" in said[0]
+    assert "| all data | 3 | 0.900 ± 0.000 | 0.800 ± 0.000 |" in render.block("table1", pages)
+    assert "**full**" in render.block("frontier", pages)  # cut to 200 images: 1 against 0
+    written = render.render(pages)
+    assert {"figures/pruning-mnist.png", "figures/frontier-mnist.png"} <= set(written)
+
+
+def test_the_headline_has_the_runs_that_there_are(pages):
+    shutil.rmtree(pages / "results/cifar10", ignore_errors=True)
+    assert "is not yet measured: `python -m experiments headline`" in render.block("headline", pages)
+    (_, part) = studies.EXPERIMENTS["headline"]
+    for run in part.runs():
+        p = 0.4 if "prune" in run.flags else 0
+        path = pages / f"results/{run.name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({
+            **row(run.arm, 0, 0.4), "flags": run.flags, "n": 300, "prune": run.arm.split("-")[0],
+            "p": p, "train_seconds": 7000, "prune_seconds": 200, "device": "cpu: x",
+            "robust_interval": [0.35, 0.45],
+            "pgd": {"robust_accuracy": 0.42, "robust_interval": [0.37, 0.47]}}))
+    said = render.block("headline", pages).splitlines()
+    assert said[2] == ("| `--prune high --p 0.4` | 0.900 | 0.400 (0.350 to 0.450) "
+                       "| 0.420 (0.370 to 0.470) | 2.00 | cpu: x |")
+    assert said[4].startswith("| all data | 0.900") and "0.446 ± 0.003" in said[5]

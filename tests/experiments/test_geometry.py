@@ -1,0 +1,109 @@
+"""`geometry`: density and separation by hand, its pictures, and the score files it takes."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import refused
+
+from advprune import data, pruning, run
+from experiments import __main__ as experiments
+from experiments import geometry
+
+
+def images(rows):
+    return torch.tensor(rows, dtype=torch.uint8).view(len(rows), 1, 1, -1)
+
+
+def test_density_and_separation_by_hand():
+    x = images([[0, 10], [20, 10], [100, 50], [100, 70], [100, 90]])
+    labels = torch.tensor([0, 0, 4, 4, 4])
+    scale = x.numpy().std()
+    rho, delta = geometry.density_and_separation(x, labels)
+    # class 0: radius 10 about (10, 10); class 4: radii 20, 0, 20 about (100, 70)
+    assert rho == pytest.approx((2 / (10 / scale) + 3 / (40 / 3 / scale)) / 2, rel=1e-5)
+    # two pixels; each centroid is the other's nearest
+    assert delta == pytest.approx(2 * (90**2 + 60**2) / 2 / scale**2, rel=1e-5)
+
+
+def test_the_farthest_hundredth_of_each_class_is_cut():
+    rng = np.random.default_rng(0)
+    x = rng.integers(90, 110, (400, 6)).tolist()
+    spoiled = [row[:] for row in x]
+    spoiled[3], spoiled[7] = [255] * 6, [0] * 6  # 2 of class 1's 200
+    labels = torch.arange(400) % 2
+    clean, cut, uncut = (geometry.density_and_separation(images(rows), labels, share)[0] * scale
+                         for rows, share in ((x, 0.01), (spoiled, 0.01), (spoiled, 0.0))
+                         for scale in [1 / images(rows).numpy().std()])
+    assert cut == pytest.approx(clean, rel=0.02) and uncut < 0.95 * clean
+
+
+def test_one_class_has_no_separation():
+    with pytest.raises(ValueError, match="two classes"):
+        geometry.density_and_separation(images([[1, 2], [3, 5]]), torch.tensor([1, 1]))
+
+
+def test_the_script_describes_a_set_and_what_a_score_file_keeps(tmp_path):
+    labels = data.load("digits").labels
+    scores = torch.rand(len(labels), generator=torch.Generator().manual_seed(0))
+    kept = pruning.select(scores, "low+high", 0.4)
+    run.write_scores("scores.npz", scores, labels, kept, "loss")
+    words = ["synthetic", "digits", "--pruned", "scores.npz", "--n", "200", "--out", "here"]
+    record = experiments.main(["geometry", *words])
+    written = json.loads((tmp_path / "here/geometry.json").read_text())
+    assert written | record == written
+    assert written["command"] == f"python -m experiments geometry {' '.join(words)}"
+    names = [(row["name"], row["examples"]) for row in record["rows"]]
+    assert names == [("synthetic", 2000), ("digits", 1438), ("pruned digits", len(kept))]
+    assert record["rows"][2]["rho"] < record["rows"][1]["rho"]  # fewer, at random as far apart
+    assert (tmp_path / "here/tsne.png").stat().st_size > 10_000
+
+
+def test_a_score_file_of_another_set_is_refused(capsys):
+    run.write_scores("scores.npz", torch.rand(5), torch.zeros(5), torch.arange(3), "loss")
+    assert "scores.npz" in refused(geometry.main, ["digits", "--pruned", "scores.npz"], capsys)
+
+
+@pytest.mark.parametrize("kept", [[0, 2000], [3], [], [0.5]])
+def test_a_score_file_that_keeps_nothing_to_describe_is_refused(kept, capsys):
+    labels = data.load("synthetic").labels
+    np.savez("scores.npz", scores=np.zeros(2000, np.float32), labels=labels.numpy(), kept=kept)
+    said = refused(geometry.main, ["synthetic", "--pruned", "scores.npz"], capsys)
+    assert "scores.npz does not say which" in said or "needs two classes" in said
+
+
+def test_statistics_of_the_real_sets_stand_near_table_2(real_data):
+    folder = real_data("cifar-10-batches-py")
+    cifar = data.load("cifar10", folder)
+    rho, delta = geometry.density_and_separation(cifar.images, cifar.labels)
+    assert rho == pytest.approx(96.6625, rel=0.05) and delta == pytest.approx(0.3571, rel=0.05)
+
+
+def test_readings_hold_what_a_formula_gives(monkeypatch):
+    monkeypatch.setattr(geometry, "TABLE_2", {"digits": (40.0, 3.0)})
+    monkeypatch.setattr(geometry, "spaces", lambda images, labels, seed: [
+        ("plane", np.array([[0, 0], [0, 2], [3, 0], [3, 4]], np.float32), np.array([0, 0, 1, 1]))])
+    monkeypatch.setattr(geometry, "SHOWN", 100)
+    found = geometry.main(["digits", "--readings", "--n", "100"])["readings"]
+    assert found["sets"] == ["digits"] and found["tried"] == {"rho": 35, "delta": 30}
+    rows = {name: {row["formula"]: row for row in found[name] if row["unit"] == "as they are"}
+            for name in ("rho", "delta")}
+    wanted = {"rho": {  # radii 1 and 2, centroids (0, 1) and (3, 2)
+        "mean of n / mean r": 1.5, "mean of n / mean r^2": 1.25, "mean of 1 / mean r": 0.75,
+        "mean of 1 / mean r^2": 0.625, "n / mean r, summed": 3,
+        "norm of the mean centroid": 4.5 ** 0.5, "sum of the mean centroid": 3},
+        "delta": {"sum of d^2": 20, "mean of d^2": 10, "sum of d": 2 * 10 ** 0.5,
+                  "mean of d": 10 ** 0.5, "sum of d^2 / coordinates": 10,
+                  "mean of d^2 / coordinates": 5}}
+    for name, values in wanted.items():
+        assert {formula: row["values"][0] for formula, row in rows[name].items()} == (
+            pytest.approx(values))
+    assert rows["rho"]["mean of n / mean r"]["factor"] == pytest.approx(40 / 1.5)
+    assert rows["delta"]["sum of d^2"]["factor"] == pytest.approx(20 / 3)
+    for name in ("rho", "delta"):
+        factors = [row["factor"] for row in found[name]]
+        assert factors == sorted(factors) and factors[0] >= 1
+
+
+def test_readings_need_a_set_of_table_2(capsys):
+    assert "of Table 2" in refused(geometry.main, ["digits", "--readings"], capsys)

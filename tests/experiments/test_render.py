@@ -1,0 +1,156 @@
+"""README, docs and figures say what the records say, or that there is none yet."""
+import json
+import re
+import shutil
+
+import pytest
+from conftest import ROOT
+
+from advprune import files
+from benchmarks import __main__ as benchmarks
+from benchmarks import layouts, scale
+from experiments import figures, render, studies
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """only(*names): no other picture is drawn."""
+    def keep(*names):
+        monkeypatch.setattr(figures, "FIGURES", {name: figures.FIGURES[name] for name in names})
+    return keep
+
+
+@pytest.fixture
+def unmeasured(tmp_path, only):
+    """A folder with docs/speed.md and nothing measured."""
+    only("scale")
+    for name in ("docs", "results", "figures"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "docs/speed.md").write_text((ROOT / "docs/speed.md").read_text())
+    return tmp_path
+
+
+def test_tables_and_pictures_are_those_of_the_records(pages):
+    texts = {path: path.read_text() for path in [*pages.glob("*.md"), *pages.glob("docs/*.md")]}
+    assert sum("<!-- render: " in text for text in texts.values()) >= 4
+    drawn = {path for path in render.render(pages) if path.startswith("figures/")}
+    for path, text in texts.items():
+        assert path.read_text() == text, f"{path.name}: run `python -m experiments render`"
+    shown = {f"figures/{name}" for name in
+             re.findall(r"figures/([\w-]+\.png)", "".join(texts.values()))}
+    assert drawn <= shown  # nothing is drawn for nobody
+    assert shown <= {f"figures/{path.name}" for path in (ROOT / "figures").iterdir()}
+
+
+def test_a_changed_record_changes_the_page(pages, only):
+    only()
+    for seed in range(3):
+        record = pages / f"results/mnist-pgd5/puma-0.3-{seed}.json"
+        files.write_json(record, {**json.loads(record.read_text()), "robust_accuracy": 0.123456})
+    assert "docs/puma.md" in render.render(pages)
+    assert "0.123" in (pages / "docs/puma.md").read_text()
+
+
+def test_no_measured_number_stands_in_prose():
+    """Accuracies, ratios and times are in rendered blocks; settings have few digits."""
+    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        prose = render.PLACE.sub("", path.read_text())
+        prose = re.sub(r"```.*?```|`[^`]*`|^    .*$|\]\([^)]*\)", "", prose,
+                       flags=re.DOTALL | re.MULTILINE)
+        assert not re.findall(r"\b0\.\d{3,}|\d+(\.\d+)? (?:times|images/s)", prose), path
+
+
+def test_the_readme_is_a_front_page():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def record_of(pages, run, robust, clean=0.9, **more):
+    """Write a record of this run."""
+    path = pages / f"results/{run.name}.json"
+    path.parent.mkdir(exist_ok=True)
+    files.write_json(path, {"arm": run.arm, "seed": run.seed, "flags": run.flags, "n": run.n,
+                            "robust_accuracy": robust, "clean_accuracy": clean, **more})
+
+
+def test_records_become_tables_verdicts_and_pictures(pages, only):
+    only("pruning-mnist", "frontier-mnist", "figure1")
+    shutil.rmtree(pages / "results/mnist-robust")
+    text = render.block("claims", pages)
+    command = "`python -m experiments table1 --dataset mnist --jobs 2`"
+    assert text.count(f"| not yet measured: {command}") >= 2
+    part = next(p for p in studies.EXPERIMENTS["frontier"] if p.setup == "mnist-robust")
+    for i, run in enumerate(part._replace(n=500).runs(range(3))):
+        full = run.arm == "full"
+        record_of(pages, run, 0.8 if full else 0.7 + run.seed / 1000,
+                  robust="1" * 400 + "0" * 100 if full else "0" * 500,
+                  examples=1000 - i, train_seconds=9, prune_seconds=0)
+    said = [line for line in render.block("claims", pages).splitlines()
+            if "MNIST, robust" in line and "0.6 is more robust than all data |" in line]
+    assert len(said) == 1 and "| does not hold | > 0 | -0.099 (-0.101 to -0.097) | 3 |" in said[0]
+    assert "| all data | 3 | 0.900 ± 0.000 | 0.800 ± 0.000 |" in render.block("table1", pages)
+    assert "**full**" in render.block("frontier", pages)  # cut to 200 images: 1 against 0
+    drawn = {path for path in render.render(pages) if path.startswith("figures/")}
+    assert drawn == {"figures/pruning-mnist.png", "figures/frontier-mnist.png"}
+
+
+def test_equal_time_has_the_arms_pruned_after_epoch_3(pages):
+    text = render.block("equal-time", pages)
+    arms = set(re.findall(r"^\| ([a-z][\w+.-]*) \|", text, re.MULTILINE))
+    assert {"random-0.4", "middle-0.4", "low+high-0.4-balanced", "high-0.6-running"} <= arms
+    assert not [arm for arm in arms if re.search("margin|puma|epochs|full", arm)]
+
+
+def test_the_headline_has_the_runs_that_there_are(pages):
+    shutil.rmtree(pages / "results/cifar10", ignore_errors=True)
+    said = render.block("headline", pages)
+    assert "is not yet measured: `python -m experiments headline`" in said
+    (_, part) = studies.EXPERIMENTS["headline"]
+    for run in part.runs():
+        how, _, p = run.arm.partition("-")
+        record_of(pages, run, 0.4, prune=how, p=float(p or 0), train_seconds=7000,
+                  prune_seconds=200, device="cpu: x", robust_interval=[0.35, 0.45],
+                  pgd={"robust_accuracy": 0.42, "robust_interval": [0.37, 0.47]})
+    said = render.block("headline", pages).splitlines()
+    assert said[2] == ("| `--prune high --p 0.4` | 0.900 | 0.400 (0.350 to 0.450) "
+                       "| 0.420 (0.370 to 0.470) | 2.00 | cpu: x |")
+    assert said[4].startswith("| all data | 0.900") and "0.446 ± 0.003" in said[5]
+
+
+def test_a_benchmark_that_is_not_measured_says_how_to(unmeasured):
+    render.render(unmeasured)
+    text = (unmeasured / "docs/speed.md").read_text()
+    said = re.findall(r"<!-- render: \w+ -->\nNot yet measured: `python -m benchmarks (.*)`\.\n",
+                      text)
+    assert [line.split()[0] for line in said] == ["training", "scale", "layouts", "jobs", "attack"]
+    for line in said:
+        benchmarks.parser().parse_args(line.split())
+        assert re.search(r"--json results/cpu-[\w-]+\.json$", line)
+    assert not list((unmeasured / "figures").iterdir())
+
+
+def test_what_benchmarks_measure_fits_the_tables(unmeasured, monkeypatch):
+    monkeypatch.setattr(scale, "memory", lambda *_: [
+        {"examples": 50, "data": 1.25, "before": 300.0, "peak": 432.1}])
+    monkeypatch.setattr(layouts, "NETWORKS", [("mnist-net", 2, 1, 28, 4)])
+    monkeypatch.setattr(layouts, "SECONDS", 0)
+    few = ["--dataset", "digits", "--limit", "40"]
+    profile = benchmarks.main(["training", *few, "--rounds", "1",
+                               "--json", "results/cpu-training-digits.json"])
+    shutil.copy("results/cpu-training-digits.json", "results/cpu-training-other.json")
+    scaled = benchmarks.main(["scale", *few, "--epochs", "2", "--json", "results/cpu-scale.json"])
+    sized = benchmarks.main(["layouts", "--rounds", "1", "--json", "results/cpu-layouts.json"])
+    assert render.render(unmeasured) == ["docs/speed.md", "figures/scale.png"]
+    text = (unmeasured / "docs/speed.md").read_text()
+    for row in profile["rows"][:-1]:
+        assert text.count(f"| {row['part']} | {row['seconds']:.3f} | "
+                          f"{row['seconds'] / profile['epoch_seconds']:.1%} | "
+                          f"{row['floor']:.3f} | ") == 2  # a second profile is a second table
+    assert f"The floor is {profile['share_of_floor']:.2f} of the epoch" in text
+    for row in scaled["rows"]:
+        assert (f"| {row['p']:.0%} | {row['examples']} | {row['seconds']:.2f} | "
+                f"{row['deviation']:+.1%} |") in text
+    assert f"+ {1000 * scaled['slope']:.3f} s for each 1,000 examples" in text
+    assert "| 50 | 1.2 | 300 | 432 |" in text
+    assert f"| mnist-net 2 | 1x28x28 | {sized['rows'][0]['images_per_second']:,.0f} |" in text
+    for record in (profile, scaled, sized):
+        assert f"(`{record['command']}`)" in text

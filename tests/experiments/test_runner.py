@@ -1,0 +1,223 @@
+"""A study continues, loses nothing, and runs side by side as it does in turn."""
+import json
+import os
+import signal
+from pathlib import Path
+
+import killing
+import pytest
+import tiny_study
+import torch
+from conftest import ROOT, refused
+
+import evaluate
+from advprune import config, files
+from advprune.errors import UserError
+from experiments import __main__ as experiments
+from experiments import runner, studies
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The function tiny_study.add, undone after the test."""
+    for name in ("SETUPS", "ARMS", "EXPERIMENTS"):
+        monkeypatch.setattr(studies, name, dict(getattr(studies, name)))
+    monkeypatch.setattr(runner, "run_arm", tiny_study.run_arm)
+    return tiny_study.add
+
+
+def records():
+    return {path.stem: json.loads(path.read_text())
+            for path in Path().glob("results/tiny/*.json")}
+
+
+def weights_time(run):
+    return Path(f"runs/tiny/{run}/model.safetensors").stat().st_mtime_ns
+
+
+def test_the_study_continues_and_loses_nothing(tmp_path, tiny, capsys):
+    tiny(attack="autoattack")
+    first = experiments.main(["puma", "--arms", "full,puma-0.3"])
+    assert first["runs"] == 2 and set(records()) == {"full-0", "puma-0.3-0"}
+    (tmp_path / "runs/tiny/margin-0.3-0").mkdir()
+    (tmp_path / "runs/tiny/margin-0.3-0/.lock").touch()  # killed in its first epoch
+    made, before = weights_time("puma-0.3-0"), records()
+    whole = experiments.main(["puma"])
+    assert set(records()) == {f"{arm}-0" for arm in tiny_study.ARMS}
+    assert all(records()[name] == record for name, record in before.items())
+    assert weights_time("puma-0.3-0") == made
+    assert list(whole["summary"]["tiny"]) == list(tiny_study.ARMS)
+    assert "4 runs, 2 of them have records" in capsys.readouterr().err
+    for name, record in records().items():
+        assert record["n_kept"] == (200 if name == "full-0" else 140)
+        assert record["n"] == len(record["robust"]) == 5
+        assert record["robust_accuracy"] == record["robust"].count("1") / 5
+
+
+def test_what_lacks_only_its_record_is_not_trained_again(tiny):
+    tiny(("full",))
+    experiments.main(["puma"])
+    made, before = weights_time("full-0"), records()
+    Path("results/tiny/full-0.json").unlink()
+    experiments.main(["puma"])
+    assert records() == before and weights_time("full-0") == made
+
+
+def test_more_images_are_attacked_and_fewer_are_a_part_of_the_record(tiny):
+    tiny(("full",))
+    experiments.main(["puma", "--n-eval", "8"])
+    made = weights_time("full-0")
+    (whole,) = records().values()
+    fewer = experiments.main(["puma", "--n-eval", "4"])["summary"]["tiny"]["full"]
+    assert fewer["robust_accuracy"] == whole["robust"][:4].count("1") / 4
+    assert records() == {"full-0": whole}
+    experiments.main(["puma", "--n-eval", "9"])
+    (more,) = records().values()
+    assert more["n"] == len(more["robust"]) == 9
+    assert weights_time("full-0") == made
+
+
+def test_another_attack_stands_beside_the_verdict(tiny):
+    tiny(("full",), also="fgsm")
+    experiments.main(["puma"])
+    (record,), folder = records().values(), Path("runs/tiny/full-0")
+    alone = evaluate.main([str(folder), "--attack", "fgsm", "--n", "5", "--out", "alone.json"])
+    assert record["attack"] == "pgd" and record["n"] == record["fgsm"]["n"] == 5
+    assert record["fgsm"]["robust_accuracy"] == alone["robust_accuracy"]
+    trained = json.loads((folder / "train.json").read_text())
+    assert record["weights"] == trained["weights"]
+    assert record["segment_seconds"] == pytest.approx([record["train_seconds"]])
+
+
+def test_a_record_of_other_flags_is_not_taken_for_this_run(tiny, capsys):
+    tiny(("full",))
+    experiments.main(["puma"])
+    path = Path("results/tiny/full-0.json")
+    whole = path.read_text()
+    path.write_text(whole.replace("--epochs 2", "--epochs 3"))
+    said = refused(experiments.main, ["puma"], capsys)
+    assert "full-0.json is of a run with other flags" in said
+    path.write_text(whole[:100])
+    assert "full-0.json is damaged" in refused(experiments.main, ["puma"], capsys)
+
+
+def test_two_at_once_are_refused(tiny):
+    tiny(("full",))
+    Path("runs/tiny").mkdir(parents=True)
+    with (files.locked("runs/tiny/.lock"),
+          pytest.raises(UserError, match="the study runs/tiny is in use by another process")):
+        experiments.main(["puma"])
+    assert not records()
+
+
+def untimed(record):
+    """A record without what depends on time and on the number of jobs."""
+    return {name: value for name, value in record.items()
+            if "seconds" not in name and name not in ("threads", "jobs")}
+
+
+def test_jobs_side_by_side_give_the_same_records(tmp_path, monkeypatch, tiny, capsys):
+    torch.set_num_threads(1)  # as each job has, so that sums are of the same order
+    tiny()
+    found = {}
+    for count, work in ((1, tiny_study.run_arm), (2, tiny_study.run_in_a_worker)):
+        (tmp_path / str(count)).mkdir()
+        monkeypatch.chdir(tmp_path / str(count))
+        monkeypatch.setattr(runner, "run_arm", work)
+        capsys.readouterr()
+        experiments.main(["puma", "--data-dir", str(tmp_path), "--jobs", str(count)])
+        found[count] = records()
+        assert len(found[count]) == 4
+        assert all(row["jobs"] == count and row["threads"] == 1 for row in found[count].values())
+    assert ({name: untimed(record) for name, record in found[1].items()}
+            == {name: untimed(record) for name, record in found[2].items()})
+    lines = [line for line in capsys.readouterr().err.splitlines() if " runs done, " in line]
+    assert [line.split("; ")[1] for line in lines] == [
+        f"{i} runs done, {4 - i} left, about {line.split()[-2]} minutes"
+        for i, line in enumerate(lines, 1)] and len(lines) == 4
+    assert "robust accuracy" in Path("runs/tiny/puma-0.3-0.log").read_text()
+    experiments.main(["puma", "--jobs", "3"])  # nothing is left to do
+    assert records() == found[2]
+
+
+def test_a_job_that_fails_is_one_sentence(monkeypatch, tiny):
+    tiny(("full", "wrong"))
+    monkeypatch.setattr(runner, "run_arm", tiny_study.run_in_a_worker)
+    with pytest.raises(UserError, match="wrong-0.log ends with: .*--lr"):
+        experiments.main(["puma", "--jobs", "2"])
+
+
+def children(process):
+    return [int(child) for child in
+            Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_study_of_jobs_that_was_ended_goes_on(how, forks, tmp_path, tiny):
+    study, log = ["puma", "--seeds", "2"], tmp_path / "log"
+    process = forks.Process(target=tiny_study.command, args=([*study, "--jobs", "2"], log))
+    process.start()
+    killing.until(records, process)
+    workers = children(process.pid)
+    os.kill(process.pid, how)
+    process.join(30)
+    assert process.exitcode == (130 if how == signal.SIGINT else -how)
+    assert len(workers) >= 2
+    killing.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    assert "Traceback" not in log.read_text()
+    if how == signal.SIGINT:
+        assert log.read_text().endswith(
+            ": interrupted; the same command continues the study\n")
+    first = records()
+    assert 1 <= len(first) < 8
+    tiny()
+    experiments.main(study)
+    assert set(records()) == {f"{arm}-{seed}" for seed in (0, 1) for arm in tiny_study.ARMS}
+    assert all(records()[name] == record for name, record in first.items())  # with their times
+
+
+def test_one_job_measures_the_margins_of_a_seed(tiny):
+    tiny()
+    (full, other, margin, puma), later = (studies.EXPERIMENTS["puma"][0].runs([seed])
+                                          for seed in (0, 1))
+    assert runner.may_begin(full, {puma}) and runner.may_begin(other, {puma})
+    assert runner.may_begin(puma, {other, *later})
+    assert not runner.may_begin(puma, {full}) and not runner.may_begin(puma, {margin})
+    scores = Path("runs/tiny/margins-0/scores.npz")
+    scores.parent.mkdir(parents=True)
+    scores.touch()
+    assert runner.may_begin(puma, {margin})
+
+
+@pytest.mark.parametrize("flags", [[], ["nosuch"], ["gpu"], ["puma", "--arms", "nosuch"],
+                                   ["puma", "--jobs", "0"], ["puma", "--dataset", "digits"],
+                                   ["digits", "--seeds", "3-1"], ["digits", "--seeds", "0"]])
+def test_bad_use(flags, capsys, tmp_path):
+    refused(experiments.main, flags, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_run_of_an_experiment_is_a_command_of_train(tmp_path):
+    (tmp_path / "scores.npz").touch()
+    runs = [run for parts in studies.EXPERIMENTS.values() for part in parts
+            for run in part.runs([0])]
+    assert len({run.flags for run in runs}) > 80
+    for run in runs:
+        words = run.flags.format(margins="scores.npz", half=0.1).split()
+        _, settings = config.parse(words)
+        for name, value in run.settings.items():
+            if name not in ("scores", "eps_floor", "width", "recipe"):
+                assert getattr(settings, name) == value, run
+
+
+def test_every_committed_record_is_of_a_run_and_is_read():
+    paths = list(ROOT.glob("results/*/*.json"))
+    for path in paths:
+        arm, _, seed = path.stem.rpartition("-")
+        run = studies.Run(path.parent.name, arm, int(seed), 1)
+        content = json.loads(path.read_text())
+        assert (content["setup"], content["arm"], content["seed"]) == run[:3]
+        assert content["command"] == f"python train.py {run.flags} --seed {seed}"
+        whole = studies.record(ROOT / "results", run._replace(n=content["n"]))
+        assert whole == content
+    assert len(paths) > 300

@@ -1,0 +1,158 @@
+"""The guard against collapse: it sees one, changes nothing else, and a rollback repairs it."""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TRAINED, weights
+
+import train
+from advprune import config, guard
+from advprune.errors import Stopped
+
+CPU = torch.device("cpu")
+FLAGS = ["--dataset", "synthetic", "--limit", "200", "--epochs", "4"]
+
+
+def rows_of(text):
+    """Log rows from 'training accuracy/robust accuracy' pairs, as measured on MNIST."""
+    pairs = [pair.split("/") for pair in text.split()]
+    return [{"accuracy": float(a), "robust": float(r)} for a, r in pairs]
+
+
+@pytest.mark.parametrize(("log", "epoch"), [
+    # MNIST under the paper's recipe, seeds 0, 2 and 8: the epoch that collapsed
+    (".31/.02 .73/.19 .82/.22 .87/.73 .91/.73 .94/.05 .97/.00", 6),
+    (".24/.07 .63/.06 .72/.19 .78/.06 .88/.00", 4),
+    (".33/.19 .71/.44 .82/.46 .87/.49 .89/.62 .91/.78 .93/.81 .94/.50", 8),
+    (".30/.01 .80/.00 .85/.00", 2),
+    # seeds 1 and 3, and a small step, which is slow to become robust: none
+    (".19/.19 .70/.46 .82/.69 .88/.79 .92/.88 .93/.87 .95/.90", None),
+    (".36/.12 .72/.33 .84/.74 .89/.79 .92/.82", None),
+    (".36/.06 .80/.11 .85/.27 .88/.40 .90/.47 .91/.59 .92/.47 .92/.61", None),
+    # pruning keeps the hard examples: both accuracies fall
+    (".80/.70 .50/.40", None), ("nan/nan .9/.8", None),
+])
+def test_collapse_is_seen_in_its_epoch(log, epoch):
+    rows = rows_of(log)
+    seen = [i for i in range(1, len(rows) + 1) if guard.collapse(rows[:i])]
+    assert (seen or [None])[0] == epoch
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """measured(values): the guard finds these robust accuracies, one an epoch."""
+
+    collapse = guard.collapse
+
+    def fake(values):
+        left = list(values)
+        monkeypatch.setattr(guard.Guard, "measure", lambda self, model: (left.pop(0), 0.9))
+        # These short runs do not reach the training accuracy of a collapse.
+        monkeypatch.setattr(guard, "collapse", lambda rows: collapse(
+            [{**row, "accuracy": 0.99} for row in rows]))
+
+    return fake
+
+
+def same(one, other):
+    return all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
+
+
+def test_the_guard_changes_no_weight(trained, measured):
+    run = trained()
+    measured([0.5] * 3)
+    train.main([*TRAINED, "--out", "r"])
+    assert same("r", run)
+
+
+def test_warning_names_epoch_and_remedy_once(measured, capsys):
+    measured([0.8, 0.1, 0.0, 0.0])
+    record = train.main([*FLAGS, "--out", "r"])
+    err = capsys.readouterr().err
+    assert err.count("collapsed") == 1 and "epoch 2" in err and "--recipe robust" in err
+    assert [event["epoch"] for event in record["collapses"]] == [2] and record["collapsed"]
+
+
+def test_stop_ends_with_3_and_keeps_the_run(measured):
+    measured([0.8, 0.1])
+    with pytest.raises(Stopped) as stopped:
+        train.main([*FLAGS, "--on-collapse", "stop", "--out", "r"])
+    assert stopped.value.code == 3
+    assert len(Path("r/log.csv").read_text().splitlines()) - 1 == 2
+
+
+def by_hand(epochs, before):
+    """The weights after so many epochs, with the remedy's attack after the first `before`."""
+    _, settings = config.parse(FLAGS)
+    training = train.prepared(settings, CPU)[0]
+    for epoch in range(epochs):
+        if epoch == before:
+            training.attack = config.remedy(settings.dataset, settings.epsilon)
+        training.epoch(epoch, train.tqdm(disable=True))
+    return training.model.state_dict()
+
+
+def test_rollback_trains_as_if_it_had_changed_the_attack_in_time(measured, capsys):
+    measured([0.5, 0.8, 0.1, 0.8, 0.8] + [0.8] * 4)
+    record = train.main([*FLAGS, "--on-collapse", "rollback", "--out", "r"])
+    (event,) = record["collapses"]
+    assert (event["epoch"], event["action"], event["lost"]) == (3, "rollback", 200)
+    assert record["examples"] == 5 * 200 and not record["collapsed"]
+    assert len(Path("r/log.csv").read_text().splitlines()) - 1 == 4
+    assert "back to the end of epoch 2" in capsys.readouterr().err
+    for name, value in by_hand(4, before=2).items():
+        assert torch.equal(value, weights("r")[name])
+
+
+def test_rollback_past_the_pruning_prunes_again(measured):
+    measured([0.8, 0.1, 0.8, 0.8, 0.8])
+    record = train.main([*FLAGS, "--on-collapse", "rollback", "--prune", "high", "--epoch", "1",
+                         "--out", "r"])
+    assert record["n_kept"] == 120 and record["examples"] == 200 + 120 * 4
+    assert json.loads(Path("r/train.json").read_text())["collapses"][0]["epoch"] == 2
+
+
+@pytest.mark.parametrize("stop", [2, 3])  # before the epoch after the rollback ends, and after it
+def test_a_run_that_rolled_back_resumes_to_the_same_weights(measured, cut_off, stop):
+    values = [0.8, 0.8, 0.1, 0.8, 0.8]
+    flags = [*FLAGS, "--on-collapse", "rollback"]
+    measured(values)
+    train.main([*flags, "--out", "whole"])
+    measured(values)
+    with cut_off(stop):
+        train.main([*flags, "--out", "cut"])
+    measured(values[2:] if stop == 2 else [0.8])
+    record = train.main([*flags, "--out", "cut"])
+    assert same("whole", "cut") and len(record["collapses"]) == 1
+
+
+def test_a_second_collapse_under_the_remedy_is_only_reported(measured):
+    measured([0.8, 0.1, 0.8, 0.1, 0.1, 0.1])
+    record = train.main([*FLAGS, "--on-collapse", "rollback", "--out", "r"])
+    assert [event["action"] for event in record["collapses"]] == ["rollback", "warn"]
+
+
+def test_robust_recipe_is_two_steps_of_pgd_and_flags_change_it():
+    def settings(*flags):
+        return config.parse(list(flags))[1]
+
+    paper, robust = (settings("--dataset", "mnist", "--recipe", recipe)
+                     for recipe in ("paper", "robust"))
+    assert (paper.attack, paper.alpha) == ("rs-fgsm", pytest.approx(0.375))
+    assert (robust.attack, robust.pgd_steps) == ("pgd", 2)
+    assert robust.alpha == pytest.approx(0.2)
+    assert settings("--recipe", "robust", "--attack", "n-fgsm").attack == "n-fgsm"
+    cifar = settings("--dataset", "cifar10", "--recipe", "robust")
+    assert (cifar.attack, cifar.alpha) == ("n-fgsm", pytest.approx(8 / 255))
+
+
+def test_the_slice_is_of_the_training_set_and_small():
+    _, settings = config.parse(["--dataset", "synthetic", "--prune", "high", "--p", "0.5"])
+    training = train.prepared(settings, CPU)[0]
+    watch = training.guard
+    assert len(watch.ids) == watch.size == 64  # the least; 1/250 of an epoch where that is more
+    assert torch.equal(watch.images, training.dataset.images[watch.ids])
+    robust, clean = watch.measure(training.result)
+    assert 0 <= robust <= clean <= 1
+    assert training.model.training

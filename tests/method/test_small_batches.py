@@ -1,0 +1,36 @@
+"""Batches too small for batch normalisation."""
+import numpy as np
+import pytest
+from conftest import refused
+
+import train
+from advprune import data
+
+# Its last features are 1x1: a batch of one image would have one value for each channel.
+SMALL = ["--dataset", "synthetic", "--epochs", "2", "--batch-size", "32", "--model",
+         "shufflenet_v2_x0_5"]
+
+
+@pytest.mark.parametrize("flags", [
+    ["--limit", "33"], ["--limit", "66", "--prune", "random", "--p", "0.5", "--epoch", "1"]])
+def test_a_last_batch_of_one_image(flags, tmp_path):
+    record = train.main([*SMALL, *flags, "--out", str(tmp_path / "run")])
+    assert record["n_kept"] == 33
+
+
+def test_a_last_batch_of_one_image_with_extra_data(tmp_path):
+    loaded = data.load("synthetic", limit=40)
+    np.savez(tmp_path / "extra.npz", image=loaded.images[:20, 0].numpy(),
+             label=loaded.labels[:20].numpy())
+    train.main([*SMALL, "--limit", "33", "--extra-data", "extra.npz", "--out", "run"])
+
+
+@pytest.mark.parametrize(("flags", "why"), [
+    (["--limit", "1"], "an epoch has 1"),
+    (["--limit", "10", "--prune", "high", "--p", "0.9", "--epoch", "1"], "an epoch has 1"),
+    (["--limit", "40", "--batch-size", "1"], "a batch has 1"),
+])
+def test_refused_before_the_work(flags, why, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train.Training, "epoch", None)
+    assert why in refused(train.main, [*SMALL, *flags, "--out", "run"], capsys)
+    assert not list(tmp_path.iterdir())

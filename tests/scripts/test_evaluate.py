@@ -1,0 +1,193 @@
+"""evaluate.py: records, ball and box, the same command again, --until, bad input."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import ended, refused
+from PIL import Image
+
+import advprune
+import evaluate
+import train
+from advprune import evaluation, models, weights
+
+KEYS = ["source", "dataset", "attack", "n", "epsilon", "clean_accuracy", "robust_accuracy",
+        "robust_count", "per_attack", "seconds", "max_perturbation"]
+
+
+def test_record_and_pointwise_worst_case(trained):
+    run = trained()
+    record = evaluate.main([str(run), "--attack", "clean,fgsm,pgd,autoattack", "--n", "12"])
+    assert list(record)[:len(KEYS)] == KEYS
+    assert list(record["per_attack"]) == ["fgsm", "pgd-50-10", "apgd-ce", "apgd-t", "fab-t",
+                                          "square"]
+    counts = [attack["robust_count"] for attack in record["per_attack"].values()]
+    assert counts == sorted(counts, reverse=True)
+    assert record["robust_count"] == counts[-1] == round(record["robust_accuracy"] * 12)
+    assert record["max_perturbation"] <= record["epsilon"] + 1e-6
+    assert record["standard"] is True
+    low, high = record["robust_interval"]
+    assert low < record["robust_accuracy"] < high
+    stored = json.loads((run / "eval-clean+fgsm+pgd+autoattack-12.json").read_text())
+    assert stored["robust_count"] == record["robust_count"]
+    assert stored["command"].startswith("python evaluate.py")
+
+
+FAST = ["--attack", "fgsm", "--n", "40", "--batch-size", "20"]
+
+
+def test_the_same_command_again_is_finished_and_others_are_refused(trained, monkeypatch, capsys):
+    command = [str(trained()), *FAST, "--out", "x.json"]
+    record = evaluate.main(command)
+    monkeypatch.setattr(evaluate, "Evaluation", None)
+    code, printed, said = ended(evaluate.main, command, capsys)
+    assert (code, said) == (0, ["evaluate.py: x.json is finished"])
+    assert json.loads(printed.splitlines()[-1]).items() >= record.items()
+    for other in (["--n", "41"], ["--epsilon", "0.05"], ["--seed", "1"], ["--attack", "clean"],
+                  ["--batch-size", "10"], ["--until", "0.3"]):
+        assert "x.json is of another" in refused(evaluate.main, [*command, *other], capsys)
+    assert "x.json is of another" in refused(
+        evaluate.main, [str(trained("--seed", "1")), *command[1:]], capsys)
+
+
+def test_an_attack_that_leaves_the_ball_voids_the_result(trained, monkeypatch):
+    monkeypatch.setattr(evaluation, "perturb", lambda attack, model, x, *_: (x + 0.5).clamp(0, 1))
+    with pytest.raises(RuntimeError, match="left the ball"):
+        evaluate.main([str(trained()), "--attack", "fgsm", "--n", "20", "--out", "void.json"])
+
+
+def test_an_undefended_network_falls_and_later_attacks_find_nothing_to_do(trained):
+    run = trained("--attack", "none")
+    record = evaluate.main([str(run), "--attack", "pgd,autoattack", "--n", "20", "--epsilon", "1"])
+    assert record["robust_accuracy"] == 0
+    assert record["per_attack"]["square"] == {"attacked": 0, "broken": 0, "robust_count": 0}
+
+
+def test_weights_of_other_tools_load(trained):
+    run = trained()
+    expected = evaluate.main([str(run), "--attack", "clean", "--out", "a.json"])
+    assert expected["n"] == 500
+    plain = weights.of_run(run).state_dict()
+    forms = {"plain.pth": plain, "half.pth": {k: v.half() for k, v in plain.items()},
+             "wrapped.pt": {"state_dict": {f"module.{k}": v for k, v in plain.items()}}}
+    for name, content in forms.items():
+        torch.save(content, name)
+    safetensors.torch.save_file(advprune.load(run).state_dict(), "other.safetensors")
+    for name in [*forms, "other.safetensors"]:
+        record = evaluate.main(["--weights", name, "--dataset", "synthetic", "--attack", "clean"])
+        assert record["clean_accuracy"] == pytest.approx(expected["clean_accuracy"], abs=0.01)
+
+
+UNTIL = ["--attack", "fgsm,pgd", "--batch-size", "20", "--until"]
+
+
+@pytest.mark.parametrize(("width", "n"), [("0.25", 60), ("0.1", 200)])
+def test_until_judges_batches_until_the_interval_is_narrow(trained, width, n, capsys):
+    run = trained()
+    record = evaluate.main([str(run), *UNTIL, width, "--n", "200"])
+    low, high = record["robust_interval"]
+    assert record["until"] == float(width) and record["n"] == n
+    assert (high - low < float(width)) == record["stopped_early"] == (n < 200)
+    assert ("stopped early" in capsys.readouterr().out) == record["stopped_early"]
+    whole = evaluate.main([str(run), *UNTIL[:-1], "--n", str(n), "--out", f"{width}.json"])
+    same = ("n", "clean_accuracy", "robust_count", "robust_interval", "clean_interval")
+    assert {name: record[name] for name in same} == {name: whole[name] for name in same}
+    assert record["per_attack"] == whole["per_attack"] and "until" not in whole
+    assert (run / f"eval-fgsm+pgd-200-until{width}.json").exists()
+    if n > 20:  # a batch less was not enough
+        less = evaluate.main([str(run), *UNTIL[:-1], "--n", str(n - 20), "--out", f"l{n}.json"])
+        low, high = less["robust_interval"]
+        assert high - low >= float(width)
+
+
+@pytest.mark.parametrize(("until", "stop"), [(None, 1), (None, 5), ("0.25", 2), ("0.25", 3)])
+def test_an_interrupted_evaluation_goes_on_and_agrees(trained, monkeypatch, capsys, until, stop):
+    flags = [str(trained()), "--attack", "fgsm,pgd", "--batch-size", "20"]
+    flags += ["--until", until, "--out"] if until else ["--n", "60", "--out"]
+    whole, batches, later = evaluate.main([*flags, "whole.json"]), [], []
+    batch = evaluation.Evaluation.batch
+
+    def cut_off(self, name, ids):
+        if len(batches) == stop:
+            raise KeyboardInterrupt
+        batches.append(name)
+        batch(self, name, ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.Evaluation, "batch", cut_off)
+        code, _, said = ended(evaluate.main, [*flags, "cut.json"], capsys)
+    assert code == 130 and "the same command continues the evaluation" in said[-1]
+    assert not Path("cut.json").exists()
+    assert "cut.json is of another" in refused(
+        evaluate.main, [*flags, "cut.json", "--seed", "1"], capsys)
+    monkeypatch.setattr(evaluation.Evaluation, "batch",
+                        lambda self, name, ids: later.append(name) or batch(self, name, ids))
+    resumed = evaluate.main([*flags, "cut.json"])
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+    assert len(batches) + len(later) == 2 * 60 / 20  # nothing is attacked twice
+    assert not Path("cut.state").exists()
+
+
+@pytest.mark.parametrize("flags", [
+    ["--n", "0"], ["--attack", "nosuch"], ["--epsilon", "-1"], ["--batch-size", "0"],
+    *(["--until", width] for width in ("0", "1", "-0.1", "nan", "inf", "x")),
+    ["--weights", "x.pth", "--dataset", "mnist"], ["--dataset", "mnist"],
+])
+def test_bad_flags(trained, capsys, flags):
+    run = trained()
+    before = sorted(run.rglob("*"))
+    refused(evaluate.main, [str(run), *flags], capsys)
+    assert sorted(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("content", ["other network", "pickle", "garbage", "list", None])
+def test_bad_weights(content, tmp_path, capsys):
+    if content == "other network":
+        torch.save(models.build("preactresnet18", 1, width=2).state_dict(), "w.pth")
+    elif content == "pickle":
+        torch.save({"model": print}, "w.pth")
+    elif content == "garbage":
+        (tmp_path / "w.pth").write_bytes(b"\x00" * 100)
+    elif content == "list":
+        torch.save([torch.zeros(2)], "w.pth")
+    before = sorted(tmp_path.rglob("*"))
+    assert "w.pth" in refused(
+        evaluate.main, ["--weights", "w.pth", "--dataset", "synthetic"], capsys)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def folder_of(root, classes):
+    """A folder data set of this many classes: 12 + 6 images of each, of one grey value."""
+    for part, count in (("train", 12), ("val", 6)):
+        for c in range(classes):
+            (root / part / f"class{c}").mkdir(parents=True)
+            for i in range(count):
+                shade = np.full((16, 16, 3), 40 + 180 * c // max(1, classes - 1) + i, np.uint8)
+                Image.fromarray(shade).save(root / part / f"class{c}/{i}.png")
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_autoattack_says_whether_it_is_standard(tmp_path, capsys, classes):
+    folder_of(tmp_path / "images", classes)
+    train.main(["--dataset", "folder", "--data-dir", "images", "--image-size", "16", "--epochs",
+                "8", "--epsilon", "0.01", "--model", "mnist-net", "--width", "4", "--batch-size",
+                "12", "--optimizer", "adam", "--lr", "0.01", "--weight-decay", "0", "--out",
+                "run"])
+    assert json.loads((tmp_path / "run/train.json").read_text())["classes"] == [
+        f"class{c}" for c in range(classes)]
+    capsys.readouterr()
+    record = evaluate.main(["run", "--attack", "autoattack", "--n", "18"])
+    said = capsys.readouterr().out
+    assert ("not AutoAttack standard" in said) == (classes < 4)
+    assert record["standard"] == (classes == 4)
+    written, = (tmp_path / "run").glob("eval-autoattack-*.json")
+    assert json.loads(written.read_text())["standard"] == (classes == 4)
+    if classes < 4:
+        said = refused(evaluate.main, ["run", "--attack", "fgsm,apgd-t", "--n", "18"], capsys)
+        assert f"apgd-t is not defined for {classes} classes" in said
+    few = {2: ["apgd-ce"], 3: ["apgd-ce", "apgd-dlr"], 4: ["apgd-ce", "apgd-t"]}[classes]
+    assert list(record["per_attack"]) == [*few, "fab-t", "square"]
+    assert record["per_attack"]["apgd-ce"]["attacked"] > 0

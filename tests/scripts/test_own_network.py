@@ -1,0 +1,191 @@
+"""--model FILE.py:NAME: a stranger's network trains, goes on, prunes and evaluates; trust."""
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from conftest import refused, weights
+
+import advprune
+import evaluate
+import prune
+import train
+
+NETWORK = '''"""A stranger's network: batch norm and dropout, and a helper in the same file."""
+import torch
+from torch import nn
+
+
+def block(inputs, outputs):
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs), nn.ReLU(),
+                         nn.Dropout2d(0.1))
+
+
+class Gate(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.mix = nn.Conv2d(width, width, 1)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.mix(x))
+
+
+class Net(nn.Module):
+    def __init__(self, classes, channels=3, size=32):
+        super().__init__()
+        self.body = nn.Sequential(block(channels, 8), Gate(8), block(8, 16))
+        self.drop = nn.Dropout(0.2)
+        self.head = nn.Linear(16 * ((size + 3) // 4) ** 2, classes)
+
+    def forward(self, x):
+        return self.head(self.drop(self.body(x - 0.5).flatten(1)))
+'''
+FLAGS = ["--dataset", "synthetic", "--limit", "300", "--epochs", "4", "--prune", "high", "--p",
+         "0.4", "--epoch", "1"]
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "net.py").write_text(NETWORK)
+    return tmp_path / "net.py"
+
+
+@pytest.fixture
+def run(file):
+    train.main([*FLAGS, "--model", "net.py:Net", "--out", "run"])
+    return file.parent / "run"
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights_and_is_used(file, run, cut_off):
+    command = [*FLAGS, "--model", "net.py:Net", "--out", "cut"]
+    with cut_off(2):
+        train.main(command)
+    train.main(command)
+    for name, value in weights("cut").items():
+        assert torch.equal(value, weights(run)[name]), name
+    assert prune.main(["cut"])["n"] == 300
+    assert evaluate.main(["cut", "--attack", "fgsm", "--n", "50"])["n"] == 50
+    assert advprune.load("cut")(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    assert (file.parent / "cut/network.py").read_text() == NETWORK
+
+
+def uses(run):
+    """Every way to use a run, each a script and its arguments."""
+    (run / "train.json").unlink()  # so that it is not finished
+    more = ["--prune", "high", "--score", "margin", "--dataset", "synthetic", "--limit", "100",
+            "--epochs", "1", "--margin-model", str(run)]
+    return {"evaluate": (evaluate.main, [str(run), "--attack", "clean"]),
+            "prune": (prune.main, [str(run)]), "resume": (train.main, ["--resume", str(run)]),
+            "margins": (train.main, [*more, "--out", "new"])}
+
+
+@pytest.mark.parametrize("how", ["gone", "changed"])
+def test_code_that_only_the_run_has_is_executed_with_trust_code(file, run, how, capsys):
+    file.write_text(NETWORK + "\nprint('changed')\n")
+    if how == "gone":
+        file.unlink()
+    before = sorted(file.parent.rglob("*"))
+    cases = uses(run)
+    for main, argv in cases.values():
+        capsys.readouterr()
+        err = refused(main, argv, capsys)
+        assert how in err and "--trust-code" in err and "network.py" in err
+    assert set(file.parent.rglob("*")) <= set(before)
+    with pytest.raises(ValueError, match="--trust-code"):
+        advprune.load(run)
+    for main, argv in cases.values():
+        main([*argv, "--trust-code"])
+    assert "changed\n" not in capsys.readouterr().out
+    advprune.load(run, trust_code=True)
+
+
+def test_a_margin_model_from_a_weights_file_is_built_from_the_runs_code(file, run, cut_off):
+    flags = ["--dataset", "synthetic", "--limit", "100", "--epochs", "2", "--prune", "high",
+             "--score", "margin", "--epoch", "1", "--model", "net.py:Net"]
+    with cut_off(1):
+        train.main([*flags, "--margin-model", str(run / "model.safetensors"), "--out", "cut"])
+    file.unlink()
+    assert train.main(["--resume", "cut", "--trust-code"])["n_kept"] == 60
+
+
+def test_code_that_was_tampered_with_is_refused_in_any_case(file, run, capsys):
+    file.unlink()
+    (run / "network.py").write_text(NETWORK + "\nopen('owned', 'w')\n")
+    for main, argv in uses(run).values():
+        capsys.readouterr()
+        assert "not the code" in refused(main, [*argv, "--trust-code"], capsys)
+    (run / "network.py").unlink()
+    assert "gone" in refused(evaluate.main, [str(run), "--trust-code"], capsys)
+    assert not (file.parent / "owned").exists()
+
+
+@pytest.mark.parametrize("name", [
+    "{here}/run/network.py", "{here}/run/../run/network.py", "run/network.py",
+    "{here}/link/network.py",  # by another name
+    "beside/network.py"])  # wherever the run is used from, such a folder may have come with it
+def test_a_file_that_came_with_the_run_is_not_trusted_without_the_flag(file, run, name, capsys):
+    (file.parent / "link").symlink_to(run)
+    shutil.copytree(run, file.parent / "beside")
+    config = json.loads((run / "config.json").read_text())
+    config["network"]["name"] = f"{name.format(here=file.parent)}:Net"
+    (run / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    assert "--trust-code" in refused(evaluate.main, [str(run), "--attack", "clean"], capsys)
+    evaluate.main([str(run), "--attack", "clean", "--trust-code"])
+
+
+def test_an_unchanged_file_needs_no_flag_though_the_copy_is_gone(file, run):
+    (run / "network.py").unlink()
+    assert evaluate.main([str(run), "--attack", "clean"])["n"] == 500
+
+
+def test_weights_of_an_own_network_can_be_evaluated(file, run):
+    shutil.copy(run / "model.safetensors", "w.safetensors")
+    args = ["--weights", "w.safetensors", "--dataset", "synthetic", "--attack", "clean"]
+    alone = evaluate.main([*args, "--model", "net.py:Net"])
+    assert alone["clean_accuracy"] == evaluate.main([str(run), "--attack", "clean"])[
+        "clean_accuracy"]
+
+
+HEAD = "import torch\nfrom torch import nn\n"
+LINEAR = "nn.Sequential(nn.Flatten(), nn.Linear({}, {}))"
+BAD = {  # what is wrong -> (the file, words of the sentence)
+    "syntax": ("def Net(classes:\n", ["SyntaxError"]),
+    "no such name": (HEAD, ["'Net'"]),
+    "not callable": ("Net = 3\n", ["'Net'"]),
+    "no classes": (HEAD + "def Net(k):\n    return nn.Flatten()\n", ["`classes`"]),
+    "another needed": (HEAD + "def Net(classes, depth):\n    return nn.Flatten()\n", ["depth"]),
+    "shape": (HEAD + f"def Net(classes):\n    return {LINEAR.format(784, 7)}\n",
+              ["[2, 7]", "[2, 10]"]),
+    "a tuple": (HEAD + "class Net(nn.Module):\n    def __init__(self, classes):\n"
+                "        super().__init__()\n    def forward(self, x):\n        return x, x\n",
+                ["tuple"]),
+    "size": (HEAD + f"def Net(classes):\n    return {LINEAR.format(100, 10)}\n", ["1x28x28"]),
+    "no module": ("def Net(classes):\n    return 'resnet'\n", ["str", "nn.Module"]),
+    "raises": ("def Net(classes):\n    raise RuntimeError('two\\nlines')\n",
+               ["RuntimeError", "two"]),
+    "raises at once": ("1 / 0\n", ["ZeroDivisionError"]),
+    "exits": ("raise SystemExit('bye')\n", ["SystemExit"]),
+    "an absent import": ("import nosuchmodule\n", ["nosuchmodule"]),
+    "not text": (b"\xff\xfe\x00", ["cannot be read"]), "absent": (None, ["cannot be read"]),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_files_are_one_sentence_and_leave_nothing(tmp_path, capsys, what):
+    content, words = BAD[what]
+    if content is not None:
+        (tmp_path / "net.py").write_bytes(content if isinstance(content, bytes)
+                                          else content.encode())
+    before, path = sorted(tmp_path.rglob("*")), list(sys.path)
+    err = refused(train.main, ["--dataset", "synthetic", "--model", "net.py:Net"], capsys)
+    assert "net.py" in err
+    assert all(word in err for word in words), err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert sys.path == path
+
+
+def test_width_is_refused_where_the_network_has_none(file, capsys):
+    argv = ["--dataset", "synthetic", "--model", "net.py:Net", "--width", "3"]
+    assert "--width" in refused(train.main, argv, capsys)

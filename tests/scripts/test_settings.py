@@ -1,0 +1,101 @@
+"""The optimiser's flags against torch by hand; what they refuse; the help and the record."""
+import json
+
+import pytest
+import torch
+from conftest import refused
+
+import train
+from advprune import config, models, run
+
+FLAGS = ["--dataset", "synthetic", "--limit", "32", "--batch-size", "32", "--epochs", "2",
+         "--attack", "none"]
+SGD, ADAM, ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
+
+
+@pytest.mark.parametrize(("flags", "kind", "how"), [
+    ([], ADAM, dict(lr=5e-3)), (["--lr", "0.02"], ADAM, dict(lr=0.02)),
+    (["--weight-decay", "0.1"], ADAM, dict(lr=5e-3, weight_decay=0.1)),
+    (["--optimizer", "adamw", "--lr", "0.01", "--weight-decay", "0.3"], ADAMW,
+     dict(lr=0.01, weight_decay=0.3)),
+    (["--optimizer", "sgd", "--lr", "0.1"], SGD, dict(lr=0.1, momentum=0.9)),
+    (["--optimizer", "sgd", "--lr", "0.1", "--weight-decay", "0.1"], SGD,
+     dict(lr=0.1, momentum=0.9, weight_decay=0.1)),
+], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_two_steps_are_torchs(flags, kind, how):
+    _, a = config.parse([*FLAGS, *flags])
+    training, network, _ = train.prepared(a, torch.device("cpu"))
+    model = models.build(**network)
+    model.load_state_dict(training.model.state_dict())
+    opt = kind(model.parameters(), **how)
+    dataset = training.dataset
+    for epoch in range(2):
+        training.epoch(epoch, train.tqdm(disable=True))
+        ids = torch.arange(32)
+        x = dataset.batch(ids, a.seed, epoch, a.pad, a.flip)
+        opt.param_groups[0]["lr"] = train.lr_at((epoch + 1) / 2, how["lr"], a.peak)
+        opt.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), dataset.labels).backward()
+        opt.step()
+    assert opt.param_groups[0]["lr"] == 0
+    rate = train.lr_at(0.5, how["lr"], a.peak)
+    for ours, theirs in zip(training.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=rate * 2e-2)
+
+
+def test_what_was_used_is_recorded():
+    train.main([*FLAGS, "--optimizer", "sgd", "--lr", "0.1", "--weight-decay", "0.01", "--out",
+                "run"])
+    with open("run/config.json") as file:
+        used = json.load(file)["settings"]
+    wanted = dict(optimizer="sgd", lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.01,
+                  model="mnist-net", prune="none", epoch=None)
+    assert {name: used[name] for name in wanted} == wanted
+    assert run.read_config("run")["settings"] == config.Settings(**{**used, "extra_data": ()})
+
+
+@pytest.mark.parametrize(("flags", "wanted"), [
+    (["--dataset", "cifar10"], dict(optimizer="sgd", lr=0.2, momentum=0.9, nesterov=False,
+                                    weight_decay=5e-4, attack="rs-fgsm", beta=None, ema=None)),
+    (["--dataset", "cifar10", "--recipe", "wang2023"], dict(
+        loss="trades", beta=5.0, ema=0.995, label_smoothing=0.1, schedule="cosine", attack="pgd",
+        nesterov=True, model="wideresnet28-10-silu", epochs=400, batch_size=512,
+        alpha=2 / 255, pgd_steps=10)),
+    (["--dataset", "cifar10", "--recipe", "wang2023", "--beta", "6", "--ema", "0.9", "--epochs",
+      "100", "--model", "preactresnet18"], dict(beta=6.0, ema=0.9, epochs=100,
+                                                model="preactresnet18", nesterov=True)),
+    (["--dataset", "cifar10", "--recipe", "robust"], dict(attack="n-fgsm", alpha=8 / 255)),
+    (["--dataset", "mnist", "--recipe", "robust"], dict(attack="pgd", pgd_steps=2, epochs=8,
+                                                        alpha=pytest.approx(0.2))),
+    (["--prune", "puma"], dict(prune="puma", score="margin", p=0.4, epoch=3, adapt_eps=True)),
+    (["--prune", "puma", "--margin-model", "x"], dict(epoch=0)),
+    (["--prune", "high", "--epsilon", "0.2"], dict(alpha=0.25, score_alpha=0.25,
+                                                   adapt_eps=False)),
+], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_what_the_recipes_and_flags_give(flags, wanted):
+    _, a = config.parse(flags)
+    assert {name: getattr(a, name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--optimizer", "sgd"], ["--lr", "synthetic"]), (["--optimizer", "adamw"], ["--lr"]),
+    (["--optimizer", "rmsprop"], ["rmsprop"]), (["--momentum", "0.5"], ["--momentum"]),
+    (["--weight-decay", "-1"], ["--weight-decay", "at least 0"]),
+    (["--eps-floor", "0"], ["--eps-floor"]), (["--beta", "0"], ["--beta", "trades"]),
+])
+def test_what_makes_no_sense_is_refused(tmp_path, capsys, flags, words):
+    err = refused(train.main, [*FLAGS, *flags], capsys)
+    assert all(word in err for word in words), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_help_names_the_recipe_of_each_data_set(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for line in ("digits, folder 30; mnist, fashion-mnist 10; cifar10 15; synthetic 5",
+                 "peak learning rate (digits, mnist, fashion-mnist, synthetic 0.005; cifar10, "
+                 "folder 0.2)"):
+        assert line in said
+    for name in ("epsilon", "batch_size", "optimizer", "weight_decay", "pgd_steps"):
+        assert config.shown(name) in said.replace("- ", "-"), name

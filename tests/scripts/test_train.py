@@ -1,0 +1,264 @@
+"""The training loop: the equations, the schedule, that it learns, and the contracts of a run."""
+import csv
+import dataclasses
+import json
+
+import killing
+import numpy as np
+import pytest
+import torch
+from conftest import TRAINED, refused, weights
+
+import evaluate
+import train
+from advprune import attacks, config, data, models, ops
+
+KEYS = ["run", "dataset", "prune", "p", "epoch", "epochs", "seed", "n_train", "n_kept",
+        "clean_accuracy", "train_seconds", "prune_seconds", "images_per_second"]
+
+
+def log(run):
+    with open(run / "log.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_schedule_is_the_references():
+    rate = [train.lr_at(t / 10, 5e-3, 0.4) for t in range(11)]
+    np.testing.assert_allclose(rate, np.interp(range(11), [0, 4, 10], [0, 5e-3, 0]))
+    assert train.lr_at(1.0, 0.2, 0.5) == 0
+    assert train.lr_at(0.5, 0.2, 0.5) == 0.2
+
+
+def test_one_step_of_training_against_a_plain_loop():
+    """One SGD epoch of one batch on the RS+FGSM example, recomputed from the equations."""
+    _, a = config.parse(["--dataset", "synthetic", "--limit", "32", "--epochs", "2",
+                         "--batch-size", "32"])
+    a = dataclasses.replace(a, optimizer="sgd", peak=0.5, lr=0.1,  # it ends at the peak
+                            weight_decay=5e-4)
+    training, network, _ = train.prepared(a, torch.device("cpu"))
+    dataset, model = training.dataset, models.build(**network).double()
+    model.load_state_dict({k: v.double() for k, v in training.model.state_dict().items()})
+
+    training.epoch(0, train.tqdm(disable=True))
+
+    ids = data.shuffled(torch.arange(32), a.seed, 0)
+    x, y = dataset.images[ids].double() / 255, dataset.labels[ids]
+    start = ops.rs_start(x.float(), ids, a.epsilon, a.seed, 0).double()
+    start.requires_grad_()
+    torch.nn.functional.cross_entropy(model(start), y).backward()
+    delta = start.detach() - x + a.alpha * start.grad.sign()
+    adv = (x + delta.clamp(-a.epsilon, a.epsilon)).clamp(0, 1)
+    model.zero_grad()
+    loss = torch.nn.functional.cross_entropy(model(adv), y)
+    loss.backward()
+    assert training.rows[0]["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    named = training.model.named_parameters()
+    for (name, new), old in zip(named, model.parameters(), strict=True):
+        wanted = old - 0.1 * (old.grad + 5e-4 * old)
+        torch.testing.assert_close(new.double(), wanted, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_learning_happens_and_defends(trained):
+    robust = {}
+    for attack in ("none", "rs-fgsm"):
+        run = trained("--attack", attack, "--epochs", "20", "--epsilon", "0.2")
+        rows = log(run)
+        assert float(rows[-1]["loss"]) < 0.5 * float(rows[0]["loss"])
+        record = evaluate.main([str(run), "--attack", "pgd", "--n", "60"])
+        robust[attack] = record["robust_accuracy"]
+    assert robust["rs-fgsm"] > robust["none"] + 0.2
+
+
+def test_a_run_describes_itself(trained, capsys):
+    run = trained("--prune", "high", "--p", "0.4", "--epoch", "1")
+    record = json.loads((run / "train.json").read_text())
+    assert list(record)[:len(KEYS)] == KEYS
+    assert (record["n_train"], record["n_kept"]) == (600, 360)
+    assert record["classes"] == [str(c) for c in range(10)]
+    described = json.loads((run / "config.json").read_text())
+    assert described["settings"]["epsilon"] == config.RECIPES["synthetic"]["epsilon"]
+    assert described["versions"]["torch"] == torch.__version__
+    assert "--prune high" in described["command"]
+    rows = log(run)
+    assert [int(row["examples"]) for row in rows] == [600, 360, 360]
+    assert float(rows[-1]["lr"]) == pytest.approx(0, abs=1e-9)  # the schedule was completed
+    scores = np.load(run / "scores.npz")
+    assert scores["scores"].shape == scores["labels"].shape == (600,)
+    assert scores["scores"][scores["kept"]].max() <= np.sort(scores["scores"])[359]
+    assert (run / "pruned.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_same_seed_same_weights_and_another_seed_others(trained, tmp_path):
+    again = tmp_path / "again"
+    train.main([*TRAINED, "--out", str(again)])
+    same, other = weights(trained()), weights(trained("--seed", "1"))
+    for name, value in weights(again).items():
+        assert torch.equal(value, same[name])
+        assert not torch.equal(value, other[name])
+
+
+@pytest.mark.parametrize(("stop", "how"), [(0, "same"), (1, "same"), (2, "same"), (2, "resume")])
+def test_the_same_command_continues_to_the_same_weights(trained, cut_off, capsys, stop, how):
+    """And so does --resume. Then the run is finished, and says so. 0: it begins again."""
+    flags = ["--prune", "low+high", "--p", "0.5", "--epoch", "1", "--score", "running-loss"]
+    command = [*TRAINED, *flags, "--out", "cut"]
+    with cut_off(stop):
+        train.main(command)
+    record = train.main(command if how == "same" else ["--resume", "cut"])
+    whole = weights(trained(*flags))
+    assert all(torch.equal(v, whole[name]) for name, v in weights("cut").items())
+    assert len(record["segment_seconds"]) == (1 if stop == 0 else 2)
+    for again in (command, ["--resume", "cut"]):
+        capsys.readouterr()
+        assert train.main(again) == record
+        said, err = capsys.readouterr()
+        assert "cut is finished" in err and "clean accuracy" in said
+
+
+@pytest.mark.parametrize(("flags", "name"), [
+    (["--seed", "1"], "seed"), (["--prune", "low", "--epoch", "1"], "prune"),
+    (["--epsilon", "0.2"], "epsilon"), (["--epochs", "9"], "epochs"),
+    (["--dataset", "digits"], "dataset"), (["--recipe", "robust"], "recipe")])
+def test_another_command_is_refused_and_names_what_differs(trained, capsys, flags, name):
+    run = trained()
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    said = refused(train.main, [*TRAINED, "--out", str(run), *flags], capsys)
+    assert "other settings" in said and name in said.partition("(")[2].partition(")")[0]
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_where_the_data_lie_is_no_setting(trained):
+    run = trained()
+    record = json.loads((run / "train.json").read_text())
+    assert train.main([*TRAINED, "--out", str(run), "--data-dir", "elsewhere"]) == record
+
+
+def test_a_run_of_another_format_is_refused(trained, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    described = json.loads((trained() / "config.json").read_text())
+    for odd in ({**described, "format": 2}, {"args": {}}):
+        (tmp_path / "run/config.json").write_text(json.dumps(odd))
+        for argv in ([*TRAINED, "--out", "run"], ["--resume", "run"]):
+            assert "another version" in refused(train.main, argv, capsys)
+
+
+@pytest.mark.parametrize("flags", [
+    ["--attack", "n-fgsm"], ["--attack", "pgd", "--pgd-steps", "2"],
+    ["--precision", "bf16", "--limit", "60"],
+    ["--prune", "random", "--epoch", "1", "--class-balanced"],
+    ["--prune", "middle", "--epoch", "2", "--score", "clean-loss"], ["--model", "preactresnet18",
+     "--width", "2", "--limit", "60"],
+    ["--recipe", "wang2023", "--width", "1", "--limit", "20", "--epochs", "2", "--pgd-steps", "2"],
+])
+def test_flags_train(trained, flags):
+    run = trained(*flags)
+    record = json.loads((run / "train.json").read_text())
+    assert 0 <= record["clean_accuracy"] <= 1
+    assert record["n_kept"] == record["n_train"] - round(record["p"] * record["n_train"])
+
+
+def test_the_time_to_draw_survives_an_interruption(cut_off):
+    flags = ["--dataset", "synthetic", "--limit", "200", "--epochs", "3", "--prune", "high",
+             "--epoch", "1", "--out", "cut"]
+    with cut_off(2):
+        train.main(flags)
+    assert train.main(flags)["draw_seconds"] > 0
+
+
+def test_processes_share_the_work(trained, forks, tmp_path):
+    flags = ["--prune", "high", "--p", "0.4", "--epoch", "1"]
+    command, runs = killing.Command(forks, "train", tmp_path / "output", 2), []
+    for name in ("two", "again"):
+        runs.append(tmp_path / name)
+        command.wait(command.start(*TRAINED, *flags, "--out", str(runs[-1])))
+    assert killing.results(runs[0]) == killing.results(runs[1])
+    assert json.loads((tmp_path / "two/train.json").read_text())["n_kept"] == 360
+    alone = trained(*flags)
+    one, two = weights(alone), weights(tmp_path / "two")
+    for name, value in two.items():  # the same up to the order of sums
+        torch.testing.assert_close(value, one[name], rtol=0.2, atol=0.02, msg=name)
+    kept = [set(np.load(run / "scores.npz")["kept"]) for run in (alone, tmp_path / "two")]
+    assert len(kept[0] & kept[1]) >= 355
+
+
+def test_attacks_leave_the_model_as_it_was():
+    model = models.build("preactresnet18", 3, width=2, size=32).train()
+    model.layer1.eval()
+    model.linear.weight.requires_grad_(False)
+    x, y, ids = torch.rand(4, 3, 32, 32), torch.arange(4), torch.arange(4)
+    modes = [module.training for module in model.modules()]
+    flags = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(RuntimeError, match="boom"), attacks.evaluating(model):
+        attacks.rs_fgsm(model, x, y, ids, eps=0.1, alpha=0.1, seed=0, epoch=0)
+        attacks.pgd(model, x, y, ids, eps=0.1, alpha=0.02, steps=2)
+        assert not any(p.requires_grad for p in model.parameters())
+        assert not any(module.training for module in model.modules())
+        raise RuntimeError("boom")
+    assert [module.training for module in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == flags
+    attacks.input_grad(model, x, y)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(("flags", "word"), [
+    (["--dataset", "nosuch"], "nosuch"),
+    *[(["--prune", "high", "--p", p], "--p") for p in ("-0.1", "1", "1.5", "nan", "lots")],
+    (["--prune", "high", "--epoch", "6", "--epochs", "5"], "--epoch"),
+    (["--epsilon", "-0.1"], "--epsilon"), (["--epsilon", "8"], "--epsilon"),
+    (["--batch-size", "0"], "--batch-size"), (["--epochs", "0"], "--epochs"),
+    (["--lr", "0"], "--lr"), (["--limit", "0"], "--limit"), (["--seed", "-1"], "--seed"),
+    (["--p", "0.4"], "--prune"), (["--epo", "3"], "--epo"), (["--device", "warp"], "warp"),
+    (["--prune", "high", "--epoch", "0", "--score", "running-loss"], "running-loss"),
+    (["--scores", "missing.npz", "--prune", "high"], "missing.npz"),
+    (["--limit", "1", "--prune", "high", "--p", "0.9"], "--p"),
+    (["--data-dir", "afile", "--dataset", "mnist"], "afile"), (["--resume", "x"], "--dataset"),
+    (["--resume", "missing", "--seed", "3"], "--seed"), (["--resume", "missing"], "missing"),
+    (["--data-dir", "empty", "--dataset", "cifar10"], "cifar10"), (["--out", "there"], "there"),
+    (["--recipe", "wang2023", "--attack", "n-fgsm"], "--attack n-fgsm"),
+    (["--recipe", "wang2023", "--optimizer", "adam", "--lr", "1"], "--recipe wang2023"),
+])
+def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, capsys, flags, word):
+    (tmp_path / "afile").touch()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/mine.txt").touch()
+    before = sorted(tmp_path.rglob("*"))
+    first = [] if flags[:2] == ["--resume", "missing"] else ["--dataset", "synthetic"]
+    assert word in refused(train.main, [*first, *flags], capsys)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_scores_of_another_set_are_refused(trained, tmp_path, capsys):
+    scores = trained("--prune", "high", "--p", "0.4", "--epoch", "1") / "scores.npz"
+    said = refused(train.main, ["--dataset", "synthetic", "--limit", "500", "--prune", "high",
+                                "--scores", str(scores), "--out", "new"], capsys)
+    assert "600 examples, but the training set has 500" in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_learnt_nothing_says_so(capsys):
+    train.main(["--dataset", "synthetic", "--limit", "40", "--epochs", "1", "--lr", "1e-9"])
+    assert "is about that of guessing" in capsys.readouterr().err
+    train.main(["--dataset", "synthetic", "--limit", "600", "--epochs", "12"])
+    assert "guessing" not in capsys.readouterr().err
+
+
+def test_default_names_never_collide():
+    flags = ["--dataset", "synthetic", "--limit", "100", "--epochs", "1"]
+    names = [train.main(flags)["run"] for _ in range(2)]
+    assert names == ["runs/synthetic-rs-fgsm-s0", "runs/synthetic-rs-fgsm-s0-2"]
+
+
+def test_help_is_the_files_docstring(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--help"])
+    assert stopped.value.code == 0
+    assert train.__doc__.splitlines()[0] in capsys.readouterr().out
+
+
+def test_training_in_bfloat16_continues_to_the_same_weights(trained, cut_off):
+    command = [*TRAINED, "--limit", "60", "--precision", "bf16", "--prune", "high", "--epoch", "1"]
+    with cut_off(2):
+        train.main([*command, "--out", "run"])
+    train.main([*command, "--out", "run"])
+    mine, theirs = weights("run"), weights(trained(*command[len(TRAINED):]))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
