@@ -47,9 +47,16 @@ def if_interrupted(say: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, OSError) as error:
-        error.advice = say()  # type: ignore[union-attr]
+    except BaseException as error:
+        cause = _cause(error)
+        if isinstance(cause, (KeyboardInterrupt, OSError)):
+            cause.advice = say()  # type: ignore[union-attr]
         raise
+
+
+def _cause(error):
+    """The error; or the interrupt that tqdm turned into an error of its own at its first use."""
+    return error.__context__ if isinstance(error.__context__, KeyboardInterrupt) else error
 
 
 def run(main: Callable[[], dict]) -> NoReturn:
@@ -76,10 +83,7 @@ def _open_streams():
 
 def _explain(error):
     """Print one sentence for what is not the program's fault, and exit; raise the rest."""
-    # tqdm turns an interrupt at its first use into an error of its own.
-    if not isinstance(error, KeyboardInterrupt) and isinstance(error.__context__,
-                                                              KeyboardInterrupt):
-        error = error.__context__
+    error = _cause(error)
     if isinstance(error, KeyboardInterrupt):
         code, sentence = 130, "interrupted"
     elif isinstance(error, UserError):

@@ -85,7 +85,7 @@ class Command:
 
     def wait(self, started, code=0):
         for process in started:
-            process.join(120)
+            process.join(600)
         codes = [process.exitcode for process in started]
         assert codes == [code] * len(started), (codes, Path(self.log).read_text()[-3000:])
 
@@ -99,7 +99,7 @@ def kill(started):
     return any(process.exitcode == -signal.SIGKILL for process in started)
 
 
-def until(happened, process=None, seconds=60):
+def until(happened, process=None, seconds=600):
     """Wait until happened() is true, or the process has ended; what happened() returned."""
     end = time.monotonic() + seconds
     while not (seen := happened()) and (process is None or process.exitcode is None):

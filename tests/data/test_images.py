@@ -1,4 +1,4 @@
-"""Images that stay in files: the same as a tensor, read in place, refused where unfit, trained on."""
+"""Images that stay in files: as a tensor, read in place, refused where unfit, trained on."""
 import os
 import time
 import zipfile

@@ -48,7 +48,7 @@ def test_the_script_describes_a_set_and_what_a_score_file_keeps(tmp_path):
     scores = torch.rand(len(labels), generator=torch.Generator().manual_seed(0))
     kept = pruning.select(scores, "low+high", 0.4)
     run.write_scores("scores.npz", scores, labels, kept, "loss")
-    words = ["synthetic", "digits", "--pruned", "scores.npz", "--n", "200", "--out", "here"]
+    words = ["synthetic", "digits", "--pruned", "scores.npz", "--n", "100", "--out", "here"]
     record = experiments.main(["geometry", *words])
     written = json.loads((tmp_path / "here/geometry.json").read_text())
     assert written | record == written
@@ -72,6 +72,7 @@ def test_a_score_file_that_keeps_nothing_to_describe_is_refused(kept, capsys):
     assert "scores.npz does not say which" in said or "needs two classes" in said
 
 
+@pytest.mark.slow
 def test_statistics_of_the_real_sets_stand_near_table_2(real_data):
     folder = real_data("cifar-10-batches-py")
     cifar = data.load("cifar10", folder)

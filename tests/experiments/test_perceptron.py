@@ -43,6 +43,7 @@ def test_logistic_training_meets_every_budget_of_its_own():
 
 def test_budgets_spoil_the_hard_half_and_adapted_ones_repair_it(monkeypatch):
     monkeypatch.setattr(perceptron, "ALPHAS", (2, 32))
+    monkeypatch.setattr(perceptron, "FLIPPED", (0.0, 0.1))
     monkeypatch.setattr(perceptron, "REPEATS", 3)
     value = {(r["flipped"], r["alpha"], r["subset"], r["budget"]): r["clean_accuracy"]
              for r in perceptron.study(1)["rows"]}
@@ -55,11 +56,12 @@ def test_budgets_spoil_the_hard_half_and_adapted_ones_repair_it(monkeypatch):
 
 def test_the_script_writes_its_record_and_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(perceptron, "ALPHAS", (2, 4))
+    monkeypatch.setattr(perceptron, "FLIPPED", (0.0, 0.1))
     monkeypatch.setattr(perceptron, "REPEATS", 2)
     record = experiments.main(["perceptron", "--seed", "3", "--out", "here"])
     lines = capsys.readouterr().out.strip().splitlines()
     assert record["seed"] == 3
-    assert len(record["rows"]) == 3 * 2 * 4 * 3
+    assert len(record["rows"]) == 2 * 2 * 4 * 3
     shown = [line.split() for line in lines if line.split()[1:3] == ["eps", "hard"]]
     rows = [row for row in record["rows"] if (row["budget"], row["subset"]) == ("eps", "hard")]
     assert [row[3:] for row in shown] == [

@@ -9,7 +9,7 @@ from conftest import ROOT
 from advprune import files
 from benchmarks import __main__ as benchmarks
 from benchmarks import layouts, scale
-from experiments import figures, render, studies
+from experiments import figures, render
 
 
 @pytest.fixture
@@ -64,56 +64,11 @@ def test_the_readme_is_a_front_page():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
-def record_of(pages, run, robust, clean=0.9, **more):
-    """Write a record of this run."""
-    path = pages / f"results/{run.name}.json"
-    path.parent.mkdir(exist_ok=True)
-    files.write_json(path, {"arm": run.arm, "seed": run.seed, "flags": run.flags, "n": run.n,
-                            "robust_accuracy": robust, "clean_accuracy": clean, **more})
-
-
-def test_records_become_tables_verdicts_and_pictures(pages, only):
-    only("pruning-mnist", "frontier-mnist", "figure1")
-    shutil.rmtree(pages / "results/mnist-robust")
-    text = render.block("claims", pages)
-    command = "`python -m experiments table1 --dataset mnist --jobs 2`"
-    assert text.count(f"| not yet measured: {command}") >= 2
-    part = next(p for p in studies.EXPERIMENTS["frontier"] if p.setup == "mnist-robust")
-    for i, run in enumerate(part._replace(n=500).runs(range(3))):
-        full = run.arm == "full"
-        record_of(pages, run, 0.8 if full else 0.7 + run.seed / 1000,
-                  robust="1" * 400 + "0" * 100 if full else "0" * 500,
-                  examples=1000 - i, train_seconds=9, prune_seconds=0)
-    said = [line for line in render.block("claims", pages).splitlines()
-            if "MNIST, robust" in line and "0.6 is more robust than all data |" in line]
-    assert len(said) == 1 and "| does not hold | > 0 | -0.099 (-0.101 to -0.097) | 3 |" in said[0]
-    assert "| all data | 3 | 0.900 ± 0.000 | 0.800 ± 0.000 |" in render.block("table1", pages)
-    assert "**full**" in render.block("frontier", pages)  # cut to 200 images: 1 against 0
-    drawn = {path for path in render.render(pages) if path.startswith("figures/")}
-    assert drawn == {"figures/pruning-mnist.png", "figures/frontier-mnist.png"}
-
-
 def test_equal_time_has_the_arms_pruned_after_epoch_3(pages):
     text = render.block("equal-time", pages)
     arms = set(re.findall(r"^\| ([a-z][\w+.-]*) \|", text, re.MULTILINE))
     assert {"random-0.4", "middle-0.4", "low+high-0.4-balanced", "high-0.6-running"} <= arms
     assert not [arm for arm in arms if re.search("margin|puma|epochs|full", arm)]
-
-
-def test_the_headline_has_the_runs_that_there_are(pages):
-    shutil.rmtree(pages / "results/cifar10", ignore_errors=True)
-    said = render.block("headline", pages)
-    assert "is not yet measured: `python -m experiments headline`" in said
-    (_, part) = studies.EXPERIMENTS["headline"]
-    for run in part.runs():
-        how, _, p = run.arm.partition("-")
-        record_of(pages, run, 0.4, prune=how, p=float(p or 0), train_seconds=7000,
-                  prune_seconds=200, device="cpu: x", robust_interval=[0.35, 0.45],
-                  pgd={"robust_accuracy": 0.42, "robust_interval": [0.37, 0.47]})
-    said = render.block("headline", pages).splitlines()
-    assert said[2] == ("| `--prune high --p 0.4` | 0.900 | 0.400 (0.350 to 0.450) "
-                       "| 0.420 (0.370 to 0.470) | 2.00 | cpu: x |")
-    assert said[4].startswith("| all data | 0.900") and "0.446 ± 0.003" in said[5]
 
 
 def test_a_benchmark_that_is_not_measured_says_how_to(unmeasured):

@@ -11,7 +11,6 @@ def add(arms=ARMS, attack="pgd", also=""):
     """Make an experiment `puma` of these arms."""
     settings = dict(dataset="synthetic", limit=200, epochs=2)
     studies.SETUPS["tiny"] = studies.Setup(settings, attack, also)
-    studies.ARMS["wrong"] = studies.Arm(dict(lr="x"))
     studies.EXPERIMENTS["puma"] = (studies.Part("tiny", arms, 1, 5),)
 
 

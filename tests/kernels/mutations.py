@@ -74,12 +74,15 @@ def catcher(source, sanitizer=None):
     return failed[1] if failed else f"the end of the process ({died[0] if died else '?'})"
 
 
-def survivors(word=""):
-    """Prints each mutation and the test that catches it; returns those that none catches."""
-    missed = []
+def survivors(word="", part=0, parts=1):
+    """Prints each mutation and the test that catches it; returns those that none catches.
+
+    Of all mutations it tries every `parts`-th, from `part` on.
+    """
+    missed, found = [], list(mutations(emulation.SOURCE.read_text(), word))
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "ops_cuda.cu"
-        for number, line, changed, text in mutations(emulation.SOURCE.read_text(), word):
+        for number, line, changed, text in found[part::parts]:
             source.write_text(text)
             for sanitizer in (None, *emulation.SANITIZERS):
                 if caught := catcher(source, sanitizer):

@@ -1,4 +1,4 @@
-"""Attacks within a budget: they stay in ball and box, find what there is to find, leave no trace."""
+"""Attacks within a budget stay in ball and box, find what there is, and leave no trace."""
 import pytest
 import torch
 

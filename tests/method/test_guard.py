@@ -133,20 +133,6 @@ def test_a_second_collapse_under_the_remedy_is_only_reported(measured):
     assert [event["action"] for event in record["collapses"]] == ["rollback", "warn"]
 
 
-def test_robust_recipe_is_two_steps_of_pgd_and_flags_change_it():
-    def settings(*flags):
-        return config.parse(list(flags))[1]
-
-    paper, robust = (settings("--dataset", "mnist", "--recipe", recipe)
-                     for recipe in ("paper", "robust"))
-    assert (paper.attack, paper.alpha) == ("rs-fgsm", pytest.approx(0.375))
-    assert (robust.attack, robust.pgd_steps) == ("pgd", 2)
-    assert robust.alpha == pytest.approx(0.2)
-    assert settings("--recipe", "robust", "--attack", "n-fgsm").attack == "n-fgsm"
-    cifar = settings("--dataset", "cifar10", "--recipe", "robust")
-    assert (cifar.attack, cifar.alpha) == ("n-fgsm", pytest.approx(8 / 255))
-
-
 def test_the_slice_is_of_the_training_set_and_small():
     _, settings = config.parse(["--dataset", "synthetic", "--prune", "high", "--p", "0.5"])
     training = train.prepared(settings, CPU)[0]

@@ -1,15 +1,13 @@
 """PUMA and the recipe it stands on: adapted budgets, margin models, TRADES, averaged weights."""
 import dataclasses
 import math
-import os
-import subprocess
-import sys
 
+import killing
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TRAINED, refused, weights
+from conftest import TRAINED, refused, weights
 
 import prune
 import train
@@ -149,15 +147,6 @@ def test_cosine_schedule():
     assert quarter == pytest.approx(0.2 * (1 + math.cos(math.pi / 3)) / 2)
 
 
-def test_the_recipe_of_wang_2023_is_theirs():
-    _, used = config.parse(["--dataset", "cifar10", "--recipe", "wang2023"])
-    assert (used.loss, used.beta, used.ema, used.label_smoothing) == ("trades", 5, 0.995, 0.1)
-    assert (used.model, used.epochs, used.batch_size) == ("wideresnet28-10-silu", 400, 512)
-    assert (used.schedule, used.nesterov, used.pgd_steps) == ("cosine", True, 10)
-    _, used = config.parse(["--dataset", "cifar10", "--recipe", "wang2023", "--beta", "6"])
-    assert used.beta == 6
-
-
 def test_a_resumed_puma_run_ends_with_the_same_weights(trained, tmp_path, cut_off):
     flags = [*FEW, "--prune", "puma", "--epoch", "1", "--ema", "0.9"]
     whole, cut = trained(*flags), tmp_path / "cut"
@@ -179,16 +168,12 @@ def test_resuming_after_the_pruning_needs_no_score_file(trained, tmp_path, cut_o
     assert str(np.load("cut/scores.npz")["kind"]) == "margin"  # as the file said
 
 
-def test_two_processes_prune_by_margin_as_one(trained, tmp_path):
+def test_two_processes_prune_by_margin_as_one(trained, forks, tmp_path):
     flags = [*FEW, "--prune", "puma", "--epoch", "0", "--margin-model", str(trained()),
              "--loss", "trades", "--pgd-steps", "2", "--ema", "0.9"]
     two, alone = tmp_path / "two", trained(*flags)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
-         str(20000 + os.getpid() % 10000), "--", str(ROOT / "train.py"), *TRAINED, "--out",
-         str(two), *flags],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    command = killing.Command(forks, "train", tmp_path / "output", 2)
+    command.wait(command.start(*TRAINED, *flags, "--out", str(two)))
     one, other = (np.load(folder / "scores.npz") for folder in (alone, two))
     np.testing.assert_allclose(one["scores"], other["scores"], rtol=1e-3, atol=1e-5)
     kept = set(one["kept"]), set(other["kept"])

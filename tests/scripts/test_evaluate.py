@@ -8,14 +8,34 @@ import safetensors.torch
 import torch
 from conftest import ended, refused
 from PIL import Image
+from pyautoattack import AutoAttack
 
 import advprune
 import evaluate
 import train
-from advprune import evaluation, models, weights
+from advprune import attacks, evaluation, models, weights
 
 KEYS = ["source", "dataset", "attack", "n", "epsilon", "clean_accuracy", "robust_accuracy",
         "robust_count", "per_attack", "seconds", "max_perturbation"]
+
+
+@pytest.fixture(autouse=True)
+def shorter(monkeypatch):
+    """AutoAttack of a twentieth of its steps, and PGD of 5 and 2 restarts: they take long."""
+
+    class Shorter(AutoAttack):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            for attack in (self.apgd, self.apgd_targeted, self.fab):
+                attack.n_iter //= 20
+            self.square.n_queries //= 20
+
+    def pgd(*args, **kwargs):
+        return whole(*args, **{**kwargs, "steps": 5, "restarts": 2})
+
+    whole = attacks.pgd
+    monkeypatch.setattr(evaluation, "AutoAttack", Shorter)
+    monkeypatch.setattr(attacks, "pgd", pgd)
 
 
 def test_record_and_pointwise_worst_case(trained):
@@ -103,12 +123,17 @@ def test_until_judges_batches_until_the_interval_is_narrow(trained, width, n, ca
         assert high - low >= float(width)
 
 
-@pytest.mark.parametrize(("until", "stop"), [(None, 1), (None, 5), ("0.25", 2), ("0.25", 3)])
+@pytest.mark.parametrize(("until", "stop"), [(None, 1), (None, 4), ("0.25", 2), ("0.25", 3)])
 def test_an_interrupted_evaluation_goes_on_and_agrees(trained, monkeypatch, capsys, until, stop):
     flags = [str(trained()), "--attack", "fgsm,pgd", "--batch-size", "20"]
     flags += ["--until", until, "--out"] if until else ["--n", "60", "--out"]
-    whole, batches, later = evaluate.main([*flags, "whole.json"]), [], []
-    batch = evaluation.Evaluation.batch
+    batch, every, batches, later = evaluation.Evaluation.batch, [], [], []
+
+    def counted(names):
+        return lambda self, name, ids: names.append(name) or batch(self, name, ids)
+
+    monkeypatch.setattr(evaluation.Evaluation, "batch", counted(every))
+    whole = evaluate.main([*flags, "whole.json"])
 
     def cut_off(self, name, ids):
         if len(batches) == stop:
@@ -123,11 +148,10 @@ def test_an_interrupted_evaluation_goes_on_and_agrees(trained, monkeypatch, caps
     assert not Path("cut.json").exists()
     assert "cut.json is of another" in refused(
         evaluate.main, [*flags, "cut.json", "--seed", "1"], capsys)
-    monkeypatch.setattr(evaluation.Evaluation, "batch",
-                        lambda self, name, ids: later.append(name) or batch(self, name, ids))
+    monkeypatch.setattr(evaluation.Evaluation, "batch", counted(later))
     resumed = evaluate.main([*flags, "cut.json"])
     assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
-    assert len(batches) + len(later) == 2 * 60 / 20  # nothing is attacked twice
+    assert batches + later == every  # nothing is attacked twice
     assert not Path("cut.state").exists()
 
 

@@ -92,7 +92,7 @@ def crowded(tmp_path):
 
 
 @pytest.mark.parametrize("kernels", ["0", pytest.param("1", marks=[
-    pytest.mark.slow,  # it compiles the kernels: half a minute
+    pytest.mark.slow,  # it compiles the kernels
     pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None,
                        reason="no C++ compiler")])])
 def test_an_installation_is_the_library_alone_and_runs_the_examples(crowded, tmp_path, kernels):
@@ -116,15 +116,18 @@ def test_an_installation_is_the_library_alone_and_runs_the_examples(crowded, tmp
     assert built[-1] == str(place / "advprune/ops.py")
     assert built[0].startswith("cpu") == (kernels == "1")
     assert len(list(place.glob("advprune/_C_*.so"))) == int(kernels)
-    for path in EXAMPLES:
+    for path in EXAMPLES if kernels == "1" else EXAMPLES[:1]:  # the others take long
         said = python(path.name, folder=crowded, PYTHONPATH=str(place))
         assert re.search(WORDS[path.stem], said), path
-        assert len(path.read_text().splitlines()) <= 20
 
 
 def test_every_promise_names_tests_that_exist():
-    promises = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", (ROOT / "docs/promises.md").read_text())
+    text = (ROOT / "docs/promises.md").read_text()
+    promises = re.findall(r"`(\w+/test_\w+\.py)(?:::(\w+))?`", text)
     assert len(promises) > 30
+    absent = []
     for file, name in promises:
-        path, = (ROOT / "tests").rglob(file)
-        assert f"def {name or 'test_'}" in path.read_text(), (file, name)
+        path = ROOT / "tests" / file
+        if not path.exists() or f"def {name or 'test_'}" not in path.read_text():
+            absent.append((file, name))
+    assert absent == []

@@ -1,23 +1,21 @@
 """prune.py: what it writes, train.py by its file, processes, interruptions, flags."""
 import json
-import os
-import socket
-import subprocess
-import sys
 
+import killing
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TRAINED, ended, refused
+from conftest import TRAINED, ended, refused
 
 import prune
 import train
-from advprune import attacks, data, models, weights
+from advprune import attacks, data, models, pruning, weights
 from advprune.errors import UserError
 
 
 def test_a_run_is_scored_and_train_prunes_by_the_file(trained, tmp_path, capsys):
-    flags = [str(trained()), "--prune", "low+high", "--p", "0.25", "--class-balanced", "--out", "a"]
+    flags = [str(trained()), "--prune", "low+high", "--p", "0.25", "--class-balanced", "--out",
+             "a"]
     code, out, _ = ended(prune.main, flags, capsys)
     record = json.loads(out.splitlines()[-1])
     assert code == 0
@@ -50,19 +48,13 @@ def test_margins_are_written(trained):
     assert (record["norm"], record["classes"]) == ("l2", 3)
 
 
-@pytest.mark.slow  # test_puma.py compares the margins of two processes in train.py
-def test_two_processes_write_the_same_margins(trained):
+def test_two_processes_write_the_same_margins(trained, forks, tmp_path):
     flags = [str(trained()), "--score", "margin", "--margin-norm", "l2", "--margin-classes", "3"]
     one = prune.main([*flags, "--out", "one"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
-         str(port), "--", str(ROOT / "prune.py"), *flags, "--out", "two"], capture_output=True,
-        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["misclassified"] == one["misclassified"]
+    command = killing.Command(forks, "prune", tmp_path / "output", 2)
+    command.wait(command.start(*flags, "--out", str(tmp_path / "two")))
+    two = json.loads((tmp_path / "two/prune.json").read_text())
+    assert two["misclassified"] == one["misclassified"]
     scores, others = (np.load(f"{name}/scores.npz")["scores"] for name in ("one", "two"))
     np.testing.assert_allclose(scores, others, rtol=1e-3, atol=1e-5)
 
@@ -102,3 +94,14 @@ def test_margin_flags_need_the_margin(trained, capsys):
                   ["--score", "margin", "--margin-classes", "1"], ["--score", "running-loss"],
                   ["--prune", "puma", "--score", "loss"]):
         refused(prune.main, [str(trained()), *flags], capsys)
+
+
+def test_without_out_the_folder_in_the_run_is_named_by_settings(trained, monkeypatch, capsys):
+    run = trained()
+    record = prune.main([str(run), "--score", "clean-loss", "--p", "0.2"])
+    out = run / "prune-clean-loss-high-0.2"
+    assert record["scores_file"] == str(out / "scores.npz")
+    monkeypatch.setattr(pruning, "score", None)  # the same command again scores nothing
+    again = prune.main([str(run), "--score", "clean-loss", "--p", "0.2"])
+    assert again == json.loads((out / "prune.json").read_text())
+    assert f"{out} is finished" in capsys.readouterr().err

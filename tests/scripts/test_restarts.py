@@ -9,7 +9,7 @@ from pathlib import Path
 import killing
 import pytest
 
-FLAGS = ["--dataset", "synthetic", "--limit", "600", "--epochs", "4", "--prune", "high",
+FLAGS = ["--dataset", "synthetic", "--limit", "1000", "--epochs", "5", "--prune", "high",
          "--epoch", "1"]
 STATIC = ["--nnodes", "1", "--master-addr", "127.0.0.1", "--master-port"]
 C10D = ["--nnodes", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test", "--rdzv-endpoint"]

@@ -118,7 +118,7 @@ def test_the_script_reports_what_it_simulated(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("flags", [
     "--p-fragile 0.9 --p-robust 0.8", "--p-robust 1.2", "--p-fragile 0.4", "--p-R -0.1",
     "--p-R 1.1", "--d 0", "--d -3", "--eta 0", "--eta -1", "--p-R nan", "--n 5",
-    "perceptron", "--out ."])
+    "perceptron"])
 def test_bad_parameters_are_refused_in_one_sentence(flags, capsys):
     refused(toy_model.main, flags.split(), capsys)
     if "p-f" in flags:

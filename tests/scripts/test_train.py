@@ -11,7 +11,7 @@ from conftest import TRAINED, refused, weights
 
 import evaluate
 import train
-from advprune import attacks, config, data, models, ops
+from advprune import config, data, models, ops
 
 KEYS = ["run", "dataset", "prune", "p", "epoch", "epochs", "seed", "n_train", "n_kept",
         "clean_accuracy", "train_seconds", "prune_seconds", "images_per_second"]
@@ -179,25 +179,6 @@ def test_processes_share_the_work(trained, forks, tmp_path):
         torch.testing.assert_close(value, one[name], rtol=0.2, atol=0.02, msg=name)
     kept = [set(np.load(run / "scores.npz")["kept"]) for run in (alone, tmp_path / "two")]
     assert len(kept[0] & kept[1]) >= 355
-
-
-def test_attacks_leave_the_model_as_it_was():
-    model = models.build("preactresnet18", 3, width=2, size=32).train()
-    model.layer1.eval()
-    model.linear.weight.requires_grad_(False)
-    x, y, ids = torch.rand(4, 3, 32, 32), torch.arange(4), torch.arange(4)
-    modes = [module.training for module in model.modules()]
-    flags = [p.requires_grad for p in model.parameters()]
-    with pytest.raises(RuntimeError, match="boom"), attacks.evaluating(model):
-        attacks.rs_fgsm(model, x, y, ids, eps=0.1, alpha=0.1, seed=0, epoch=0)
-        attacks.pgd(model, x, y, ids, eps=0.1, alpha=0.02, steps=2)
-        assert not any(p.requires_grad for p in model.parameters())
-        assert not any(module.training for module in model.modules())
-        raise RuntimeError("boom")
-    assert [module.training for module in model.modules()] == modes
-    assert [p.requires_grad for p in model.parameters()] == flags
-    attacks.input_grad(model, x, y)
-    assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize(("flags", "word"), [

@@ -1,0 +1,106 @@
+"""`python -m experiments`: what it tells the scripts, and which records there are."""
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+from advprune import config
+from experiments import __main__ as experiments
+from experiments import runner, studies
+
+
+def test_seeds_are_a_number_or_a_range():
+    assert list(experiments.seeds("3")) == [0, 1, 2]
+    assert list(experiments.seeds("3-5")) == [3, 4, 5]
+
+
+def test_flags_choose_the_parts_of_an_experiment():
+    def parts(name, dataset=None, arms=None, n_eval=None):
+        found = experiments.parts_of(name, SimpleNamespace(dataset=dataset, arms=arms,
+                                                           n_eval=n_eval))
+        return [(part.setup, part.arms, part.n) for part in found]
+
+    assert parts("table1", "cifar10") == [("cifar10-width16", studies.TABLE_1, 300)]
+    assert parts("table1", arms="small-step", n_eval=7) == [("mnist-paper", ("small-step",), 7)]
+    assert not parts("digits", "mnist") and not parts("toy")
+
+
+def test_the_margins_and_half_of_the_budget_are_filled_in(monkeypatch):
+    told = []
+    monkeypatch.setattr(runner.train, "main", told.append)
+    monkeypatch.setattr(runner, "measure_margins", lambda run, _: f"margins-{run.seed}")
+    runner.train_arm(studies.Run("mnist-pgd5", "puma-floor-0.3", 7, 500), "here")
+    half = config.RECIPES["mnist"]["epsilon"] / 2
+    assert " ".join(told[0]) == (
+        "--dataset mnist --attack pgd --pgd-steps 5 --alpha 0.1 --epochs 5 --prune puma --p 0.3 "
+        f"--scores margins-7 --eps-floor {half} --seed 7 --data-dir here "
+        "--out runs/mnist-pgd5/puma-floor-0.3-7")
+
+
+def test_margins_are_measured_once_under_the_run_on_all_data(monkeypatch):
+    trained, pruned = [], []
+    monkeypatch.setattr(runner, "train_arm", lambda run, _: trained.append(run))
+
+    def prune(words):
+        pruned.append(words)
+        Path(words[-1]).mkdir(parents=True)
+        Path(words[-1], "scores.npz").touch()
+
+    monkeypatch.setattr(runner.prune, "main", prune)
+    run = studies.Run("mnist-pgd5", "puma-0.3", 7, 500)
+    for _ in range(2):
+        assert runner.measure_margins(run, "here").exists()
+    assert trained == [run._replace(arm="full")]
+    assert pruned == [["runs/mnist-pgd5/full-7", "--score", "margin", "--data-dir", "here",
+                       "--out", "runs/mnist-pgd5/margins-7"]]
+
+
+def test_a_script_makes_its_record_once(capsys):
+    calls = []
+
+    def main(words):
+        calls.append(words)
+        Path(words[-1]).mkdir(parents=True)
+        Path(words[-1], "made.json").write_text("made")
+
+    for _ in range(2):
+        experiments.by_script("one", SimpleNamespace(main=main), ["-x"], "made.json")
+    assert calls == [["-x", "--out", "runs/one"]]
+    assert Path("results/one.json").read_text() == "made"
+    assert capsys.readouterr().err == "results/one.json is there\n"
+
+
+def test_records_of_their_own_are_those_that_the_tables_read(monkeypatch):
+    called = {}
+    monkeypatch.setattr(experiments, "by_script",
+                        lambda name, script, words, made=None: called.update({name: words}))
+    monkeypatch.setattr(runner, "train_arm", lambda *_: None)
+    for make in (experiments.scale, experiments.statistics, experiments.toy):
+        make(SimpleNamespace(data_dir="here"))
+    assert set(called) == {"cpu-scale", "geometry", "toy-model", "perceptron"}
+    assert all((ROOT / f"results/{name}.json").exists() for name in called)
+    parsed = experiments.benchmarks.parse([*called["cpu-scale"], "--json", "new.json"])
+    assert (parsed.what, parsed.dataset) == ("scale", "mnist")
+    assert called["geometry"][-1] == "runs/mnist-robust/low+high-0.4-2/scores.npz"
+
+
+@pytest.mark.parametrize("name", ["geometry", "perceptron"])
+def test_scripts_of_their_own_have_their_own_help(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        experiments.main([name, "--help"])
+    assert stopped.value.code == 0
+    assert f"python -m experiments {name}" in capsys.readouterr().out
+
+
+def test_each_record_in_results_is_of_a_run_of_an_experiment_with_enough_images():
+    wanted = {run for parts in studies.EXPERIMENTS.values() for part in parts
+              for run in part.runs()}
+    there = {run for run in wanted if (ROOT / "results" / f"{run.name}.json").exists()}
+    assert {f"{run.name}.json" for run in there} == {
+        str(path.relative_to(ROOT / "results")) for path in ROOT.glob("results/*/*.json")}
+    for run in there:
+        record = studies.record(ROOT / "results", run)
+        assert record is not None, run
+        assert (record["setup"], record["arm"], record["seed"], record["n"]) == run
+        assert record["attack"] == studies.SETUPS[run.setup].attack
