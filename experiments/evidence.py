@@ -18,7 +18,7 @@ from experiments.claims import (
 from experiments.studies import LEAST
 from experiments.tables import Records, as_table, spread
 
-TITLES = {"mnist-paper": "MNIST, paper's recipe", "mnist-robust": "MNIST, robust recipe",
+SETUP_TITLES = {"mnist-paper": "MNIST, paper's recipe", "mnist-robust": "MNIST, robust recipe",
           "digits": "digits", "mnist-pgd5": "MNIST, PGD-5",
           "cifar10-width16": "CIFAR-10, width 16",
           "fashion-mnist": "Fashion-MNIST, robust recipe"}
@@ -54,7 +54,7 @@ def claims(records: Records) -> str:
             on = f" --dataset {setup.dataset}" if setup else ""
             said += f": `python -m experiments {claim.experiment}{on} --jobs 2`"
         sign = "<" if claim.below else ">"
-        rows.append([claim.source, claim.says, TITLES.get(claim.setup, claim.setup),
+        rows.append([claim.source, claim.says, SETUP_TITLES.get(claim.setup, claim.setup),
                      said, f"{sign} {claim.bound:g}", with_interval(values), str(len(values))])
     return as_table(["source", "claim", "on", "verdict", "difference asked",
                    "measured (95 % interval)", "n"], rows, left=7)
@@ -82,7 +82,7 @@ def table1(records: Records) -> str:
         if known:
             head += ["paper: clean", "AutoAttack"]
             beside = "; the paper's are of 30 runs"
-        text.append(f"**{TITLES[part.setup]}**\n\n" + as_table(head, rows) + (
+        text.append(f"**{SETUP_TITLES[part.setup]}**\n\n" + as_table(head, rows) + (
             f"\nAutoAttack standard on the first {part.n} test images; mean ± standard "
             f"deviation over seeds{beside}.{study['source']}"))
     return "\n".join(text)
@@ -127,7 +127,7 @@ def equal_time(records: Records) -> str:
                     table.append([arm, f"{epochs} epochs", str(len(robust)), with_interval(clean),
                                   with_interval(robust)])
         if table:
-            text.append(f"**{TITLES[setup]}**\n\n" + as_table(
+            text.append(f"**{SETUP_TITLES[setup]}**\n\n" + as_table(
                 ["pruned after epoch 3", "all data for", "seeds", "clean: difference",
                  "AutoAttack: difference"], table))
     if not text:
@@ -148,7 +148,7 @@ def frontier(records: Records) -> str:
         table = [[f"**{arm}**" if arm in best else arm, f"{time:.2f}",
                   f"{mean:.3f} ± {spread:.3f}", str(sum(row["arm"] == arm for row in rows))]
                  for arm, (time, mean, spread) in sorted(points.items(), key=lambda at: at[1][0])]
-        text.append(f"**{TITLES[setup]}**\n\n" + (
+        text.append(f"**{SETUP_TITLES[setup]}**\n\n" + (
             f"![AutoAttack accuracy against time](../figures/frontier-{name}.png)\n\n"
             + as_table(["training", "time", "AutoAttack", "seeds"], table)
             if table else "Not yet measured: `python -m experiments frontier --jobs 2`.\n"))

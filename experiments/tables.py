@@ -47,7 +47,7 @@ def source(*names: str) -> str:
 
 # --- what pruning does
 
-TITLES = {"full": "all data", "undefended": "all data, no attack (`--attack none`)"}
+ARM_TITLES = {"full": "all data", "undefended": "all data, no attack (`--attack none`)"}
 
 
 def results(records: Records) -> str:
@@ -57,7 +57,7 @@ def results(records: Records) -> str:
     for arm, row in record["summary"].items():
         how, _, p = arm.partition("-")
         name = (f"all data, `--epochs {p.removesuffix('-epochs')}`" if p.endswith("epochs")
-                else TITLES.get(arm) or f"`--prune {how} --p {p}`")
+                else ARM_TITLES.get(arm) or f"`--prune {how} --p {p}`")
         rows.append([name, spread(row, "clean_accuracy"), spread(row, "robust_accuracy"),
                      f"{examples[arm] / examples['full']:.0%}"])
     seeds = record["summary"]["full"]["seeds"]
