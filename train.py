@@ -316,6 +316,11 @@ def has_bf16(device):
     return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
+def absolute(path):
+    """The path from any folder, so that evaluate.py and --resume find what is there."""
+    return path and str(Path(path).resolve())
+
+
 def main(argv=None):
     args, settings = config.parse(argv, __doc__)
     device = cli.device(args.device)
@@ -327,8 +332,8 @@ def main(argv=None):
             this.say(this.record)
             return this.record
         about = {"command": cli.command("train.py", argv),
-                 "data_dir": args.data_dir or this.config.get("data_dir", "data"),
-                 "cache_dir": args.cache_dir or this.config.get("cache_dir")}
+                 "data_dir": absolute(args.data_dir or this.config.get("data_dir", "data")),
+                 "cache_dir": absolute(args.cache_dir or this.config.get("cache_dir"))}
         training, network, code = prepared(
             this.settings, device, about["data_dir"], about["cache_dir"], args.trust_code,
             this.folder if this.config else None, this.state(device))

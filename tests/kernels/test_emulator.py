@@ -117,7 +117,7 @@ def test_the_thread_sanitizer_sees_a_race():
         assert ("data race" in done.stderr) == (name == "race")
 
 
-@pytest.mark.slow
+@pytest.mark.mutation
 @pytest.mark.parametrize("part", range(8))
 def test_each_barrier_and_bounds_check_is_noticed(part):
     assert mutations.survivors(part=part, parts=8) == []
