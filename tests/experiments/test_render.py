@@ -83,6 +83,7 @@ def test_a_benchmark_that_is_not_measured_says_how_to(unmeasured):
     assert not list((unmeasured / "figures").iterdir())
 
 
+@pytest.mark.slow
 def test_what_benchmarks_measure_fits_the_tables(unmeasured, monkeypatch):
     monkeypatch.setattr(scale, "memory", lambda *_: [
         {"examples": 50, "data": 1.25, "before": 300.0, "peak": 432.1}])

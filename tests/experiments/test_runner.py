@@ -116,6 +116,7 @@ def untimed(record):
             if "seconds" not in name and name not in ("threads", "jobs", "commit")}
 
 
+@pytest.mark.slow
 def test_jobs_side_by_side_give_the_same_records(tmp_path, monkeypatch, tiny, capsys):
     torch.set_num_threads(1)  # as each job has, so that sums are of the same order
     tiny()

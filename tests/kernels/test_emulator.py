@@ -97,9 +97,9 @@ def test_shuffles_and_atomics(misuse):
 sanitizers = pytest.mark.skipif(shutil.which("setarch") is None, reason="setarch is missing")
 
 
+@pytest.mark.slow
 @sanitizers
-@pytest.mark.parametrize("sanitizer", [
-    "address", pytest.param("thread", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_the_kernels_under_sanitizers(sanitizer):
     done = emulation.run_tests(sanitizer=sanitizer)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -121,10 +121,11 @@ def test_the_same_command_continues_to_the_same_weights(trained, cut_off, capsys
     (["--dataset", "digits"], "dataset"), (["--recipe", "robust"], "recipe")])
 def test_another_command_is_refused_and_names_what_differs(trained, capsys, flags, name):
     run = trained()
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     said = refused(train.main, [*TRAINED, "--out", str(run), *flags], capsys)
     assert "other settings" in said and name in said.partition("(")[2].partition(")")[0]
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert after == before
 
 
 def test_where_the_data_lie_is_no_setting(trained):
