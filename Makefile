@@ -31,7 +31,7 @@ test: $(VENV)/.ready lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow -n auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m 'slow and not gpu' -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.ready
 	$(RUN) -m ruff check .
