@@ -41,6 +41,7 @@ def old(tmp_path):
     return tmp_path / "old"
 
 
+@pytest.mark.slow
 def test_training_in_turn_with_an_older_checkout(old):
     record = benchmark.main(["training", "--dataset", "synthetic", "--limit", "70", "--rounds",
                              "1", "--device", "cpu", "--against", str(old)])

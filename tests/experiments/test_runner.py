@@ -146,8 +146,8 @@ def children(process):
             Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-@pytest.mark.parametrize("how", [
-    signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_study_of_jobs_that_was_ended_goes_on(how, forks, tmp_path, tiny):
     study, log = ["puma", "--seeds", "2"], tmp_path / "log"
     process = forks.Process(target=tiny_study.command, args=([*study, "--jobs", "2"], log))
