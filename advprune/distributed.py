@@ -3,7 +3,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,12 +48,3 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
     if world() > 1:
         dist.all_reduce(tensor)
     return tensor
-
-
-def from_first(value: Any) -> Any:
-    """Process 0's value, in every process."""
-    if world() == 1:
-        return value
-    values = [value]
-    dist.broadcast_object_list(values)
-    return values[0]
