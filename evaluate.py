@@ -22,7 +22,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from advprune import cli, config, data, evaluation, files, models, run, weights
+from advprune import checkpoint, config, console, data, evaluation, files, models, run, weights
 from advprune.config import RECIPES
 from advprune.errors import UserError
 from advprune.evaluation import ATTACKS, FEW_CLASSES, Evaluation
@@ -36,28 +36,28 @@ def attack_names(text):
 
 
 def parse(argv):
-    parser = cli.Parser(__doc__)
+    parser = console.Parser(__doc__)
     flag = parser.add_argument
     flag("run", nargs="?", help="a finished run's directory")
     flag("--weights", metavar="FILE", help="instead of a run: a state dict, .pth or .safetensors")
     flag("--dataset", choices=list(RECIPES), help="with --weights: what to evaluate on")
     flag("--model", type=config.model_name, help="with --weights: as for train.py")
-    flag("--width", type=cli.positive_int, help="with --weights: as for train.py")
-    flag("--image-size", type=cli.positive_int, metavar="PIXELS",
+    flag("--width", type=console.positive_int, help="with --weights: as for train.py")
+    flag("--image-size", type=console.positive_int, metavar="PIXELS",
          help="with --weights and --dataset folder: side of the images "
               f"({config.shown('image_size')})")
     flag("--skip-bad", action="store_true",
          help="with --weights and --dataset folder: leave out images that are broken")
     flag("--attack", type=attack_names, default=["pgd", "autoattack"], metavar="A,B",
          help=f"of {', '.join(ATTACKS)} (pgd,autoattack)")
-    flag("--n", type=cli.positive_int, help="the first N test images (1000; with "
+    flag("--n", type=console.positive_int, help="the first N test images (1000; with "
          "--attack clean alone or --until, all)")
-    flag("--until", type=cli.number(float, 0, 1, open_low=True, open_high=True), metavar="WIDTH",
-         help="judge batch after batch, at most N images, until the 95 %% interval of the robust "
+    flag("--until", type=console.number(float, 0, 1, open_low=True, open_high=True),
+         metavar="WIDTH", help="judge batch after batch, at most N images, until the 95 %% interval of the robust "
               "accuracy is narrower")
-    flag("--epsilon", type=cli.budget, help="l-inf budget, such as 8/255 (as trained)")
-    flag("--batch-size", type=cli.positive_int, default=500, help="images at a time (500)")
-    flag("--seed", type=cli.seed, default=0, help="of the attacks (0)")
+    flag("--epsilon", type=console.budget, help="l-inf budget, such as 8/255 (as trained)")
+    flag("--batch-size", type=console.positive_int, default=500, help="images at a time (500)")
+    flag("--seed", type=console.seed, default=0, help="of the attacks (0)")
     flag("--data-dir", help="where the data sets are (as for the run, or data)")
     flag("--cache-dir", metavar="DIR", help="where decoded images are kept (as for the run)")
     flag("--out", metavar="FILE", help="the JSON file")
@@ -118,7 +118,7 @@ def finished(out, used):
     Raises UserError where the file, or the state beside it, is of another evaluation.
     """
     if not out.exists() and not out.is_symlink():
-        found = files.State(out.with_suffix(".state")).read()
+        found = checkpoint.State(out.with_suffix(".state")).read()
         if not found or found["settings"] == used:
             return {}
     else:
@@ -130,7 +130,7 @@ def finished(out, used):
 
 def main(argv=None):
     args = parse(argv)
-    device = cli.device(args.device)
+    device = console.device(args.device)
     model, dataset, eps = subject(args, device)
     every, classes = len(dataset.test_labels), len(dataset.classes)
     n = min(every, args.n or (every if args.attack == ["clean"] or args.until else 1000))
@@ -145,19 +145,19 @@ def main(argv=None):
     out = Path(args.out) if args.out else default_output(args, n)
     finished(out, used)  # refused here, before anything is written beside it
     out.parent.mkdir(parents=True, exist_ok=True)
-    with (cli.if_interrupted(lambda: "the same command continues the evaluation"),
+    with (console.if_interrupted(lambda: "the same command continues the evaluation"),
           files.locked(out.with_name(f".{out.name}.lock"), f"{out}")):
         if record := finished(out, used):
             print(f"evaluate.py: {out} is finished", file=sys.stderr)
             report(record)
             return record
-        state = files.State(out.with_suffix(".state"))
+        state = checkpoint.State(out.with_suffix(".state"))
         work = Evaluation(model, dataset.test_images.narrow(0, 0, n), dataset.test_labels[:n],
                           used, state)
         work.run()
         record = verdict(args, work, classes)
         report(record)
-        files.write_json(out, {**record, "command": cli.command("evaluate.py", argv),
+        files.write_json(out, {**record, "command": console.command("evaluate.py", argv),
                                "settings": used, **run.environment(device)})
         state.delete()
     return record
@@ -202,4 +202,4 @@ def report(record):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    console.run(main)

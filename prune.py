@@ -27,23 +27,34 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from advprune import cli, config, data, distributed, files, models, pruning, run, weights
+from advprune import (
+    checkpoint,
+    config,
+    console,
+    data,
+    distributed,
+    files,
+    models,
+    pruning,
+    run,
+    weights,
+)
 from advprune.errors import UserError
 
 
 def parse(argv):
-    parser = cli.Parser(__doc__)
+    parser = console.Parser(__doc__)
     flag = parser.add_argument
     flag("run", help="a finished run's directory")
     flag("--score", choices=pruning.SCORES, help="default: loss; margin for --prune puma")
     flag("--margin-norm", choices=["linf", "l2"], help="norm of --score margin (linf)")
-    flag("--margin-classes", type=cli.number(int, 2), metavar="K",
+    flag("--margin-classes", type=console.number(int, 2), metavar="K",
          help="for --score margin: search boundaries to the K - 1 next best classes only (all)")
     flag("--prune", choices=config.STRATEGIES, default="high", help="what to drop (high)")
-    flag("--p", type=cli.fraction, default=config.P,
+    flag("--p", type=console.fraction, default=config.P,
          help=f"fraction to drop, 0 <= p < 1 ({config.P})")
     flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
-    flag("--batch-size", type=cli.positive_int, help="images at a time (500; 128 on a CPU)")
+    flag("--batch-size", type=console.positive_int, help="images at a time (500; 128 on a CPU)")
     flag("--data-dir", help="where the data sets are (as for the run)")
     flag("--cache-dir", metavar="DIR", help="where decoded images are kept (as for the run)")
     flag("--out", metavar="DIR", help="the folder for scores.npz and pruned.png")
@@ -73,7 +84,7 @@ def main(argv=None):
     args = parse(argv)
     of_run = run.read_config(args.run)
     used = of_run["settings"]
-    device = cli.device(args.device)
+    device = console.device(args.device)
     distributed.join(device)
     kind = pruning.kind_name(args.score, args.margin_norm)
     balanced = "-balanced" if args.class_balanced else ""
@@ -92,7 +103,7 @@ def main(argv=None):
     dataset = data.of_run(used, args.data_dir or of_run["data_dir"],
                           args.cache_dir or of_run["cache_dir"], device)
     out.mkdir(parents=True, exist_ok=True)
-    with (cli.if_interrupted(lambda: "the same command continues the scoring"),
+    with (console.if_interrupted(lambda: "the same command continues the scoring"),
           files.locked(out / f".lock-{distributed.rank()}", f"the scoring of {args.run}")):
         return score(args, asked, how, used.seed, model, dataset, out)
 
@@ -123,7 +134,7 @@ class Progress:
 
     def __init__(self, out, asked):
         share = f"{distributed.rank()}of{distributed.world()}"
-        self.file, self.asked = files.State(out / f".state-{share}"), asked
+        self.file, self.asked = checkpoint.State(out / f".state-{share}"), asked
 
     def read(self, device):
         found = self.file.read(device)
@@ -175,4 +186,4 @@ def report(record):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    console.run(main)

@@ -21,7 +21,7 @@ from scipy.special import ndtr
 from scipy.stats import binomtest
 from threadpoolctl import threadpool_limits
 
-from advprune import cli, files, plots, pruning, run
+from advprune import console, files, plots, pruning, run
 from advprune.errors import UserError
 
 BUDGETS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3)  # of attacks on the two classifiers, in etas
@@ -260,16 +260,16 @@ def report(record):
 
 
 def main(argv=None):
-    parser = cli.Parser(__doc__)
+    parser = console.Parser(__doc__)
     flag = parser.add_argument
-    flag("--n", type=cli.number(int, 100), default=100_000,
+    flag("--n", type=console.number(int, 100), default=100_000,
          help="draws to simulate; a fifth of them for training (100000)")
     flag("--d", type=int, help="number of weak features (100)")
-    flag("--p-R", type=cli.number(float), help="share of D_robust (0.7)")
-    flag("--p-robust", type=cli.number(float), help="P(x_1 = y) in D_robust (0.95)")
-    flag("--p-fragile", type=cli.number(float), help="P(x_1 = y) in D_fragile (0.8)")
-    flag("--eta", type=cli.number(float), help="mean of the weak features (3 / sqrt(d))")
-    flag("--seed", type=cli.seed, default=0, help="of the draws (0)")
+    flag("--p-R", type=console.number(float), help="share of D_robust (0.7)")
+    flag("--p-robust", type=console.number(float), help="P(x_1 = y) in D_robust (0.95)")
+    flag("--p-fragile", type=console.number(float), help="P(x_1 = y) in D_fragile (0.8)")
+    flag("--eta", type=console.number(float), help="mean of the weak features (3 / sqrt(d))")
+    flag("--seed", type=console.seed, default=0, help="of the draws (0)")
     flag("--out", metavar="DIR", default="runs/toy-model", help="the folder (runs/toy-model)")
     args = parser.parse_args(argv)
     given = {name: getattr(args, name) for name in Toy._fields if getattr(args, name) is not None}
@@ -288,7 +288,7 @@ def main(argv=None):
     report(record)
     files.write_figure(folder / "toy_model.png", plots.toy(record))
     files.write_json(folder / "toy_model.json", {
-        "command": cli.command("toy_model.py", argv), **record,
+        "command": console.command("toy_model.py", argv), **record,
         **run.environment(torch.device("cpu"))})
     print(f"\nrecord and picture: {folder}")
     return record
@@ -311,4 +311,4 @@ def finished(folder, asked):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    console.run(main)

@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from advprune import (
     attacks,
-    cli,
     config,
+    console,
     data,
     distributed,
     models,
@@ -323,7 +323,7 @@ def absolute(path):
 
 def main(argv=None):
     args, settings = config.parse(argv, __doc__)
-    device = cli.device(args.device)
+    device = console.device(args.device)
     distributed.join(device)
     with run.Run(settings, args.resume or args.out) as this:
         if this.record:
@@ -331,7 +331,7 @@ def main(argv=None):
                   f"{this.folder}", file=sys.stderr)
             this.say(this.record)
             return this.record
-        about = {"command": cli.command("train.py", argv),
+        about = {"command": console.command("train.py", argv),
                  "data_dir": absolute(args.data_dir or this.config.get("data_dir", "data")),
                  "cache_dir": absolute(args.cache_dir or this.config.get("cache_dir"))}
         training, network, code = prepared(
@@ -374,4 +374,4 @@ def train(training, this):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    console.run(main)

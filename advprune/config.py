@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advprune import cli, models, pruning
+from advprune import console, models, pruning
 from advprune.errors import UserError
 
 
@@ -177,13 +177,13 @@ def model_name(text: str) -> str:
     """An argparse type: the name of a network (see models.check_name)."""
     try:
         return models.check_name(text)
-    except cli.UserError as error:
+    except console.UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def parser(doc: str | None = None) -> cli.Parser:
+def parser(doc: str | None = None) -> console.Parser:
     """train.py's parser."""
-    made = cli.Parser(doc)
+    made = console.Parser(doc)
     for name, add in (("data", _data_flags), ("pruning", _pruning_flags),
                       ("attack", _attack_flags), ("training", _training_flags),
                       ("the run", _run_flags)):
@@ -197,22 +197,22 @@ def _data_flags(flag: Callable) -> None:
          "into it (data; with --resume, as for the run)")
     flag("--cache-dir", metavar="DIR", help="where images decoded from a folder or a compressed "
          "npz are kept (beside them)")
-    flag("--limit", type=cli.positive_int, metavar="N",
+    flag("--limit", type=console.positive_int, metavar="N",
          help="train on the first N examples, and on all of --extra-data")
-    flag("--image-size", type=cli.positive_int, metavar="PIXELS",
+    flag("--image-size", type=console.positive_int, metavar="PIXELS",
          help=f"side of the images of --dataset folder ({shown('image_size')})")
     flag("--skip-bad", action="store_true", help="leave out images that cannot be read")
     flag("--extra-data", metavar="FILE", action="append",
          help="an npz of generated images to train on too; may be given several times")
-    flag("--extra-fraction", type=cli.number(float, 0, 1, open_low=True),
+    flag("--extra-fraction", type=console.number(float, 0, 1, open_low=True),
          help=f"share of --extra-data in a batch ({EXTRA_FRACTION})")
 
 
 def _pruning_flags(flag: Callable) -> None:
     flag("--prune", choices=STRATEGIES, help="what to drop: high drops the highest "
          "scores; see prune.py (none)")
-    flag("--p", type=cli.fraction, help=f"fraction to drop, 0 <= p < 1 ({P})")
-    flag("--epoch", type=cli.number(int, 0), help="full epochs before pruning "
+    flag("--p", type=console.fraction, help=f"fraction to drop, 0 <= p < 1 ({P})")
+    flag("--epoch", type=console.number(int, 0), help="full epochs before pruning "
          f"({PRUNE_EPOCH}, or 0 with --scores or --margin-model)")
     flag("--score", choices=SCORES, help="the score to prune by; prune.py explains them "
          "(loss; for puma, margin)")
@@ -221,12 +221,12 @@ def _pruning_flags(flag: Callable) -> None:
     flag("--margin-model", metavar="RUN-or-FILE", help="the network that measures the "
          "margins: a run, or a weights file that fits --model (the network in training)")
     flag("--margin-norm", choices=["linf", "l2"], help="norm of --score margin (linf)")
-    flag("--margin-classes", type=cli.number(int, 2), metavar="K",
+    flag("--margin-classes", type=console.number(int, 2), metavar="K",
          help="search boundaries to the K - 1 next best classes only (all)")
-    flag("--adapt-fraction", type=cli.number(float, 0, 1, open_low=True),
+    flag("--adapt-fraction", type=console.number(float, 0, 1, open_low=True),
          help="for --prune puma: adapt only this fraction of the kept examples, those of "
          "lowest margin (1)")
-    flag("--eps-floor", type=cli.budget, help="for --prune puma: the smallest budget (0)")
+    flag("--eps-floor", type=console.budget, help="for --prune puma: the smallest budget (0)")
 
 
 def _attack_flags(flag: Callable) -> None:
@@ -237,47 +237,47 @@ def _attack_flags(flag: Callable) -> None:
     flag("--on-collapse", choices=["warn", "stop", "rollback"], default="warn",
          help="what to do when robust accuracy on training examples breaks down: go on, end the "
          "run, or return to the epoch before and go on with the attack of --recipe robust (warn)")
-    flag("--epsilon", type=cli.budget, help="l-inf budget in [0, 1] pixels, such as 8/255 "
+    flag("--epsilon", type=console.budget, help="l-inf budget in [0, 1] pixels, such as 8/255 "
          f"({shown('epsilon')})")
-    flag("--alpha", type=cli.number(float, 0, 1e6),
+    flag("--alpha", type=console.number(float, 0, 1e6),
          help="attack step in [0, 1] pixels (1.25 epsilon "
          "for rs-fgsm, epsilon for n-fgsm; for pgd epsilon/4 with cifar10 and folder, else "
          "epsilon/30)")
-    flag("--pgd-steps", type=cli.positive_int,
+    flag("--pgd-steps", type=console.positive_int,
          help=f"steps of --attack pgd and --loss trades ({shown('pgd_steps')})")
 
 
 def _training_flags(flag: Callable) -> None:
-    flag("--epochs", type=cli.positive_int,
+    flag("--epochs", type=console.positive_int,
          help=f"passes over the training set ({shown('epochs')})")
-    flag("--batch-size", type=cli.positive_int,
+    flag("--batch-size", type=console.positive_int,
          help=f"images in an update, over all processes ({shown('batch_size')})")
     flag("--optimizer", choices=["sgd", "adam", "adamw"],
          help=f"the optimiser ({shown('optimizer')}); another one needs --lr")
-    flag("--lr", type=cli.number(float, 0, 1e6, open_low=True),
+    flag("--lr", type=console.number(float, 0, 1e6, open_low=True),
          help=f"peak learning rate ({shown('lr')})")
-    flag("--weight-decay", type=cli.number(float, 0, 1e6),
+    flag("--weight-decay", type=console.number(float, 0, 1e6),
          help=f"of the optimiser ({shown('weight_decay')})")
     flag("--loss", choices=["cross-entropy", "trades"],
          help="trades: cross-entropy of x + beta KL(x || x'), with x' by PGD on the KL "
          "(that of the --recipe)")
-    flag("--beta", type=cli.number(float, 0, 1e6), help=f"of --loss trades ({BETA:g})")
-    flag("--label-smoothing", type=cli.fraction, help="of the cross-entropy (0)")
-    flag("--ema", type=cli.fraction, metavar="DECAY",
+    flag("--beta", type=console.number(float, 0, 1e6), help=f"of --loss trades ({BETA:g})")
+    flag("--label-smoothing", type=console.fraction, help="of the cross-entropy (0)")
+    flag("--ema", type=console.fraction, metavar="DECAY",
          help="average the weights exponentially with this decay, such as 0.995; the average is "
          "the run's result")
     flag("--model", type=model_name, metavar="NAME", help="a network of advprune/models.py, one "
          "of torchvision, or your own as FILE.py:NAME (mnist-net for grey images, preactresnet18 "
          "for colour)")
-    flag("--width", type=cli.positive_int, help="channels of the first layer; for wide networks, "
-         "the widening factor")
+    flag("--width", type=console.positive_int, help="channels of the first layer; for wide "
+         "networks, the widening factor")
     flag("--pretrained", metavar="FILE", help="start from these weights")
     flag("--precision", choices=["fp32", "tf32", "bf16"], default="fp32",
          help="bf16 is faster on GPUs, and on CPUs that have its instructions (fp32)")
 
 
 def _run_flags(flag: Callable) -> None:
-    flag("--seed", type=cli.seed, default=0, help="of weights, order and noise (0)")
+    flag("--seed", type=console.seed, default=0, help="of weights, order and noise (0)")
     flag("--out", metavar="DIR", help="the run's directory (a new runs/<what it is>); the same "
          "command again continues what was cut off")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")

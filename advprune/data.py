@@ -8,7 +8,7 @@
     synthetic      2,000 + 500, 1x28x28: ten smooth patterns under noise, for tests
 
 An example's id is its index in the training set. The ids of --extra-data follow. There are no
-worker processes: a whole set fits on the device, or its images stay in files (images.py).
+worker processes: a whole set fits on the device, or its images stay in files (image_files.py).
 """
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advprune import images as image_files
-from advprune import ops
+from advprune import image_files, ops
 from advprune.config import RECIPES, Settings
 from advprune.errors import UserError
 

@@ -8,7 +8,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from advprune import attacks, files, memory, models
+from advprune import attacks, checkpoint, memory, models
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")  # AutoAttack (Croce & Hein 2020)
 FEW_CLASSES = {2: ("apgd-ce", "fab-t", "square"),  # the targeted DLR loss needs four logits,
@@ -75,7 +75,7 @@ class Evaluation:
     """
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, settings: dict[str, Any],
-                 state: files.State) -> None:
+                 state: checkpoint.State) -> None:
         """images [N, C, H, W] uint8, labels [N]; state: where an interrupted one has its work."""
         self.images, self.labels, self.settings, self.state = images, labels, settings, state
         self.right = models.predict(model, images) == labels  # [N], of the images themselves

@@ -49,7 +49,7 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
     1.25 eps, as fast_adversarial); seed and epoch choose the noise; clip_start keeps the random
     start in the box. kind `margin` takes attacks.deepfool's norm and classes. bar is a tqdm
     bar to move. state keeps the progress, and continues it: an object with read(device) and
-    write(content), such as files.State. Use another one for other arguments.
+    write(content), such as checkpoint.State. Use another one for other arguments.
 
     Raises ValueError for an unknown kind, a missing eps, lengths that differ, images outside
     [0, 1], and scores that are not finite (it says how many).

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from advprune import cli, distributed, files, models, ops
+from advprune import checkpoint, console, distributed, files, models, ops
 from advprune.config import Settings
 from advprune.errors import UserError
 
@@ -193,7 +193,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         with contextlib.ExitStack() as entered:
-            entered.enter_context(cli.if_interrupted(self._advice))
+            entered.enter_context(console.if_interrupted(self._advice))
             if self.config and not self.record:
                 self._lock(entered)
                 self.record = record(self.folder)  # it may have ended a moment ago
@@ -210,7 +210,7 @@ class Run:
     def _advice(self):
         if not (self.folder / "config.json").exists():
             return "nothing was written yet"
-        command = cli.command("train.py", ["--resume", str(self.folder)])
+        command = console.command("train.py", ["--resume", str(self.folder)])
         if distributed.world() > 1:
             torchrun = f"torchrun --nproc-per-node {distributed.world()} --"
             command = command.replace("python", torchrun, 1)
@@ -223,7 +223,7 @@ class Run:
         """
         damage = None
         for name in STATES if self.config else ():
-            file = files.State(self.folder / name)
+            file = checkpoint.State(self.folder / name)
             try:
                 state = file.load(device)
             except FileNotFoundError:
@@ -319,7 +319,7 @@ class Run:
         newest, previous = (self.folder / name for name in STATES)
         if newest.exists():
             os.replace(newest, previous)
-        files.State(newest).write(training.state())
+        checkpoint.State(newest).write(training.state())
 
     def finish(self, training: Any, record: dict) -> dict:
         """Write the weights and the record; returns the record, with what only the run knows."""

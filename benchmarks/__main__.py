@@ -40,7 +40,7 @@ from pathlib import Path
 
 import torch
 
-from advprune import cli, config, files, ops, run
+from advprune import config, console, files, ops, run
 from advprune.errors import UserError
 from benchmarks import (
     ablation,
@@ -68,7 +68,7 @@ USES = {  # flag -> what it is for
 
 
 def parser():
-    made = cli.Parser(__doc__)
+    made = console.Parser(__doc__)
     flag = made.add_argument
     flag("what", nargs="?", default="kernels", choices=list(MEASURES),
          help="which measurement (kernels)")
@@ -77,14 +77,14 @@ def parser():
     flag("--dataset", choices=list(config.RECIPES), help="what to train on (digits; for "
          "ablation, mnist on a CPU and cifar10 on a GPU)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
-    flag("--limit", type=cli.positive_int, metavar="N", help="use the first N examples (scale "
+    flag("--limit", type=console.positive_int, metavar="N", help="use the first N examples (scale "
          "and attack: all; others: 10,000)")
     flag("--model", type=config.model_name, metavar="NAME", help="as for train.py")
-    flag("--width", type=cli.positive_int, help="as for train.py")
+    flag("--width", type=console.positive_int, help="as for train.py")
     flag("--precision", choices=["fp32", "tf32", "bf16"], help="as for train.py (fp32)")
-    flag("--epochs", type=cli.number(int, 2), help="of each run of scale; it prunes after three "
-         f"tenths of them ({scale.EPOCHS})")
-    flag("--rounds", type=cli.positive_int, help="how many, after one that warms up "
+    flag("--epochs", type=console.number(int, 2), help="of each run of scale; it prunes after "
+         f"three tenths of them ({scale.EPOCHS})")
+    flag("--rounds", type=console.positive_int, help="how many, after one that warms up "
          f"({ablation.ROUNDS}; layouts: {layouts.ROUNDS}; jobs and attack: {attack.ROUNDS}; "
          f"versions: {versions.ROUNDS})")
     flag("--against", metavar="FOLDER", help="the other checkout, for versions and training")
@@ -113,8 +113,8 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
-    device = cli.device(args.device)
-    command = cli.command("-m", ["benchmarks", *(sys.argv[1:] if argv is None else argv)])
+    device = console.device(args.device)
+    command = console.command("-m", ["benchmarks", *(sys.argv[1:] if argv is None else argv)])
     header = {"command": command, "kernels": ops.KERNELS, **run.environment(device),
               "cpu": torch.backends.cpu.get_cpu_capability()}
     print("{device}, {threads} threads, torch {torch}, kernels {kernels}, {cpu}".format(
@@ -131,4 +131,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    console.run(main)

@@ -16,7 +16,7 @@ import torch
 from pyautoattack import AutoAttack
 from tqdm import tqdm
 
-from advprune import evaluation, files, layers
+from advprune import checkpoint, evaluation, layers
 from benchmarks import workload
 from benchmarks.timing import apart, sync
 
@@ -39,7 +39,7 @@ def ours(model, images, labels, eps, names):
     settings = {"attacks": names, "batch_size": BATCH, "epsilon": eps, "seed": SEED, "step": None}
     with tempfile.TemporaryDirectory() as folder:
         judged = evaluation.Evaluation(model, images, labels, settings,
-                                       files.State(Path(folder, "state")))
+                                       checkpoint.State(Path(folder, "state")))
         judged.run()
     return judged.robust
 

@@ -94,9 +94,9 @@ def call_of_training(device, wait, flags):
     """
     from tqdm import tqdm
 
-    from advprune import cli
+    from advprune import console
 
-    cli.device(str(device))  # from now on freed memory stays, as in train.py
+    console.device(str(device))  # from now on freed memory stays, as in train.py
     training, bar = training_of(flags, device), tqdm(disable=True)
 
     def turn():

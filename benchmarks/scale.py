@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 import train
-from advprune import cli, config, data, models
+from advprune import config, console, data, models
 from advprune.errors import UserError
 from benchmarks import workload
 from benchmarks.timing import apart
@@ -83,7 +83,7 @@ def pruned_training(path, words, device):
 
     "before" is what this process had used before it read the data.
     """
-    device = cli.device(device)
+    device = console.device(device)
     before, read = peak(device), torch.load(path, weights_only=True)
     images, labels = read["images"].to(device), read["labels"].to(device)
     settings = config.parse(words)[1]

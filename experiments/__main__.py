@@ -33,7 +33,7 @@ import sys
 from pathlib import Path
 
 import toy_model
-from advprune import cli, files
+from advprune import console, files
 from advprune.errors import UserError
 from advprune.run import CHECKOUT
 from benchmarks import __main__ as benchmarks
@@ -102,7 +102,7 @@ def main(argv=None):
     words = sys.argv[1:] if argv is None else argv
     if words and words[0] in STATISTICS:
         return STATISTICS[words[0]].main(words[1:])
-    parser = cli.Parser(__doc__)
+    parser = console.Parser(__doc__)
     flag = parser.add_argument
     names = list(dict.fromkeys([*studies.EXPERIMENTS, *SCRIPTS]))
     flag("experiment", choices=[*names, "all", "gpu", "render", *STATISTICS])
@@ -110,12 +110,12 @@ def main(argv=None):
         part.dataset for parts in studies.EXPERIMENTS.values() for part in parts)),
          help="only the runs on this data set (all)")
     flag("--seeds", type=seeds, help="how many, from seed 0 on, or FIRST-LAST (as the tables)")
-    flag("--n-eval", type=cli.positive_int, metavar="N",
+    flag("--n-eval", type=console.positive_int, metavar="N",
          help="attack the first N test images (as the tables)")
     flag("--arms", metavar="A,B", help="only these arms (all)")
-    flag("--jobs", type=cli.positive_int, default=1, help="how many runs at a time, each with its "
-         "share of the cores (1)")
-    flag("--budget", type=cli.number(float, 1), default=600, help="seconds for gpu (600)")
+    flag("--jobs", type=console.positive_int, default=1, help="how many runs at a time, each "
+         "with its share of the cores (1)")
+    flag("--budget", type=console.number(float, 1), default=600, help="seconds for gpu (600)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
     args = parser.parse_args(words)
     if args.experiment == "render":
@@ -153,4 +153,4 @@ def parts_of(name, args):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    console.run(main)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from experiments.records import Records
 from experiments.studies import LEAST
-from experiments.tables import Records
 
 ROBUST, CLEAN = "robust_accuracy", "clean_accuracy"
 CIFAR = "cifar10-width16"

@@ -23,7 +23,7 @@ from advprune.plots import (
 )
 from benchmarks import figures as speed
 from experiments import studies
-from experiments.tables import Records
+from experiments.records import Records
 
 # --- perceptron.py
 

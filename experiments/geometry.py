@@ -24,7 +24,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from advprune import cli, data, files
+from advprune import console, data, files
 from advprune.config import RECIPES
 from advprune.errors import UserError
 from advprune.run import environment, new_folder, read_scores
@@ -181,14 +181,14 @@ def check(name, labels):
 
 
 def main(argv=None):
-    parser = cli.Parser(__doc__)
+    parser = console.Parser(__doc__)
     flag = parser.add_argument
     flag("dataset", nargs="+", choices=list(RECIPES), help="data sets to describe")
     flag("--pruned", metavar="FILE", action="append", default=[],
          help="a scores.npz: also describe the examples it keeps; may repeat")
-    flag("--n", type=cli.number(int, 100), default=2000, help="examples in the picture (2000)")
+    flag("--n", type=console.number(int, 100), default=2000, help="examples in the picture (2000)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
-    flag("--seed", type=cli.number(int, 0, 2**32 - 1), default=0,
+    flag("--seed", type=console.number(int, 0, 2**32 - 1), default=0,
          help="of the subset and of t-SNE (0)")
     flag("--readings", action="store_true", help="try other readings of the formulas")
     flag("--out", metavar="DIR", help="the new folder (runs/geometry)")
@@ -232,6 +232,6 @@ def main(argv=None):
             name: len(tried) for name, tried in found.items()}, **{
             name: tried[:SHOWN] for name, tried in found.items()}}
     files.write_json(folder / "geometry.json", {
-        "command": cli.command("-m", ["experiments", "geometry", *(argv or ())]), **record,
+        "command": console.command("-m", ["experiments", "geometry", *(argv or ())]), **record,
         **environment(torch.device("cpu"))})
     return record

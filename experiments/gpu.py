@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 
-from advprune import cli, files
+from advprune import console, files
 from advprune.errors import UserError
 from advprune.run import CHECKOUT, environment
 
@@ -16,7 +16,7 @@ def records(args):
     so do the records of steps for which no time is left. The trainings have records of their own,
     and go on with the next call.
     """
-    device = cli.device(None)
+    device = console.device(None)
     if device.type != "cuda":
         raise UserError("gpu needs a CUDA GPU; here, `python -m benchmarks kernels` works")
     end, place = time.monotonic() + args.budget, ["--data-dir", args.data_dir]

@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, ndtr
 from threadpoolctl import threadpool_limits
 
-from advprune import cli, files
+from advprune import console, files
 from advprune.run import environment, new_folder
 from experiments import figures
 
@@ -121,9 +121,9 @@ def report(record):
 
 
 def main(argv=None):
-    parser = cli.Parser(__doc__)
+    parser = console.Parser(__doc__)
     flag = parser.add_argument
-    flag("--seed", type=cli.seed, default=0, help="of the draws (0)")
+    flag("--seed", type=console.seed, default=0, help="of the draws (0)")
     flag("--out", metavar="DIR", help="the new folder (runs/perceptron)")
     args = parser.parse_args(argv)
     if args.out:
@@ -135,7 +135,7 @@ def main(argv=None):
     record["folder"] = str(folder)
     files.write_figure(folder / "perceptron.png", figures.perceptron(record))
     files.write_json(folder / "perceptron.json", {
-        "command": cli.command("-m", ["experiments", "perceptron", *(argv or ())]), **record,
+        "command": console.command("-m", ["experiments", "perceptron", *(argv or ())]), **record,
         **environment(torch.device("cpu"))})
     print(f"\nrecord and picture: {folder}")
     return record

@@ -11,15 +11,16 @@ import re
 from pathlib import Path
 
 from advprune import files
-from experiments import evidence, figures, speed, tables
+from experiments import figures, speed_tables, tables
+from experiments.records import Records
 
 PLACE = re.compile(r"(<!-- render: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-BLOCKS = {**tables.BLOCKS, **speed.BLOCKS, **evidence.BLOCKS}
+BLOCKS = {**tables.BLOCKS, **speed_tables.BLOCKS}
 
 
 def render(root: Path) -> list[str]:
     """Write all tables and pictures below root; returns the files written."""
-    records, written = tables.Records(root / "results"), []
+    records, written = Records(root / "results"), []
     for path in [*root.glob("*.md"), *(root / "docs").glob("*.md")]:
         text = path.read_text()
         filled = PLACE.sub(lambda at: at[1] + block(at[2], root, records) + at[3], text)
@@ -33,9 +34,9 @@ def render(root: Path) -> list[str]:
     return written
 
 
-def block(name: str, root: Path, records: tables.Records | None = None) -> str:
+def block(name: str, root: Path, records: Records | None = None) -> str:
     """The text of one place; records: those of root, where they are at hand."""
     kind, _, file = name.partition(" ")
     if kind == "example":
         return f"```python\n{(root / 'examples' / f'{file}.py').read_text()}```\n"
-    return BLOCKS[name](records or tables.Records(root / "results"))
+    return BLOCKS[name](records or Records(root / "results"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import evaluate
 import prune
 import train
-from advprune import cli, files
+from advprune import console, files
 from advprune.config import RECIPES
 from advprune.run import read_config
 from benchmarks.workers import Workers
@@ -89,7 +89,8 @@ def run_all(name, parts, args):
         print(f"{name}: {len(wanted)} runs, {len(wanted) - len(todo)} of them have records",
               file=sys.stderr)
         with contextlib.ExitStack() as held:
-            held.enter_context(cli.if_interrupted(lambda: "the same command continues the study"))
+            held.enter_context(console.if_interrupted(
+                lambda: "the same command continues the study"))
             for setup in sorted({run.setup for run in todo}):
                 root = RUNS / setup
                 root.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 import train
-from advprune import cli, plots
+from advprune import console, plots
 from advprune.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +55,7 @@ def ended(main, argv, capsys):
     """(exit code, stdout, lines on stderr) of the script whose function is `main`."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        cli.run(lambda: main([str(word) for word in argv]))
+        console.run(lambda: main([str(word) for word in argv]))
     out, err = capsys.readouterr()
     return stopped.value.code, out, err.strip().splitlines()
 

@@ -38,7 +38,7 @@ def script(name, argv, log, environ=None, collapse=False):
 
     import torch
 
-    from advprune import cli, guard
+    from advprune import console, guard
 
     for number in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
@@ -55,7 +55,7 @@ def script(name, argv, log, environ=None, collapse=False):
 
         guard.Guard.watch = collapses_in_epoch_2
     sys.argv = [f"{name}.py", *argv]
-    cli.run(importlib.import_module(name).main)
+    console.run(importlib.import_module(name).main)
 
 
 def free_port():

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from advprune import cli
+from advprune import console
 from advprune.errors import UserError
 from benchmarks import __main__ as benchmark
 from benchmarks import attack, figures, jobs, scale, timing
@@ -179,7 +179,7 @@ def of_this_process(fail=False):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc's malloc")
 def test_freed_memory_is_kept_here_but_not_apart():
-    cli.device("cpu")
+    console.device("cpu")
     with timing.apart(of_this_process) as other:
         process, faults = other()
         assert other()[0] == process != os.getpid()

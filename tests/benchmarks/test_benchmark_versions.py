@@ -28,7 +28,7 @@ def begin(settings, device):
     return Training(settings), None
 '''
 OLD = {"advprune/__init__.py": "", "advprune/ops.py": f"KERNELS = {ops.KERNELS!r}\n",
-       "advprune/cli.py": "def device(name): pass\n", "train.py": TRAINING,
+       "advprune/console.py": "def device(name): pass\n", "train.py": TRAINING,
        "advprune/settings.py": "def parse(words): return ['its', 'settings']\n"}
 
 

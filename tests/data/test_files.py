@@ -4,7 +4,7 @@ import threading
 import numpy as np
 import pytest
 
-from advprune import files
+from advprune import checkpoint, files
 from advprune.errors import UserError
 
 
@@ -22,7 +22,7 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
 
 
 def test_a_state_is_read_as_written_or_set_aside(tmp_path, capsys):
-    state = files.State(tmp_path / "a.state")
+    state = checkpoint.State(tmp_path / "a.state")
     assert state.read() is None
     state.write({"done": 3})
     assert state.read() == {"done": 3}

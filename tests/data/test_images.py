@@ -11,7 +11,7 @@ from conftest import make, no_file_over, read_only, refused, weights
 import evaluate
 import prune
 import train
-from advprune import config, data, images, reference
+from advprune import config, data, image_files, reference
 from advprune.errors import UserError
 
 CPU = torch.device("cpu")
@@ -24,9 +24,9 @@ def parts(tmp_path):
     files = []
     for i, array in enumerate(arrays):
         (tmp_path / f"{i}.bin").write_bytes(b"x" * 13 + array.tobytes() + b"tail")
-        files.append(images.Stored(tmp_path / f"{i}.bin", 13, array.shape))
+        files.append(image_files.Stored(tmp_path / f"{i}.bin", 13, array.shape))
     tensors = [torch.from_numpy(array).permute(0, 3, 1, 2).contiguous() for array in arrays]
-    joined = images.Joined([files[0], tensors[1], files[2]])
+    joined = image_files.Joined([files[0], tensors[1], files[2]])
     return (files[0], tensors[0]), (joined, torch.cat(tensors))
 
 
@@ -91,7 +91,7 @@ def test_an_epoch_from_a_file_ends_with_the_weights_of_one_from_memory(tmp_path,
     array = dataset.images.permute(0, 2, 3, 1).contiguous().numpy()
     (tmp_path / "images").write_bytes(array.tobytes())
     ends = []
-    for given in (dataset.images, images.Stored(tmp_path / "images", 0, array.shape)):
+    for given in (dataset.images, image_files.Stored(tmp_path / "images", 0, array.shape)):
         dataset.images = given
         monkeypatch.setattr(data, "of_run", lambda *_: dataset)
         training = train.prepared(settings, CPU)[0]
@@ -111,7 +111,7 @@ def test_two_million_images_take_no_memory(tmp_path):
     with open(tmp_path / "images", "wb") as file:
         while file.tell() < n * 3072:
             file.write(noise)
-    stored = images.Stored(tmp_path / "images", 0, (n, 32, 32, 3))
+    stored = image_files.Stored(tmp_path / "images", 0, (n, 32, 32, 3))
     before, largest, total = resident(), 0, 0
     for batch in stored.split(1000):
         total += len(batch)
@@ -155,7 +155,7 @@ def test_npz_gives_its_images_and_labels(tmp_path, save, grey):
     save(tmp_path / "a.npz", note="x", image=pixels[..., 0] if grey else pixels,
          label=labels.astype(np.uint8))
     for _ in range(2):  # decoded, and then found so
-        ours, classes = images.open_npz(tmp_path / "a.npz", pixels.shape[:0:-1], 10)
+        ours, classes = image_files.open_npz(tmp_path / "a.npz", pixels.shape[:0:-1], 10)
         assert torch.equal(ours[:], torch.from_numpy(pixels).permute(0, 3, 1, 2))
         assert torch.equal(classes, torch.from_numpy(labels))
         assert classes.dtype == torch.int64
@@ -163,14 +163,14 @@ def test_npz_gives_its_images_and_labels(tmp_path, save, grey):
 
 def test_a_compressed_file_is_decoded_once_and_anew_when_it_changes(tmp_path, extra):
     path = extra(save=np.savez_compressed)
-    images.open_npz(path, (1, 28, 28), 10)
+    image_files.open_npz(path, (1, 28, 28), 10)
     cache, = tmp_path.glob(".extra.npz*.npy")
     with open(cache, "r+b") as file:  # a mark: what is read is this file
         file.seek(-1, 2)
         file.write(b"\7")
-    assert images.open_npz(path, (1, 28, 28), 10)[0][39][0, -1, -1] == 7
+    assert image_files.open_npz(path, (1, 28, 28), 10)[0][39][0, -1, -1] == 7
     extra(save=np.savez_compressed, seed=1)
-    found, _ = images.open_npz(path, (1, 28, 28), 10)
+    found, _ = image_files.open_npz(path, (1, 28, 28), 10)
     assert torch.equal(found[:][:, 0], torch.from_numpy(make(40, seed=1)[0][..., 0]))
     assert len(list(tmp_path.glob(".extra.npz*.npy"))) == 1
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import claims, figures, render, studies, tables
+from experiments import claims, figures, render, studies
+from experiments.records import Records
 
 
 def row(arm, seed, robust, clean=0.9, **more):
@@ -55,7 +56,7 @@ def test_a_claim_may_be_beside_another_setup_or_about_other_numbers(tmp_path):
         return {"rows": [row(arm, seed, 0.5 + gain * (arm == "a"))
                          for seed, gain in enumerate(gains) for arm in "ab"]}
 
-    records = tables.Records(tmp_path)
+    records = Records(tmp_path)
     records.study = study
     claim = claims.Claim("", "", "", "one", claims.less("a", "b"), beside="two")
     np.testing.assert_allclose(claims.measured(claim, records), [0.2, 0.0])

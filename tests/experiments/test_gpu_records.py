@@ -13,7 +13,7 @@ from experiments import gpu, studies
 @pytest.fixture
 def card(tmp_path, monkeypatch):
     """A machine that says that it has a GPU. Returns a function to replace subprocess.run."""
-    monkeypatch.setattr(gpu.cli, "device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(gpu.console, "device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(gpu, "environment", lambda _: {"device": "a card"})
     monkeypatch.setattr(gpu, "CHECKOUT", tmp_path)
     (tmp_path / "results").mkdir()

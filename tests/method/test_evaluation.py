@@ -3,7 +3,7 @@ import pytest
 import torch
 from pyautoattack import AutoAttack
 
-from advprune import attacks, data, evaluation, files, models, run, weights
+from advprune import attacks, checkpoint, data, evaluation, models, run, weights
 
 N = 12
 
@@ -59,7 +59,8 @@ def test_verdicts_are_those_of_plain_autoattack(subject, monkeypatch, tmp_path, 
     monkeypatch.setattr(evaluation, "PART", 5)
     settings = {"attacks": list(evaluation.STANDARD), "epsilon": eps, "step": 0.01, "seed": 1,
                 "batch_size": 7}
-    work = evaluation.Evaluation(model, images, labels, settings, files.State(tmp_path / "state"))
+    work = evaluation.Evaluation(model, images, labels, settings,
+                                 checkpoint.State(tmp_path / "state"))
     work.run()
     assert torch.equal(work.robust, wanted)
     assert 0 < wanted.sum() < work.right.sum()

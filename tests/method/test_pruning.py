@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from advprune import attacks, data, files, images, models, pruning
+from advprune import attacks, checkpoint, data, image_files, models, pruning
 
 SCORES = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0, 9.0, 0.0, 7.0, 8.0, 6.0])
 MODEL = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(75, 4))
@@ -106,9 +106,10 @@ def forms(tmp_path):
         def __getitem__(self, ids):
             return torch.stack([torch.from_numpy(array[i]) for i in ids.tolist()])
 
-    tensor, file = torch.from_numpy(array), images.Stored(tmp_path / "images", 0, (40, 5, 5, 3))
+    tensor = torch.from_numpy(array)
+    file = image_files.Stored(tmp_path / "images", 0, (40, 5, 5, 3))
     return {"uint8 tensor": tensor, "uint8 array": array, "file": file,
-            "joined": images.Joined([file.narrow(0, 0, 13), tensor[13:]]),
+            "joined": image_files.Joined([file.narrow(0, 0, 13), tensor[13:]]),
             "own class": Indexable(), "float tensor": tensor.float() / 255,
             "float32 array": array.astype(np.float32) / np.float32(255),
             "float64 array": array / 255, "channels last": tensor.contiguous(
@@ -193,7 +194,7 @@ def test_scores_do_not_depend_on_the_batch_size_or_leave_a_trace():
 def test_progress_is_kept_after_every_batch_and_continued(monkeypatch, tmp_path):
     monkeypatch.setattr(pruning, "SAVE_SECONDS", 0.0)
     model, dataset = models.build("mnist-net", 1), data.load("synthetic", limit=250)
-    state, written = files.State(tmp_path / "x.state"), []
+    state, written = checkpoint.State(tmp_path / "x.state"), []
     write = state.write
     monkeypatch.setattr(state, "write", lambda content: (written.append(content), write(content)))
     wanted = pruning.score(model, dataset.images, dataset.labels, "margin", batch_size=100,

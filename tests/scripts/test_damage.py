@@ -13,7 +13,7 @@ from PIL import Image
 import evaluate
 import prune
 import train
-from advprune import data, files, pruning, run
+from advprune import checkpoint, data, pruning, run
 from advprune.errors import UserError
 
 RECORDS = ["null", "[]", "{}", '"x"', '{"n": 1', ""]  # JSON of the wrong kind, or cut short
@@ -72,7 +72,7 @@ def test_no_flipped_byte_is_trusted(cut, tmp_path):
         damaged[place] ^= 0xFF
         (tmp_path / "damaged.pt").write_bytes(damaged)
         with pytest.raises(ValueError):  # noqa: PT011  each reader has its own words
-            files.State(tmp_path / "damaged.pt").load()
+            checkpoint.State(tmp_path / "damaged.pt").load()
 
 
 @pytest.mark.parametrize("how", DAMAGE)

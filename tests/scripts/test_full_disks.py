@@ -13,7 +13,7 @@ import evaluate
 import prune
 import toy_model
 import train
-from advprune import files
+from advprune import checkpoint, files
 
 FLAGS = ["--dataset", "synthetic", "--limit", "80", "--width", "2", "--epochs", "3", "--prune",
          "high", "--p", "0.4", "--epoch", "1"]
@@ -107,7 +107,7 @@ def test_training_goes_on_once_there_is_room(name, disk, whole, monkeypatch, cap
 
 def test_the_checkpoint_before_serves_where_the_newest_did_not_fit(disk, whole, monkeypatch,
                                                                    capsys):
-    run, write, calls = disk.place / "run", files.State.write, []
+    run, write, calls = disk.place / "run", checkpoint.State.write, []
 
     def second(state, content):
         calls.append(state)
@@ -116,7 +116,7 @@ def test_the_checkpoint_before_serves_where_the_newest_did_not_fit(disk, whole, 
         write(state, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.State, "write", second)
+        patch.setattr(checkpoint.State, "write", second)
         refused(train.main, [*FLAGS, "--out", run], capsys)
     assert refused(train.main, [*FLAGS, "--out", run], capsys)  # still full
     disk.filler.unlink()

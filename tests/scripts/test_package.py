@@ -53,7 +53,7 @@ def test_imports_go_one_way():
         assert not tops & {"benchmarks", "experiments"}, script
     assert all(within(name) <= OURS for name in OURS)
     assert within("reference") == within("errors") == set()
-    for name in ("cli", "run", "distributed"):
+    for name in ("console", "run", "distributed"):
         assert not within(name) & {"attacks", "pruning", "data"}, name
 
 

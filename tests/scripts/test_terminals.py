@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, ended, refused
 
 import train
-from advprune import cli
+from advprune import console
 from advprune.errors import UserError
 
 TINY = ["--dataset", "synthetic", "--limit", "40", "--epochs", "2", "--width", "1"]
@@ -90,11 +90,11 @@ def test_the_largest_numbers_end_in_words(flags, capsys):
 
 def test_a_line_end_in_a_value_stays_in_one_line(capsys):
     with pytest.raises(SystemExit):
-        cli.Parser("").parse_args(["two\nlines"])
+        console.Parser("").parse_args(["two\nlines"])
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 def test_meta_is_told_from_a_device_that_holds_data():
-    assert cli.device("cpu") == torch.device("cpu")
+    assert console.device("cpu") == torch.device("cpu")
     with pytest.raises(UserError, match="--device cpu"):
-        cli.device("meta")
+        console.device("meta")

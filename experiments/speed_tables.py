@@ -4,7 +4,7 @@ A record that is not there yet gives a sentence with the command that measures i
 """
 from collections.abc import Callable
 
-from experiments.tables import Records, as_table, machine_of, source, spread
+from experiments.records import Records, as_table, machine_of, source, spread
 
 
 def _of(name: str, what: str, names: str = "") -> Callable[[Callable], Callable[[Records], str]]:

@@ -1,0 +1,48 @@
+"""The records in results/, and how their numbers stand in Markdown."""
+from functools import cache
+from pathlib import Path
+
+from advprune.run import read_record
+from experiments import studies
+
+
+class Records:
+    """The records of a folder: records["puma-mnist"] is the content of puma-mnist.json."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.study = cache(self._study)  # many tables are of the same runs, each a file
+
+    def __getitem__(self, name: str) -> dict:
+        return read_record(self.folder / f"{name}.json")
+
+    def __contains__(self, name: str) -> bool:
+        return (self.folder / f"{name}.json").exists()
+
+    def _study(self, experiment: str, setup: str) -> dict:
+        """rows, summary, n, source and command of an experiment's runs of this setup."""
+        part = next(p for p in studies.EXPERIMENTS[experiment] if p.setup == setup)
+        rows = studies.rows(self.folder, part)
+        return {"rows": rows, "summary": studies.summary(rows), "n": part.n, "source":
+                f"\nFrom `results/{setup}/` (`python -m experiments {experiment} --dataset "
+                f"{part.dataset}`).\n"}
+
+
+def as_table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
+    """A Markdown table; all columns but the first `left` are right-aligned."""
+    lines = [head, ["---"] * left + ["---:"] * (len(head) - left), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def spread(row: dict, name: str) -> str:
+    """Mean +- standard deviation over seeds."""
+    return f"{row[name]:.3f} ± {row[f'{name}_std']:.3f}"
+
+
+def source(*names: str) -> str:
+    return "\nFrom " + ", ".join(f"`results/{name}.json`" for name in names)
+
+
+def machine_of(record: dict) -> str:
+    return (f"{record['device']}, {record['threads']} threads, {record.get('cpu', '')}, torch "
+            f"{record['versions']['torch']}")
