@@ -53,8 +53,8 @@ def parse(argv):
     flag("--n", type=console.positive_int, help="the first N test images (1000; with "
          "--attack clean alone or --until, all)")
     flag("--until", type=console.number(float, 0, 1, open_low=True, open_high=True),
-         metavar="WIDTH", help="judge batch after batch, at most N images, until the 95 %% interval of the robust "
-              "accuracy is narrower")
+         metavar="WIDTH", help="judge batch after batch, at most N images, until the 95 %% "
+         "interval of the robust accuracy is narrower")
     flag("--epsilon", type=console.budget, help="l-inf budget, such as 8/255 (as trained)")
     flag("--batch-size", type=console.positive_int, default=500, help="images at a time (500)")
     flag("--seed", type=console.seed, default=0, help="of the attacks (0)")
