@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from advprune.files import writing
+from advprune import files
 
 HEAD = b"advprune state "  # then the SHA-256 of the rest, and a line end
 
@@ -24,7 +24,7 @@ class State:
         buffer = io.BytesIO()
         torch.save(content, buffer)
         saved = buffer.getvalue()
-        with writing(self.path) as file:
+        with files.writing(self.path) as file:
             file.write(HEAD + hashlib.sha256(saved).hexdigest().encode() + b"\n")
             file.write(saved)
 
