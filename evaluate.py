@@ -7,6 +7,7 @@ Attacks, in the l-infinity ball of --epsilon and the box [0, 1]:
     clean       no attack; if it is the only one, all test images are used
     fgsm        one step of size eps from the image itself
     pgd         PGD-50-10: 50 steps, 10 restarts, as fast_adversarial evaluates
+    pgd-20      20 steps from one random start: weaker, and fast enough for all test images
     autoattack  AutoAttack standard (Croce & Hein 2020): apgd-ce, apgd-t, fab-t, square. With 2 or
                 3 classes apgd-t is not defined; then the record and the table say "not standard"
     apgd-ce, apgd-t, fab-t, square    its members singly; apgd is apgd-ce

@@ -16,6 +16,7 @@ Scores          loss          cross-entropy on the RS+FGSM example, eval mode, n
 Strategies      high, low     drop the highest, or the lowest, scores
                 low+high      drop half from each end
                 middle        drop the scores nearest the mean
+                extremes      drop the scores farthest from it, from whichever side
                 random        drop any examples        none     drop nothing
                 puma          high with --score margin (train.py also adapts the budgets)
 

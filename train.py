@@ -45,7 +45,7 @@ from advprune.guard import Guard
 def lr_at(progress, lr, peak, schedule="cyclic"):
     """The learning rate: up in a straight line from 0 to lr at `peak`, then down to 0.
 
-    progress in [0, 1] is the fraction of all epochs that is done, however short they are.
+    progress in [0, 1] is the fraction of the schedule that is done (Training.progress).
     """
     rest = min(1, (1 - progress) / (1 - peak))  # of the way down
     down = (1 - math.cos(math.pi * rest)) / 2 if schedule == "cosine" else rest
@@ -86,6 +86,8 @@ class Training:
         # Attacks call model; the update calls ddp, which averages the gradients.
         self.ddp = DistributedDataParallel(self.model) if distributed.world() > 1 else self.model
         self.opt = optimizer(a, self.model.parameters())
+        whole = dataset.epoch_size(len(dataset.labels))
+        self.updates = len(data.batch_sizes(whole, a.batch_size, self.smallest))  # on all data
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(a.ema),
                                      use_buffers=True) if a.ema else None
         self.margin_model = margin_model or self.result
@@ -141,6 +143,17 @@ class Training:
         return F.cross_entropy(logits, y, reduction="none",
                                label_smoothing=a.label_smoothing), logits
 
+    def progress(self, epoch, step, steps):
+        """The fraction of the schedule that is done in this one of an epoch's `steps` updates.
+
+        It counts epochs, however short they are. With cyclic-fixed it counts updates, of as many
+        as all data would take, and begins at 0 as torch's CyclicLR does.
+        """
+        if self.settings.schedule == "cyclic-fixed":
+            done = sum(row["updates"] for row in self.rows) + step
+            return done / (self.settings.epochs * self.updates)
+        return (epoch + (step + 1) / steps) / self.settings.epochs
+
     def epoch(self, epoch, bar):
         """One pass over the kept ids (lines 24-30); appends a row to the log."""
         a, start = self.settings, time.perf_counter()
@@ -152,9 +165,12 @@ class Training:
                                        self.smallest)
         images = sum(map(len, batches))
         for step, batch in enumerate(batches):
-            lr = lr_at((epoch + (step + 1) / len(batches)) / a.epochs, a.lr, a.peak, a.schedule)
+            progress = self.progress(epoch, step, len(batches))
+            lr = lr_at(progress, a.lr, a.peak, a.schedule)
             for group in self.opt.param_groups:
                 group["lr"] = lr
+                if "momentum" in group:
+                    group["momentum"] = a.momentum + (a.momentum_at_peak - a.momentum) * lr / a.lr
             ids = batch[distributed.rank()::distributed.world()]
             x = self.dataset.batch(ids, a.seed, epoch, a.pad, a.flip,
                                    channels_last=self.channels_last)
@@ -163,7 +179,8 @@ class Training:
             with self.autocast:
                 losses, logits = self.losses(x, y, ids, epoch)
             self.opt.zero_grad()
-            (losses.sum() * distributed.world() / len(batch)).backward()  # line 29, on x + delta
+            size = a.batch_size if a.full_batches else len(batch)
+            (losses.sum() * distributed.world() / size).backward()  # line 29, on x + delta
             self.opt.step()
             if self.average:
                 self.average.update_parameters(self.model)
@@ -178,7 +195,8 @@ class Training:
         self.seconds["train"] += seconds
         if not np.isfinite(loss):
             raise UserError(f"training diverged in epoch {epoch + 1}; try a smaller --lr")
-        row = {"epoch": epoch + 1, "lr": lr, "examples": images, "loss": loss,
+        row = {"epoch": epoch + 1, "lr": lr, "progress": progress, "updates": len(batches),
+               "examples": images, "loss": loss,
                "accuracy": accuracy, "seconds": seconds, "images_per_second": images / seconds}
         start = time.perf_counter()
         with self.autocast:
@@ -213,8 +231,10 @@ class Training:
                        clip_start=a.clip_start)
         with precision, tqdm(total=len(self.running), unit="img", desc="scoring", leave=False,
                              disable=None if distributed.rank() == 0 else True) as bar:
-            scores = pruning.score(model, self.dataset.images, self.dataset.labels, a.score,
-                                   **how, bar=bar)
+            images = self.dataset.images
+            if a.score_augmented:
+                images = data.Augmented(self.dataset, a.seed, epoch, a.pad, a.flip)
+            scores = pruning.score(model, images, self.dataset.labels, a.score, **how, bar=bar)
         return scores, pruning.kind_name(a.score, a.margin_norm)
 
     def budget_statistics(self):
@@ -367,7 +387,8 @@ def train(training, this):
         "seed": a.seed, "n_train": n, "n_kept": len(training.kept),
         "clean_accuracy": right.double().mean().item(), "train_seconds": seconds["train"],
         "prune_seconds": seconds["prune"], "images_per_second": bar.total / seconds["train"],
-        "examples": bar.total, "guard_seconds": seconds["guard"], "draw_seconds": seconds["draw"],
+        "examples": bar.total, "schedule": a.schedule, "progress": training.rows[-1]["progress"],
+        "guard_seconds": seconds["guard"], "draw_seconds": seconds["draw"],
         "collapses": guard.collapses, "collapsed": guard.collapsed,
         **training.budget_statistics(), "classes": dataset.classes,
         "weights": weights.fingerprint(training.result)}

@@ -40,6 +40,7 @@ class Settings:
     epoch: int | None  # full epochs before pruning
     score: str
     score_alpha: float  # the step of the RS+FGSM examples that are scored
+    score_augmented: bool  # whether examples are scored as they are trained on: cropped, flipped
     scores: str | None  # a file of scores
     class_balanced: bool
     margin_model: str | None
@@ -54,9 +55,11 @@ class Settings:
     lr: float
     peak: float  # the fraction of the run at which the learning rate is highest
     momentum: float
+    momentum_at_peak: float  # it moves against the learning rate, between these two
     nesterov: bool
     weight_decay: float
     schedule: str
+    full_batches: bool  # whether a smaller last batch has the weight of its size alone
     loss: str
     beta: float | None  # of TRADES
     label_smoothing: float
@@ -119,15 +122,24 @@ WANG_2023: Recipe = dict(
     model="wideresnet28-10-silu", epochs=400, batch_size=512)
 PLAIN: Recipe = dict(
     attack="rs-fgsm", loss="cross-entropy", label_smoothing=0.0, ema=None, schedule="cyclic",
-    nesterov=False)
+    nesterov=False, momentum_at_peak=0.9, full_batches=False, score="loss", score_augmented=False)
+
+# --recipe authors: what Kaufmann et al.'s own code does (github.com/max-kaufmann/FastAdv; see
+# docs/differences.md). torch's CyclicLR moves the momentum too, from 0.9 to 0.8 and back.
+CLEAN_LOSS: Recipe = dict(score="clean-loss", score_augmented=True, full_batches=True)
+CYCLE: Recipe = {**CLEAN_LOSS, "schedule": "cyclic-fixed", "momentum_at_peak": 0.8}
+AUTHORS: dict[str, Recipe] = {
+    **dict.fromkeys(RECIPES, CLEAN_LOSS), "cifar10": CYCLE, "folder": CYCLE,
+    "fashion-mnist": {**CLEAN_LOSS, "model": "resnet18", "epsilon": 0.3}}
 BETA, EXTRA_FRACTION = 5.0, 0.7  # TRADES' and Wang et al.'s
 P, PRUNE_EPOCH = 0.4, 3
 
 
 def recipe(dataset: str, name: str = "paper") -> Recipe:
-    """The values of a data set under --recipe paper, robust or wang2023."""
+    """The values of a data set under --recipe paper, authors, robust or wang2023."""
     paper = {**PLAIN, **RECIPES[dataset]}
-    changes = {"paper": {}, "robust": ROBUST[dataset], "wang2023": WANG_2023}[name]
+    changes = {"paper": {}, "authors": AUTHORS[dataset], "robust": ROBUST[dataset],
+               "wang2023": WANG_2023}[name]
     return {**paper, **changes, "alphas": {**paper["alphas"], **changes.get("alphas", {})}}
 
 
@@ -216,6 +228,8 @@ def _pruning_flags(flag: Callable) -> None:
          f"({PRUNE_EPOCH}, or 0 with --scores or --margin-model)")
     flag("--score", choices=SCORES, help="the score to prune by; prune.py explains them "
          "(loss; for puma, margin)")
+    flag("--score-augmented", action=argparse.BooleanOptionalAction, help="score examples as they "
+         "are trained on, cropped and flipped (no; with --recipe authors, yes)")
     flag("--scores", metavar="FILE", help="prune by the scores in this file of prune.py")
     flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
     flag("--margin-model", metavar="RUN-or-FILE", help="the network that measures the "
@@ -230,9 +244,10 @@ def _pruning_flags(flag: Callable) -> None:
 
 
 def _attack_flags(flag: Callable) -> None:
-    flag("--recipe", choices=["paper", "robust", "wang2023"], default="paper", help="paper: "
-         "RS+FGSM, as published, which can collapse; robust: PGD of 2 steps for grey images, "
-         "N-FGSM for colour; wang2023: TRADES and a wide network, as PUMA is used (paper)")
+    flag("--recipe", choices=["paper", "authors", "robust", "wang2023"], default="paper",
+         help="paper: RS+FGSM, as published, which can collapse; authors: the same, as its "
+         "authors' code has it; robust: PGD of 2 steps for grey images, N-FGSM for colour; "
+         "wang2023: TRADES and a wide network, as PUMA is used (paper)")
     flag("--attack", choices=["none", "rs-fgsm", "n-fgsm", "pgd"], help="that of the --recipe")
     flag("--on-collapse", choices=["warn", "stop", "rollback"], default="warn",
          help="what to do when robust accuracy on training examples breaks down: go on, end the "
@@ -256,6 +271,9 @@ def _training_flags(flag: Callable) -> None:
          help=f"the optimiser ({shown('optimizer')}); another one needs --lr")
     flag("--lr", type=console.number(float, 0, 1e6, open_low=True),
          help=f"peak learning rate ({shown('lr')})")
+    flag("--schedule", choices=["cyclic", "cyclic-fixed", "cosine"], help="the learning rate: up "
+         "and down in straight lines; the same in as many updates as all data would take, so that "
+         "a pruned run stops on the way; up, then down as a cosine (that of the --recipe)")
     flag("--weight-decay", type=console.number(float, 0, 1e6),
          help=f"of the optimiser ({shown('weight_decay')})")
     flag("--loss", choices=["cross-entropy", "trades"],
@@ -328,8 +346,7 @@ def settings(args: argparse.Namespace) -> Settings:
 
 
 # The values of flags that are not given, where no recipe has one.
-UNSET: Recipe = dict(prune="none", p=0.0, score="loss", margin_norm="linf", adapt_fraction=1.0,
-                     eps_floor=0.0)
+UNSET: Recipe = dict(prune="none", p=0.0, margin_norm="linf", adapt_fraction=1.0, eps_floor=0.0)
 
 
 def _complete(values, args, chosen):
@@ -396,7 +413,7 @@ def _check_pruning(args):
     if args.prune in (None, "none"):
         _refuse(args, ("p", "class_balanced", "epoch"), "has no effect without --prune")
     if args.prune in (None, "none", "random"):
-        _refuse(args, ("score", "scores", *MARGIN),
+        _refuse(args, ("score", "score_augmented", "scores", *MARGIN),
                 f"has no effect with --prune {args.prune or 'none'}; leave it out")
     if args.prune == "puma":
         if args.score not in (None, "margin"):

@@ -87,6 +87,20 @@ class Dataset:
         return mixed_batches(kept[~extra], kept[extra], extra_fraction, sizes, seed, epoch)
 
 
+class Augmented:
+    """The images of a training set as epoch `epoch` has them: cropped and flipped, in [0, 1]."""
+
+    def __init__(self, dataset: Dataset, seed: int, epoch: int, pad: int, flip: bool) -> None:
+        self.dataset, self.how = dataset, (seed, epoch, pad, flip)
+        self.device, self.shape = dataset.labels.device, dataset.images.shape
+
+    def __len__(self) -> int:
+        return len(self.dataset.labels)
+
+    def __getitem__(self, ids: Tensor) -> Tensor:
+        return self.dataset.batch(ids, *self.how)
+
+
 def load(name: str, data_dir: str | Path = "data", limit: int | None = None,
          device: str | torch.device = "cpu", image_size: int | None = None, skip_bad: bool = False,
          extra: Sequence[str] = (), cache_dir: str | Path | None = None) -> Dataset:

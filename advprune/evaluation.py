@@ -13,7 +13,8 @@ from advprune import attacks, checkpoint, memory, models
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")  # AutoAttack (Croce & Hein 2020)
 FEW_CLASSES = {2: ("apgd-ce", "fab-t", "square"),  # the targeted DLR loss needs four logits,
                3: ("apgd-ce", "apgd-dlr", "fab-t", "square")}  # the untargeted one three
-ATTACKS = {"clean": (), "fgsm": ("fgsm",), "pgd": ("pgd-50-10",), "apgd": ("apgd-ce",),
+ATTACKS = {"clean": (), "fgsm": ("fgsm",), "pgd": ("pgd-50-10",), "pgd-20": ("pgd-20",),
+           "apgd": ("apgd-ce",),
            "autoattack": STANDARD, **{name: (name,) for name in STANDARD}}
 ROUNDING = 1e-6  # how far float32 arithmetic may carry an attack past eps
 PART = 128  # images that the network sees at a time on a CPU, so that they fit into its caches
@@ -51,8 +52,10 @@ def perturb(attack: str, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, ep
     if attack == "fgsm":
         return attacks.rs_fgsm(model, x, y, ids, eps=eps, alpha=eps, seed=seed, epoch=0,
                                noise_scale=0.0)
-    if attack == "pgd-50-10":
-        return attacks.pgd(model, x, y, ids, eps=eps, alpha=step, steps=50, restarts=10, seed=seed)
+    if attack.startswith("pgd-"):  # its steps, and restarts
+        steps, restarts = [*map(int, attack.split("-")[1:]), 1][:2]
+        return attacks.pgd(model, x, y, ids, eps=eps, alpha=step, steps=steps, restarts=restarts,
+                           seed=seed)
     standard = AutoAttack(model, eps=eps, seed=seed, device=x.device)
     standard.attacks_to_run = [attack]
     others = model(x[:1]).shape[1] - 1  # its default is nine target classes, whatever there are

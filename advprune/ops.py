@@ -81,18 +81,19 @@ def select_kept(scores: Tensor, drop: int, how: str) -> Tensor:
     """Sorted ids [n - drop] that stay when `drop` of scores [n] float32 go (Algorithm 1, 8-20).
 
     how: `high` or `low` drop that end, `low+high` half from each (of an odd number, one more from
-    the high end), `middle` drops those nearest the mean score. Among equal scores at a cut the
+    the high end), `middle` drops those nearest the mean score, `extremes` those farthest from it.
+    Among equal scores at a cut the
     lowest ids stay. Raises ValueError for non-finite scores, drop outside [0, n] or an unknown
     `how`.
     """
     n = len(scores)
     if not 0 <= drop <= n:
         raise ValueError(f"cannot drop {drop} of {n} examples")
-    tails = {"high": 0, "low": drop, "low+high": drop // 2, "middle": drop}
+    tails = {"high": 0, "low": drop, "low+high": drop // 2, "middle": drop, "extremes": 0}
     if how not in tails:
-        raise ValueError(f"unknown strategy {how!r}: choose high, low, low+high or middle")
+        raise ValueError(f"unknown strategy {how!r}: choose {', '.join(tails)}")
     centre = None
-    if how == "middle":  # summed in pieces: a float64 copy would double the memory
+    if how in ("middle", "extremes"):  # summed in pieces: a float64 copy would double the memory
         centre = math.fsum(float(part.double().sum()) for part in scores.split(2**20)) / max(n, 1)
     low = tails[how]
     kept, bad = torch.ops.advprune.select_kept(scores.contiguous(), low, drop - low, centre)

@@ -7,6 +7,7 @@ Scores          loss          cross-entropy on the RS+FGSM example (Algorithm 1,
 Strategies      high, low     drop the highest, or the lowest, scores
                 low+high      drop half from each end
                 middle        drop the scores nearest the mean
+                extremes      drop the scores farthest from it, from whichever side
                 random        drop any examples        none     drop nothing
 
 So `high` drops the hardest examples when the score is a loss, and the easiest when it is a margin.
@@ -24,7 +25,7 @@ from advprune import attacks, distributed, memory, ops
 from advprune.errors import UserError
 
 SCORES = ("loss", "clean-loss", "margin")
-STRATEGIES = ("none", "random", "high", "low", "low+high", "middle")
+STRATEGIES = ("none", "random", "high", "low", "low+high", "middle", "extremes")
 SAVE_SECONDS = 10.0  # between saves: an interruption loses at most this much work
 
 

@@ -25,19 +25,21 @@ def run_arm(run, data_dir, jobs):
         return found
     setup = studies.SETUPS[run.setup]
     folder, trained = RUNS / run.name, train_arm(run, data_dir)
-    judged, config = judge(run, setup.attack, f"eval-{run.n}", data_dir), read_config(folder)
+    judged = judge(run, setup.attack, run.n, f"eval-{run.n}", data_dir)
+    config = read_config(folder)
     row = {"setup": run.setup, "arm": run.arm, "seed": run.seed, "flags": run.flags, "jobs": jobs,
            "command": f"python train.py {run.flags} --seed {run.seed}",
            **{name: trained[name] for name in (
                "prune", "p", "epoch", "epochs", "n_train", "n_kept", "examples", "clean_accuracy",
-               "train_seconds", "prune_seconds", "guard_seconds", "collapses", "weights",
-               "segment_seconds")},
+               "progress", "train_seconds", "prune_seconds", "guard_seconds", "collapses",
+               "weights", "segment_seconds")},
            **{name: judged[name] for name in (
                "attack", "n", "robust", "robust_accuracy", "robust_interval", "per_attack")},
            "attack_seconds": judged["seconds"],
            **{name: config[name] for name in ("commit", "versions", "device", "threads")}}
     if setup.also:
-        other = judge(run, setup.also, f"eval-{setup.also}-{run.n}", data_dir)
+        n = setup.also_n or run.n
+        other = judge(run, setup.also, n, f"eval-{setup.also}-{n}", data_dir)
         row[setup.also] = {name: other[name] for name in (
             "n", "robust", "robust_accuracy", "robust_interval", "seconds")}
     path = RESULTS / f"{run.name}.json"
@@ -46,10 +48,10 @@ def run_arm(run, data_dir, jobs):
     return row
 
 
-def judge(run, attack, name, data_dir):
-    """What evaluate.py says of this run, which has ended, under this attack."""
+def judge(run, attack, n, name, data_dir):
+    """What evaluate.py says of this run, which has ended, under this attack on n images."""
     folder = RUNS / run.name
-    return evaluate.main([str(folder), "--attack", attack, "--n", str(run.n), "--data-dir",
+    return evaluate.main([str(folder), "--attack", attack, "--n", str(n), "--data-dir",
                           data_dir, "--out", str(folder / f"{name}.json")])
 
 

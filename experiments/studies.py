@@ -24,6 +24,7 @@ class Setup:
     settings: dict[str, Any]
     attack: str = "autoattack"
     also: str = ""  # another attack, on its own
+    also_n: int = 0  # its number of test images (as many as the first one)
 
     @property
     def dataset(self) -> str:
@@ -100,6 +101,12 @@ SETUPS = {
     "cifar10-width8": Setup(dict(dataset="cifar10", limit=10000, width=8, epochs=5,
                                  attack="n-fgsm"), "pgd"),
     "cifar10-width16": Setup(dict(dataset="cifar10", width=16, precision="bf16")),
+    # As the authors ran it, and the same with a schedule that completes.
+    "cifar10-authors": Setup(dict(dataset="cifar10", width=16, precision="bf16",
+                                  recipe="authors"), "apgd-ce", "pgd-20", 10000),
+    "cifar10-completed": Setup(dict(dataset="cifar10", width=16, precision="bf16",
+                                    recipe="authors", schedule="cyclic"),
+                               "apgd-ce", "pgd-20", 10000),
     "cifar10-epoch": Setup(dict(dataset="cifar10", limit=2000, epochs=1), "fgsm"),
     "cifar10": Setup(dict(dataset="cifar10", precision="bf16"), also="pgd"),
 }
@@ -123,9 +130,10 @@ ARMS = {
     "full": Arm({}), "undefended": Arm(dict(attack="none")),
     **_named("{prune}-{p}", dict(prune=PRUNING, p=FRACTIONS), epoch=3),
     **_named("{prune}-{p}", dict(prune=("middle",), p=(0.4, 0.6)), epoch=3),
+    **_named("{prune}-{p}", dict(prune=("extremes",), p=(0.2, 0.6)), epoch=3),
     **_named("{prune}-{p}-after-{epoch}", dict(prune=("random",), p=(0.1, 0.3),
                                                epoch=(0, 1, 3, 6))),
-    **_named("full-{epochs}-epochs", dict(epochs=(4, 5, 6, 7, 8, 10, 14, 19, 25))),
+    **_named("full-{epochs}-epochs", dict(epochs=(4, 5, 6, 7, 8, 10, 13, 14, 19, 25))),
     "random-0.4-6-epochs": _pruned("random", 0.4, epoch=3, epochs=6),
     **_named("{prune}-{p}-running", dict(prune=("high", "low+high"), p=(0.4, 0.6)), epoch=3,
              score="running-loss"),
@@ -167,6 +175,12 @@ EXPERIMENTS = {  # in the order of `all`
              Part("cifar10-width4", (*PUMA, "keep-easy-0.3"), 3, 500),
              Part("cifar10-width16", PUMA, 3, 300)),
     "table2": (Part("fashion-mnist", ("full", "random-0.6", "low+high-0.6"), 3, 300),),
+    # Does Table 1 show the price of less data, or of a schedule that stops on the way?
+    "authors": (
+        Part("cifar10-authors", ("random-0.6", "full", "extremes-0.6", "random-0.2",
+                                 "extremes-0.2"), 3, 1000),
+        Part("cifar10-completed", ("random-0.6", "extremes-0.6", "random-0.2", "extremes-0.2",
+                                   "low+high-0.6", "full-8-epochs", "full-13-epochs"), 3, 1000)),
     "digits": (Part("digits", (
         "full", "undefended", "full-19-epochs", *(f"{how}-0.4" for how in PRUNING),
         "full-8-epochs", "random-0.8"), 5, 200),),
