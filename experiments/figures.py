@@ -22,7 +22,7 @@ from advprune.plots import (
     style,
 )
 from benchmarks import figures as speed
-from experiments import studies
+from experiments import claims, studies
 from experiments.records import Records
 
 # --- perceptron.py
@@ -176,6 +176,32 @@ def late(rows: list[dict]) -> Figure:
     return drawn
 
 
+@style
+def schedules(rows: list[dict]) -> Figure | None:
+    """Random pruning as the paper's authors ran it, with its schedule completed, fewer epochs."""
+    ways = {"pruned, as the authors ran it": (RED, "s", "random-{p}"),
+            "pruned, schedule completed": (BLUE, "o", "random-{p}, completed"),
+            "fewer epochs on all data": (BLACK, "D", "full-{epochs}-epochs, completed")}
+    table = studies.summary(rows)
+    table = {arm: row for arm, row in table.items() if row["seeds"] >= studies.LEAST}
+    if not {"full", "random-0.6", "random-0.6, completed"} <= table.keys():
+        return None
+    drawn = figure(3.4)
+    panels = {"clean_accuracy": "accuracy without attack",
+              "robust_accuracy": "accuracy under apgd-ce"}
+    for axes, (name, label) in zip(drawn.subplots(1, 2), panels.items(), strict=True):
+        for shift, (way, (color, marker, arm)) in zip((-0.2, 0, 0.2), ways.items(), strict=True):
+            places = {place + shift: arm.format(p=p, epochs=epochs)
+                      for place, (p, epochs) in enumerate(((0.2, 13), (0.6, 8)))}
+            _line(axes, table, places, name, color=color, marker=marker, ms=9, label=way,
+                  ls="none")
+        _band(axes, table, name)
+        axes.set(ylabel=label, xticks=(0, 1), xticklabels=("20 % dropped", "60 % dropped"),
+                 xlim=(-0.5, 1.5))
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return drawn
+
+
 def costs(rows: list[dict]) -> dict[str, tuple[float, float, float]]:
     """arm -> (time, mean, deviation) of AutoAttack accuracy; all data take the time 1.
 
@@ -265,6 +291,7 @@ DRAW: dict[str, Callable[[list[dict]], Figure]] = {
     "frontier-mnist": partial(frontier, title="MNIST, robust recipe")}
 FIGURES: dict[str, Callable[[Records], Figure | None]] = {  # None where there are too few records
     **{name: _figure_of(name, draw) for name, draw in DRAW.items()},
+    "schedules": lambda records: schedules(claims.schedules(records)),
     "kernels": lambda records: speed.kernels(records["cpu-kernels"]),
     "scale": lambda records: (speed.scale(records["cpu-scale"]) if "cpu-scale" in records
                               else None),

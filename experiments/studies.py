@@ -147,7 +147,8 @@ ARMS = {
     "robust": Arm(dict(recipe="robust")), "rollback": Arm(dict(on_collapse="rollback")),
     "small-step": Arm(dict(alpha=0.2)), "bf16": Arm(dict(precision="bf16")),
 }
-TABLE_1 = ("full", "random-0.2", "low+high-0.2", "random-0.6", "low+high-0.6")
+TABLE_1 = ("full", "random-0.2", "extremes-0.2", "low+high-0.2", "random-0.6", "extremes-0.6",
+           "low+high-0.6")
 FIGURE_4 = (*TABLE_1, "random-0.4", "high-0.4", "low-0.4")
 GRID = ("full", *(f"{how}-{p}" for p in FRACTIONS for how in PRUNING))
 PUMA = ("full", "random-0.3-from-start", "margin-0.3", "puma-0.3", "puma-floor-0.3")

@@ -184,12 +184,12 @@ def test_selection_is_the_sorts(device, name, values):
     scores = torch.tensor(values, dtype=torch.float32, device=device)
     n = len(scores)
     drops = {0, 1, n // 3, n // 2, n - 1, n} & set(range(n + 1))
-    for how, drop in product(["high", "low", "low+high", "middle"], drops):
+    for how, drop in product(["high", "low", "low+high", "middle", "extremes"], drops):
         kept = ops.select_kept(scores, drop, how)
         key = scores.cpu().double().numpy()
-        if how == "middle":
+        if how in ("middle", "extremes"):
             key = np.abs(key - float(scores.double().mean())).astype(np.float32)
-        low = {"high": 0, "low": drop, "low+high": drop // 2, "middle": drop}[how]
+        low = {"low": drop, "low+high": drop // 2, "middle": drop}.get(how, 0)
         by_low = np.lexsort((-np.arange(n), key))  # ascending, of equals the highest id first
         rest = np.sort(by_low[low:])
         by_high = rest[np.lexsort((-rest, -key[rest]))]
@@ -283,7 +283,7 @@ def test_another_stream_sees_its_own_data():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("how", ["high", "low", "low+high"])
+@pytest.mark.parametrize("how", ["high", "low", "low+high", "middle", "extremes"])
 def test_cuda_keeps_what_the_cpu_keeps(how):
     scores = torch.randn(1_000_000).exp()
     assert torch.equal(ops.select_kept(scores.cuda(), 400_000, how).cpu(),

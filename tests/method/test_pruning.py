@@ -16,18 +16,20 @@ EPS = 8 / 255
     ("low+high", 0.4, [0, 2, 3, 4, 7, 9]),      # 0, 1 and 9, 8 go
     ("low+high", 0.3, [0, 1, 2, 3, 4, 7, 9]),   # 0 and 9, 8: of an odd number, one more at the top
     ("middle", 0.4, [1, 3, 5, 6, 7, 8]),        # nearest the mean 4.5: 5, 4, 3, 6 go
+    ("extremes", 0.4, [0, 2, 3, 4, 7, 9]),      # farthest from 4.5: 9, 0, 8, 1 go
     ("none", 0.4, list(range(10))),
 ])
 def test_select_worked_case(how, p, kept):
     assert pruning.select(SCORES, how, p).tolist() == kept
 
 
-@pytest.mark.parametrize("how", ["high", "low", "low+high", "middle"])
+@pytest.mark.parametrize("how", ["high", "low", "low+high", "middle", "extremes"])
 def test_ties_keep_the_lowest_ids(how):
     assert pruning.select(torch.ones(10), how, 0.4).tolist() == [0, 1, 2, 3, 4, 5]
     two = torch.tensor([1.0, 2, 1, 2, 1, 2, 1, 2])
     worked = {"high": [0, 1, 2, 3, 4, 6], "low": [0, 1, 2, 3, 5, 7],
-              "low+high": [0, 1, 2, 3, 4, 5], "middle": [0, 1, 2, 3, 4, 5]}
+              "low+high": [0, 1, 2, 3, 4, 5], "middle": [0, 1, 2, 3, 4, 5],
+              "extremes": [0, 1, 2, 3, 4, 5]}
     assert pruning.select(two, how, 0.25).tolist() == worked[how]
 
 
@@ -59,6 +61,12 @@ def test_tails_are_disjoint_and_make_up_the_rest():
     both = ids - set(pruning.select(SCORES, "low+high", 0.4).tolist())
     assert not high & low
     assert both == high | low
+
+
+def test_extremes_may_all_be_of_one_side():
+    skewed = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 5.0, 6.0])  # the mean is 1.71
+    assert pruning.select(skewed, "extremes", 2 / 7).tolist() == [0, 1, 2, 3, 4]
+    assert pruning.select(skewed, "low+high", 2 / 7).tolist() == [1, 2, 3, 4, 5]
 
 
 def test_random_follows_the_seed_alone():

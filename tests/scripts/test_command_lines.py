@@ -38,13 +38,14 @@ DATA = ["synthetic"] * 6 + ["digits", "mnist", "cifar10", "fashion-mnist", "fold
 
 TRAIN = {
     "--limit": ["20", "33", "60", "1", *WHOLE], "--batch-size": ["8", "32", "1", *WHOLE],
-    "--prune": ["none", "random", "high", "low", "low+high", "middle", "puma", "most"],
+    "--prune": ["none", "random", "high", "low", "low+high", "middle", "extremes", "puma", "most"],
     "--p": SHARE, "--epoch": ["0", "1", "2", "-1", "x"], "--scores": ["run/scores.npz", *ODD],
     "--score": ["loss", "clean-loss", "margin", "running-loss", "x"], "--class-balanced": None,
     "--margin-model": ["run", *ODD], "--margin-norm": ["linf", "l2", "l1"],
     "--margin-classes": ["2", "3", *WHOLE],
     "--adapt-fraction": SHARE, "--eps-floor": SHARE,
-    "--recipe": ["paper", "robust", "wang2023", "x"],
+    "--recipe": ["paper", "robust", "wang2023", "authors", "x"],
+    "--schedule": ["cyclic", "cyclic-fixed", "cosine", "x"], "--score-augmented": None,
     "--attack": ["none", "rs-fgsm", "n-fgsm", "pgd", "x"],
     "--on-collapse": ["warn", "stop", "rollback", "x"], "--epsilon": REAL, "--alpha": REAL,
     "--pgd-steps": ["1", "2", "0", "x"], "--optimizer": ["sgd", "adam", "adamw", "x"],
