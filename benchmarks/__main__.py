@@ -1,6 +1,6 @@
 """What training costs, and what the kernels are worth. All comparisons are ratios.
 
-    python -m benchmarks kernels [--json FILE] [--figure FILE.png]
+    python -m benchmarks kernels [--operator NAME] [--shape 128,3,32,32] [--dtype bf16]
     python -m benchmarks ablation [--json FILE]
     python -m benchmarks training --dataset mnist [--against FOLDER] [--json FILE]
     python -m benchmarks scale --dataset mnist [--json FILE] [--figure FILE.png]
@@ -12,8 +12,9 @@
 
 kernels   times each operator beside a copy, eager torch as fast_adversarial writes it,
           torch.compile of the same lines, and for the selection torch.topk, torch.sort and
-          numpy.argpartition. GB/s counts what an operator must read and write; `of copy` is its
-          share of the copy's GB/s.
+          numpy.argpartition. A row is printed as it is measured. us: the median; spread: from
+          the 10th to the 90th percentile, relative to it; GB/s: what the operator must read and
+          write; of a copy: its share of the copy's GB/s.
 ablation  trains and scores with all kernels, without each of them and each fast layer, and
           without any: images/s. Without a kernel there are the lines of plain torch that one
           would write instead. "network alone" makes the same passes through the network and
@@ -59,12 +60,19 @@ MEASURES = {"ablation": ablation, "kernels": kernels, "training": training, "sca
             "layouts": layouts, "jobs": jobs, "attack": attack, "machine": machine,
             "versions": versions}
 DRAW = {"kernels": figures.kernels, "scale": figures.scale}
+KERNELS = ("operator", "shape", "dtype")
 TRAINS = ("ablation", "training", "scale", "jobs", "attack")
 USES = {  # flag -> what it is for
     **dict.fromkeys(("dataset", "limit", "model", "width", "precision"), TRAINS),
+    **dict.fromkeys(KERNELS, ("kernels",)),
     "epochs": ("scale",), "against": ("training", "versions"),
-    "rounds": ("ablation", "training", "layouts", "jobs", "attack", "versions"),
+    "rounds": ("kernels", "ablation", "training", "layouts", "jobs", "attack", "versions"),
     "figure": tuple(DRAW)}
+
+
+def shape(text):
+    """An argparse type: whole numbers above 0, such as 128,3,32,32."""
+    return tuple(map(console.positive_int, text.split(",")))
 
 
 def parser():
@@ -74,6 +82,11 @@ def parser():
          help="which measurement (kernels)")
     flag("--json", metavar="FILE", help="write the record here; overwrites nothing")
     flag("--figure", metavar="FILE", help="draw kernels or scale into this PNG")
+    flag("--operator", choices=list(kernels.OPERATORS), help="only this one (all)")
+    flag("--shape", type=shape, metavar="B,C,H,W", help="of the images; of logits B,K, of scores "
+         "N (two of each)")
+    flag("--dtype", choices=list(kernels.DTYPES), help="of the images or logits (fp32; of what "
+         "augment takes, uint8)")
     flag("--dataset", choices=list(config.RECIPES), help="what to train on (digits; for "
          "ablation, mnist on a CPU and cifar10 on a GPU)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
@@ -85,8 +98,8 @@ def parser():
     flag("--epochs", type=console.number(int, 2), help="of each run of scale; it prunes after "
          f"three tenths of them ({scale.EPOCHS})")
     flag("--rounds", type=console.positive_int, help="how many, after one that warms up "
-         f"({ablation.ROUNDS}; layouts: {layouts.ROUNDS}; jobs and attack: {attack.ROUNDS}; "
-         f"versions: {versions.ROUNDS})")
+         f"({ablation.ROUNDS}; kernels: {kernels.ROUNDS}; layouts: {layouts.ROUNDS}; jobs and "
+         f"attack: {attack.ROUNDS}; versions: {versions.ROUNDS})")
     flag("--against", metavar="FOLDER", help="the other checkout, for versions and training")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
     return made
@@ -114,6 +127,8 @@ def parse(argv):
 def main(argv=None):
     args = parse(argv)
     device = console.device(args.device)
+    if args.what == "kernels":
+        kernels.wanted(args, device)  # refused here, before anything is printed
     command = console.command("-m", ["benchmarks", *(sys.argv[1:] if argv is None else argv)])
     header = {"command": command, "kernels": ops.KERNELS, **run.environment(device),
               "cpu": torch.backends.cpu.get_cpu_capability()}

@@ -1,35 +1,39 @@
 """The pictures of the records of `python -m benchmarks`. Each function returns a figure."""
+from math import prod
+
 import numpy as np
 
-from advprune.plots import BLUE, GREY, ORANGE, RED, figure, style
+from advprune.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, figure, style
 
 
 @style
 def kernels(record):
-    """How many times as long an alternative of each operator takes, at its least and largest size.
+    """How many times as long the alternatives of each operator take: medians, and 80 % of rounds.
 
-    record is that of `python -m benchmarks kernels`.
+    record is that of `python -m benchmarks kernels`; of each operator its largest input is drawn.
     """
-    rows = []
-    for name, says, others in (
-            ("rs_start + fgsm_step", "RS+FGSM start and step", ("eager",)),
-            ("augment", "crop and flip", ("eager", "reference")),
-            ("select_kept", "selection", ("topk",))):
-        mine = sorted((row["n"], other, row[other]) for row in record["rows"]
-                       for other in others if row["operator"] == name and other in row)
-        rows += [(f"{says}, {n:,} elements\nagainst "
-                  + ("torch.topk" if other == "topk" else "plain torch"), ratio)
-                 for n, other, ratio in (mine if len(mine) < 2 else (mine[0], mine[-1]))]
-    drawn = figure(0.55 * len(rows) + 1)
-    axes = drawn.subplots()
-    bars = axes.barh(range(len(rows)), [ratio for _, ratio in rows], 0.6, color=BLUE)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.bar_label(bars, fmt="%.1f", padding=3)
+    largest = {}
+    for row in record["rows"]:
+        first = largest.setdefault(row["operator"], row)
+        if row["layout"] == first["layout"] and prod(row["shape"]) >= prod(first["shape"]):
+            largest[row["operator"]] = row
+    bars = [(f"{name}\n{'x'.join(map(str, row['shape']))}", alternative, other)
+            for name, row in largest.items() for alternative, other in row["others"].items()]
+    looks = {"eager": BLUE, "compile": ORANGE, "topk": GREEN, "sort": GREY, "argpartition": PURPLE}
+    drawn = figure(0.3 * len(bars) + 1.2)
+    axes, places = drawn.subplots(), {}
+    for line, (name, alternative, other) in enumerate(bars):
+        label = alternative if alternative not in [bar[1] for bar in bars[:line]] else None
+        axes.barh(line, other["times"], 0.7, color=looks[alternative], label=label, xerr=[
+            [other["times"] - other["low"]], [other["high"] - other["times"]]], ecolor=BLACK)
+        places.setdefault(name, []).append(line)
+    axes.set_yticks([np.mean(lines) for lines in places.values()], list(places))
     axes.axvline(1, color=RED, lw=1.5)
-    axes.text(1, -0.6, " 1: as fast as the kernel", color=RED, va="bottom")
-    axes.set(xlabel="time of the alternative / time of the kernel",
-             title=f"{record['device']}, {record['threads']} threads\n")
+    axes.set(xlabel="time of the alternative / time of the kernel (1: as fast)", xscale="log",
+             title=f"{record['device']}, {record['threads']} threads")
     axes.invert_yaxis()
+    axes.xaxis.set_major_formatter("{x:g}")
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return drawn
 
 

@@ -1,23 +1,30 @@
-"""python -m benchmarks kernels: each operator beside a copy and its alternatives. All are ratios.
+"""python -m benchmarks kernels: each operator beside a copy and its alternatives, row by row.
 
-The alternatives are eager torch as fast_adversarial writes it, torch.compile of the same lines,
-and for the selection torch.topk, torch.sort and numpy.argpartition.
+Within a row all take turns, round by round: the operator, a copy of its input, eager torch as
+fast_adversarial writes it, torch.compile of the same lines, and for the selection torch.topk,
+torch.sort and numpy.argpartition. An alternative's number is the median over rounds of its time
+divided by the operator's. Where the middle 80 % of the rounds have values on both sides of 1, the
+row says so. GB/s counts what the operator must read and write at least.
 """
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from advprune import ops
-from benchmarks.timing import median_us
+from advprune.errors import UserError
+from benchmarks.timing import sync
 
-BATCHES = [(128, 3, 32, 32), (512, 1, 28, 28), (2048, 3, 32, 32), (20834, 3, 32, 32)]  # to 64 M
-NORMS = [(128, 16, 32, 32), (128, 64, 16, 16)]
-SELECTIONS = [50_000, 1_000_000, 10_000_000, 100_000_000]
 EPS, ALPHA = 8 / 255, 10 / 255
-
-
-def size_of(*tensors):
-    return sum(t.numel() * t.element_size() for t in tensors)
+ROUNDS = 15  # of a row; fewer, but at least 3, where they take longer than a row may
+AT_LEAST, ROW = 1e-3, 2.5  # seconds: of one reading, and of all rounds of a row
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16,
+          "uint8": torch.uint8}
 
 
 # --- the alternatives: fast_adversarial's lines, as eager torch and compiled
@@ -57,101 +64,236 @@ def eager_select(scores, drop, how):
     return torch.topk(scores, len(scores) - drop, largest=how == "low").indices.sort().values
 
 
-def rows_of_batches(device):
-    """One row an operator and size: its time and bytes, and its alternatives' times."""
-    largest = 0.5 * (torch.cuda.get_device_properties(device).total_memory
-                     if device.type == "cuda" else 4e9)
-    compiled_both = torch.compile(eager_both)
-    for shape in [s for s in BATCHES if 24 * np.prod(s) < largest]:
-        x, ids = torch.rand(shape, device=device), torch.arange(shape[0], device=device)
-        grad, images = torch.randn_like(x), (x * 255).to(torch.uint8)
-        logits, labels = torch.randn(shape[0], 10, device=device), ids % 10
-        copy = size_of(x, x) / median_us(x.clone, device)
-        start = ops.rs_start(x, ids, EPS, 0, 0)
-        calls = {
-            "rs_start": (lambda: ops.rs_start(x, ids, EPS, 0, 0), size_of(x, start),
-                         {"eager": lambda: eager_start(x)}),
-            "fgsm_step": (lambda: ops.fgsm_step(x, grad, ids, EPS, ALPHA, 0, 0),
-                          size_of(x, grad, x), {"eager": lambda: eager_step(x, start, grad)}),
-            "rs_start + fgsm_step": (
-                lambda: (ops.rs_start(x, ids, EPS, 0, 0),
+def eager_norm(x, weight, bias):
+    return F.relu(F.batch_norm(x, None, None, weight, bias, True))
+
+
+# --- the operators
+
+class Case(NamedTuple):
+    """What a row measures. moved: the bytes that the operator reads and writes at least."""
+
+    call: Callable
+    moved: int
+    copied: torch.Tensor  # the copy's input
+    others: dict[str, Callable]
+
+
+def size_of(*tensors):
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def batch(shape, dtype, layout, device):
+    """(images, their ids, what attacks add to: the start's type)."""
+    x = torch.rand(shape, device=device)
+    x = (x * 255).to(dtype) if dtype == torch.uint8 else x.to(dtype)
+    pixels = ops.pixels(x) if dtype == torch.uint8 else x
+    x, pixels = (t.contiguous(memory_format=layout) for t in (x, pixels))
+    return x, torch.arange(len(x), device=device), pixels
+
+
+def rs_start(shape, dtype, layout, device, compiled):
+    x, ids, pixels = batch(shape, dtype, layout, device)
+    return Case(lambda: ops.rs_start(x, ids, EPS, 0, 0), size_of(x, pixels), x,
+                {"eager": lambda: eager_start(pixels)})
+
+
+def fgsm_step(shape, dtype, layout, device, compiled):
+    x, ids, pixels = batch(shape, dtype, layout, device)
+    grad, start = torch.randn_like(pixels), eager_start(pixels)
+    return Case(lambda: ops.fgsm_step(x, grad, ids, EPS, ALPHA, 0, 0), size_of(x, grad, pixels),
+                x, {"eager": lambda: eager_step(pixels, start, grad)})
+
+
+def both(shape, dtype, layout, device, compiled):
+    x, ids, pixels = batch(shape, dtype, layout, device)
+    grad, fused = torch.randn_like(pixels), compiled(eager_both)
+    return Case(lambda: (ops.rs_start(x, ids, EPS, 0, 0),
                          ops.fgsm_step(x, grad, ids, EPS, ALPHA, 0, 0)),
-                size_of(x, start, x, grad, x),
-                {"eager": lambda: eager_both(x, grad), "compile": lambda: compiled_both(x, grad)}),
-            "augment": (lambda: ops.augment(images, ids, 0, 0, 4, True), size_of(images, x),
-                        {"eager": lambda: eager_augment(images, ids, 0, 0, 4, True)}),
-            "cross_entropy_scores": (lambda: ops.cross_entropy_scores(logits, labels),
-                                     size_of(logits, labels) + 5 * len(ids),
-                                     {"eager": lambda: eager_scores(logits, labels)}),
-        }
-        if shape[1] > 1:  # with one channel, both layouts are one
-            last, slope = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
-            calls |= {
-                "rs_start, channels last": (lambda: ops.rs_start(last, ids, EPS, 0, 0),
-                                            size_of(x, start), {}),
-                "fgsm_step, channels last": (
-                    lambda: ops.fgsm_step(last, slope, ids, EPS, ALPHA, 0, 0),
-                    size_of(x, grad, x), {})}
-        for name, (call, moved, others) in calls.items():
-            yield row_of(name, x.numel(), call, moved, others, copy, device)
+                size_of(x, pixels, x, grad, pixels), x,
+                {"eager": lambda: eager_both(pixels, grad),
+                 "compile": lambda: fused(pixels, grad)})
 
 
-def rows_of_norms(device):
-    """Forward and backward of batch normalisation with its ReLU, in channels-last."""
-    if device.type != "cpu":
-        return  # there it is PyTorch's own
-    op = torch.ops.advprune
-    for shape in NORMS:
-        for dtype in (torch.float32, torch.bfloat16):
-            x, grad = torch.randn((2, *shape)).to(dtype).permute(0, 1, 3, 4, 2).contiguous()
-            weight, bias = torch.randn((2, shape[1]))
-            images, slope = (t.permute(0, 3, 1, 2) for t in (x, grad))
-            images.requires_grad_()
-            stats = op.batch_norm_relu(x, weight, bias, None, None, 1e-5)[1:]
-            theirs = F.relu(F.batch_norm(images, *stats, weight, bias, True))
-            forward = {"eager": lambda i=images, s=stats, w=weight, b=bias: F.relu(
-                F.batch_norm(i.detach(), *s, w, b, True))}
-            backward = {"eager": lambda i=images, y=theirs, g=slope: torch.autograd.grad(
-                y, i, g, retain_graph=True)}
-            copy = size_of(x, x) / median_us(x.clone, device)
-            kind = f"{str(dtype)[6:]}, {shape[1]} channels"
-            yield row_of(f"batch_norm_relu, {kind}", x.numel(),
-                         lambda: op.batch_norm_relu(x, weight, bias, None, None, 1e-5),
-                         size_of(x, x, x), forward, copy, device)
-            yield row_of(f"its gradient, {kind}", x.numel(),
-                         lambda: op.batch_norm_relu_grad(grad, x, weight, bias, *stats, 1e-5,
-                                                         True),
-                         size_of(x, x, grad, grad, x), backward, copy, device)
+def augment(shape, dtype, layout, device, compiled):
+    images, ids, pixels = batch(shape, dtype, torch.contiguous_format, device)
+    last = layout == torch.channels_last
+    return Case(lambda: ops.augment(images, ids, 0, 0, 4, True, last), size_of(images, pixels),
+                images, {"eager": lambda: eager_augment(images, ids, 0, 0, 4, True, last)})
 
 
-def rows_of_selections(device):
-    for n in SELECTIONS:
-        scores, drop = torch.randn(n, device=device).exp(), n * 2 // 5
-        others = {"topk": lambda s=scores, k=drop: torch.topk(s, k, sorted=False)}
-        if n <= 10_000_000:
-            others["sort"] = lambda s=scores: torch.sort(s)
-            host = scores.cpu().numpy()
-            others["argpartition"] = lambda a=host, k=n - drop: np.argpartition(a, k)
-        kept = ops.select_kept(scores, drop, "high")
-        copy = size_of(scores, scores) / median_us(scores.clone, device)
-        yield row_of("select_kept", n, lambda s=scores, k=drop: ops.select_kept(s, k, "high"),
-                     size_of(scores, kept), others, copy, device)
+def cross_entropy_scores(shape, dtype, layout, device, compiled):
+    logits = torch.randn(shape, device=device).to(dtype)
+    labels, fused = torch.randint(shape[1], shape[:1], device=device), compiled(eager_scores)
+    return Case(lambda: ops.cross_entropy_scores(logits, labels),
+                size_of(logits, labels) + 5 * shape[0], logits,
+                {"eager": lambda: eager_scores(logits, labels),
+                 "compile": lambda: fused(logits, labels)})
 
 
-def row_of(name, n, call, moved, others, copy, device):
-    us = median_us(call, device)
-    return {"operator": name, "n": n, "us": us, "GB/s": moved / us / 1e3,
-            "of copy": moved / us / copy,
-            **{other: median_us(f, device) / us for other, f in others.items()}}
+def select_kept(shape, dtype, layout, device, compiled):
+    scores, drop = torch.randn(shape, device=device).exp(), shape[0] * 2 // 5
+    host = scores.cpu().numpy()
+    return Case(lambda: ops.select_kept(scores, drop, "high"),
+                size_of(scores) + 8 * (shape[0] - drop), scores,
+                {"topk": lambda: torch.topk(scores, drop, sorted=False),
+                 "sort": lambda: torch.sort(scores),
+                 "argpartition": lambda: np.argpartition(host, shape[0] - drop)})
+
+
+def norm(shape, dtype, device):
+    """(images [B, H, W, C], another such, weight, bias, the same images as [B, C, H, W])."""
+    x, grad = torch.randn((2, *shape), device=device).to(dtype).permute(0, 1, 3, 4, 2).contiguous()
+    weight, bias = torch.randn((2, shape[1]), device=device)
+    return x, grad, weight, bias, x.permute(0, 3, 1, 2)
+
+
+def batch_norm_relu(shape, dtype, layout, device, compiled):
+    x, _, weight, bias, images = norm(shape, dtype, device)
+    fused = compiled(eager_norm)
+    call = torch.ops.advprune.batch_norm_relu
+    return Case(lambda: call(x, weight, bias, None, None, 1e-5), size_of(x, x, x), x,
+                {"eager": lambda: eager_norm(images, weight, bias),
+                 "compile": lambda: fused(images, weight, bias)})
+
+
+def batch_norm_relu_grad(shape, dtype, layout, device, compiled):
+    x, grad, weight, bias, images = norm(shape, dtype, device)
+    out = eager_norm(images.requires_grad_(), weight, bias)
+    slope, var_mean = grad.permute(0, 3, 1, 2), torch.var_mean(x.float(), (0, 1, 2), correction=0)
+    call = torch.ops.advprune.batch_norm_relu_grad
+    return Case(lambda: call(grad, x.detach(), weight, bias, *reversed(var_mean), 1e-5, True),
+                size_of(x, x, grad, grad, x), x,
+                {"eager": lambda: torch.autograd.grad(out, images, slope, retain_graph=True)})
+
+
+def conv_input_grad(shape, dtype, layout, device, compiled):
+    """The first convolution of mnist-net."""
+    x = torch.rand(shape, device=device).requires_grad_()
+    weight = torch.randn(16, 1, 4, 4, device=device)
+    out = F.conv2d(x, weight, None, 2, 1)
+    slope = torch.randn_like(out).contiguous(memory_format=torch.channels_last)
+    rows = slope.permute(0, 2, 3, 1)
+    call = torch.ops.advprune.conv_input_grad
+    return Case(lambda: call(rows, weight, *shape[2:], 2, 1), size_of(slope, x), x.detach(),
+                {"eager": lambda: torch.autograd.grad(out, x, slope, retain_graph=True)})
+
+
+class Operator(NamedTuple):
+    case: Callable
+    shapes: tuple  # of the default run
+    dtypes: tuple  # that it takes; the first is the default
+    layouts: tuple = ("contiguous",)
+    cpu_only: bool = False
+
+
+IMAGES, NORMS = ((128, 3, 32, 32), (2048, 3, 32, 32)), ((128, 16, 32, 32), (128, 64, 16, 16))
+FLOATS, LAST = ("fp32", "fp16", "bf16"), ("channels-last",)
+OPERATORS = {
+    "rs_start": Operator(rs_start, IMAGES, (*FLOATS, "uint8"), tuple(LAYOUTS)),
+    "fgsm_step": Operator(fgsm_step, IMAGES, (*FLOATS, "uint8"), tuple(LAYOUTS)),
+    "rs_start + fgsm_step": Operator(both, IMAGES, (*FLOATS, "uint8"), tuple(LAYOUTS)),
+    "augment": Operator(augment, IMAGES, ("uint8",), tuple(LAYOUTS)),
+    "cross_entropy_scores": Operator(cross_entropy_scores, ((128, 10), (2048, 1000)), FLOATS),
+    "select_kept": Operator(select_kept, ((50_000,), (10_000_000,)), ("fp32",)),
+    "batch_norm_relu": Operator(batch_norm_relu, NORMS, ("fp32", "bf16"), LAST, True),
+    "batch_norm_relu_grad": Operator(batch_norm_relu_grad, NORMS, ("fp32", "bf16"), LAST, True),
+    "conv_input_grad": Operator(conv_input_grad, ((100, 1, 28, 28),), ("fp32",), LAST, True)}
+
+
+def wanted(args, device):
+    """(operator, shape, dtype, layout) of each row that the flags ask for.
+
+    Raises UserError where they leave none.
+    """
+    rows = []
+    for name, operator in OPERATORS.items():
+        if args.operator not in (None, name) or (operator.cpu_only and device.type != "cpu"):
+            continue
+        dtype = args.dtype or operator.dtypes[0]
+        for shape in [args.shape] if args.shape else operator.shapes:
+            if dtype in operator.dtypes and len(shape) == len(operator.shapes[0]):
+                one = len(shape) == 4 and shape[1] == 1  # with one channel, both layouts are one
+                rows += [(name, shape, dtype, layout)
+                         for layout in operator.layouts[:1 if one else None]]
+    if not rows:
+        raise UserError("no operator takes this --shape and --dtype: images are B,C,H,W, logits "
+                        f"B,K and scores N; {', '.join(DTYPES)} are not for all")
+    return rows
+
+
+# --- a row
+
+def in_turn(calls, device, rounds):
+    """name -> its times [rounds] in microseconds of each call. All calls take turns."""
+    repeats = {}
+    for name, call in calls.items():
+        call()  # it warms up, or compiles
+        repeats[name] = max(1, round(AT_LEAST / seconds(call, device)))
+    times: dict[str, list] = {name: [] for name in calls}
+    start = time.perf_counter()
+    for done in range(rounds):
+        if done >= 3 and (time.perf_counter() - start) * (done + 1) / done > ROW:
+            break
+        for name, call in calls.items():
+            times[name].append(1e6 * seconds(call, device, repeats[name]))
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def seconds(call, device, repeat=1):
+    """The time of one of `repeat` calls."""
+    sync(device)
+    start = time.perf_counter()
+    for _ in range(repeat):
+        call()
+    sync(device)
+    return (time.perf_counter() - start) / repeat
+
+
+def row_of(name, shape, dtype, layout, device, rounds, compiled) -> dict[str, Any]:
+    """Time, throughput and alternatives of one operator on one input."""
+    case = OPERATORS[name].case(shape, DTYPES[dtype], LAYOUTS[layout], device, compiled)
+    times = in_turn({"operator": case.call, "copy": case.copied.clone, **case.others}, device,
+                    rounds)
+    ours = times["operator"]
+    us, copy = np.median(ours), np.median(times["copy"])
+    others = {}
+    for other in case.others:
+        low, middle, high = np.quantile(times[other] / ours, (0.1, 0.5, 0.9))
+        others[other] = {"times": middle, "low": low, "high": high}
+    low, high = np.quantile(ours, (0.1, 0.9))
+    return {"operator": name, "shape": list(shape), "dtype": dtype, "layout": layout, "us": us,
+            "spread": (high - low) / us, "rounds": len(ours), "GB/s": case.moved / us / 1e3,
+            "of copy": case.moved / us / (2 * size_of(case.copied) / copy), "others": others}
+
+
+def words(row):
+    """A row's cells: all but the alternatives, and these."""
+    return [row["operator"], "x".join(map(str, row["shape"])), row["dtype"], row["layout"],
+            f"{row['us']:,.1f}", f"{row['spread']:.0%}", f"{row['GB/s']:.1f}",
+            f"{row['of copy']:.2f}", ", ".join(
+                f"{name} {other['times']:.1f}"
+                + (" (no clear difference)" if other["low"] <= 1 <= other["high"] else "")
+                for name, other in row["others"].items())]
+
+
+HEAD = ["operator", "shape", "type", "layout", "us", "spread", "GB/s", "of a copy",
+        "alternatives, times as long"]
+LINE = "{:<21} {:>16} {:>5} {:>13} {:>10} {:>6} {:>6} {:>9}  {}"
 
 
 def measure(args, device):
-    """A row for each operator and size."""
-    rows = [*rows_of_batches(device), *rows_of_norms(device), *rows_of_selections(device)]
-    print(f"{'operator':<21} {'elements':>11} {'us':>10} {'GB/s':>7} {'of copy':>7}  "
-          "alternatives, times as long")
-    for row in rows:
-        others = "  ".join(f"{name} {row[name]:.1f}" for name in list(row)[5:])
-        print(f"{row['operator']:<21} {row['n']:>11,} {row['us']:>10,.1f} {row['GB/s']:>7.1f} "
-              f"{row['of copy']:>7.2f}  {others}")
+    """A row for each operator and input, printed as it is measured."""
+    chosen, rows = wanted(args, device), []
+    compiled = {}  # by function: for a shape that it has not seen torch compiles again by itself
+
+    def compile_once(function):
+        return compiled.setdefault(function, torch.compile(function))
+
+    print(LINE.format(*HEAD))
+    with tqdm(total=len(chosen), unit="row", leave=False, disable=None) as bar:
+        for what in chosen:
+            rows.append(row_of(*what, device, args.rounds, compile_once))
+            tqdm.write(LINE.format(*words(rows[-1])))
+            bar.update()
     return {"rows": rows}

@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from benchmarks.workers import Workers
@@ -14,19 +13,6 @@ from benchmarks.workers import Workers
 def sync(device):
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def median_us(call, device, seconds=0.5):
-    """The median time of a call in microseconds; at least 5 calls, after 2 to warm up."""
-    times, end = [], None
-    while len(times) < 7 or time.perf_counter() < end:
-        sync(device)
-        start = time.perf_counter()
-        call()
-        sync(device)
-        times.append((time.perf_counter() - start) * 1e6)
-        end = end or time.perf_counter() + seconds
-    return float(np.median(times[2:]))
 
 
 @contextlib.contextmanager

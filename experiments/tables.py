@@ -4,6 +4,7 @@ from collections.abc import Callable
 from statistics import mean, median
 
 from advprune.config import RECIPES
+from benchmarks import kernels as speed
 from experiments import figures as pictures
 from experiments import studies
 from experiments.claims import (
@@ -268,13 +269,10 @@ def collapse(records: Records) -> str:
 
 def kernels(records: Records) -> str:
     record = records["cpu-kernels"]
-    rows = [[f"`{row['operator']}`", f"{row['n']:,}",
-             ", ".join(f"{name} {row[name]:.1f}" for name in list(row)[5:])]
-            for row in record["rows"]
-            if row["operator"].split(",")[0] not in ("rs_start", "fgsm_step")]
-    return as_table(["operator", "elements", "alternatives, times as long"], rows) + (
-        f"\n{machine_of(record)}; medians in one process on a shared machine."
-        f"{source('cpu-kernels')} (`{record['command']}`).\n")
+    rows = [speed.words(row) for row in record["rows"]]
+    return as_table(speed.HEAD, rows, left=4) + (
+        f"\n{machine_of(record)}; medians of at most {speed.ROUNDS} rounds in turn, in one "
+        f"process on a shared machine.{source('cpu-kernels')} (`{record['command']}`).\n")
 
 
 # --- the studies

@@ -2,6 +2,7 @@
 import json
 
 import in_process
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, refused
@@ -16,39 +17,74 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(kernels, "BATCHES", [(4, 3, 6, 6)])
-    monkeypatch.setattr(kernels, "NORMS", [(4, 16, 6, 6)])
-    monkeypatch.setattr(kernels, "SELECTIONS", [1000])
-    whole = kernels.median_us
-    monkeypatch.setattr(kernels, "median_us", lambda call, device: whole(call, device, 0.001))
-
-
-def test_kernels_record(small, tmp_path, monkeypatch):
+    small = {4: (4, 16, 6, 6), 2: (4, 3), 1: (1000,)}
+    for name, operator in kernels.OPERATORS.items():
+        shape = (4, 1, 8, 8) if name == "conv_input_grad" else small[len(operator.shapes[0])]
+        monkeypatch.setitem(kernels.OPERATORS, name, operator._replace(shapes=(shape,)))
+    monkeypatch.setattr(kernels, "AT_LEAST", 0)
     monkeypatch.setattr(torch, "compile", lambda call: call)
-    flags = ["--json", "k.json", "--figure", "k.png", "--device", "cpu"]
+
+
+def test_kernels_record(small, tmp_path, capsys):
+    flags = ["--json", "k.json", "--figure", "k.png", "--rounds", "4", "--device", "cpu"]
     record = benchmark.main(["kernels", *flags])
     assert record["command"] == f"python -m benchmarks kernels {' '.join(flags)}"
     assert json.loads((tmp_path / "k.json").read_text()) == record
     assert (tmp_path / "k.png").stat().st_size > 5000
-    rows = {row["operator"]: row for row in record["rows"]}
-    assert rows["rs_start + fgsm_step"].keys() >= {"us", "GB/s", "of copy", "eager", "compile"}
-    assert rows["select_kept"].keys() >= {"topk", "sort", "argpartition"}
-    assert all(value > 0 for row in record["rows"] for value in list(row.values())[1:])
-    for layout in ("", ", channels last"):  # float32 in and out: 8 bytes an element
-        start, step = rows[f"rs_start{layout}"], rows[f"fgsm_step{layout}"]
-        assert start["GB/s"] == pytest.approx(8 * 4 * 108 / start["us"] / 1e3)
-        assert step["GB/s"] == pytest.approx(12 * 4 * 108 / step["us"] / 1e3)
-    for name in ("batch_norm_relu", "its gradient"):  # bfloat16 has half as many bytes
-        full, half = (rows[f"{name}, {kind}, 16 channels"] for kind in ("float32", "bfloat16"))
-        assert full["GB/s"] * full["us"] == pytest.approx(2 * half["GB/s"] * half["us"])
-        assert "eager" in full
+    rows = {(row["operator"], row["layout"]): row for row in record["rows"]}
+    assert {name for name, _ in rows} == set(kernels.OPERATORS)
+    printed = capsys.readouterr().out.splitlines()
+    for row, line in zip(record["rows"], printed[2:], strict=False):
+        assert line.startswith(row["operator"])
+        assert all(name in line for name in row["others"])
+    for layout in kernels.LAYOUTS:  # float32 in and out: 8 bytes an element
+        start, step = rows["rs_start", layout], rows["fgsm_step", layout]
+        assert start["GB/s"] == pytest.approx(8 * 4 * 576 / start["us"] / 1e3)
+        assert step["GB/s"] == pytest.approx(12 * 4 * 576 / step["us"] / 1e3)
+    assert rows["select_kept", "contiguous"]["others"].keys() == {"topk", "sort", "argpartition"}
+    for row in record["rows"]:
+        assert row["rounds"] == 4 and row["us"] > 0 <= row["spread"]
+        assert all(other["low"] <= other["times"] <= other["high"]
+                   for other in row["others"].values())
+
+
+def test_rows_of_an_operator_a_shape_and_a_type(small):
+    flags = ["kernels", "--operator", "rs_start", "--shape", "3,2,5,7", "--dtype", "bf16"]
+    rows = benchmark.main([*flags, "--rounds", "3", "--device", "cpu"])["rows"]
+    assert [(row["operator"], row["shape"], row["dtype"], row["layout"]) for row in rows] == [
+        ("rs_start", [3, 2, 5, 7], "bf16", layout) for layout in kernels.LAYOUTS]
+
+
+@pytest.mark.parametrize("flags", [
+    ["--operator", "augment", "--dtype", "bf16"], ["--operator", "select_kept", "--shape", "3,3"],
+    ["--shape", "1,2,3"], ["--shape", "0,3,4,4"], ["--shape", "x"], ["--operator", "conv"]])
+def test_what_no_operator_takes_is_one_sentence(flags, capsys):
+    refused(benchmark.main, ["kernels", *flags, "--device", "cpu"], capsys)
+
+
+def test_a_difference_within_the_spread_is_none(monkeypatch):
+    times = {"operator": [10, 10, 10], "copy": [5, 5, 5], "eager": [9, 12, 11],
+             "compile": [20, 30, 40]}
+    monkeypatch.setattr(kernels, "in_turn", lambda *_: {k: np.array(v) for k, v in times.items()})
+    row = kernels.row_of("cross_entropy_scores", (4, 3), "fp32", "contiguous", CPU, 3, lambda f: f)
+    assert kernels.words(row)[-1] == "eager 1.1 (no clear difference), compile 3.0"
+
+
+def test_calls_take_turns():
+    calls = []
+    found = kernels.in_turn({name: lambda name=name: calls.append(name) for name in "ab"}, CPU, 3)
+    assert {name: len(times) for name, times in found.items()} == {"a": 3, "b": 3}
+    assert calls[:4] == ["a", "a", "b", "b"]  # it warms up, and reads the time of one call
+    turns = [name for name, before in zip(calls[4:], ["", *calls[4:]], strict=False)
+             if name != before]
+    assert turns == ["a", "b"] * 3
 
 
 def test_the_picture_of_the_record():
     record = json.loads((ROOT / "results/cpu-kernels.json").read_text())
     (axes,) = figures.kernels(record).axes
-    assert [text.get_text().startswith("selection") for text in axes.get_yticklabels()][-1]
-    assert len(axes.patches) == 6  # three operators, at their least and largest size
+    names = [text.get_text().split("\n")[0] for text in axes.get_yticklabels()]
+    assert names == list(kernels.OPERATORS)
 
 
 def test_both_layouts_reach_the_kernels(small, monkeypatch):
@@ -58,9 +94,8 @@ def test_both_layouts_reach_the_kernels(small, monkeypatch):
         seen.add((x.is_contiguous(), x.is_contiguous(memory_format=torch.channels_last)))
         return whole(x, *args)
 
-    monkeypatch.setattr(torch, "compile", lambda call: call)
     monkeypatch.setattr(kernels.ops, "rs_start", start)
-    assert len(list(kernels.rows_of_batches(CPU))) == 7
+    benchmark.main(["kernels", "--operator", "rs_start", "--rounds", "3", "--device", "cpu"])
     assert seen == {(True, False), (False, True)}
 
 
