@@ -27,6 +27,8 @@ SETUP_TITLES = {"mnist-paper": "MNIST, paper's recipe", "mnist-robust": "MNIST, 
           "digits": "digits", "mnist-pgd5": "MNIST, PGD-5",
           "cifar10-width16": "CIFAR-10, width 16",
           "cifar10-authors": "CIFAR-10, width 16, as the authors ran it",
+          "mnist-authors": "MNIST, as the authors ran it",
+          "mnist-robust-apgd": "MNIST, robust recipe, seeds 10 to 19",
           "fashion-mnist": "Fashion-MNIST, robust recipe"}
 NAMES = {"full": "all data", "small-step": "all data, `--alpha 0.2`"}
 
