@@ -47,7 +47,7 @@ def parse(argv):
          help="with --weights and --dataset folder: side of the images "
               f"({config.shown('image_size')})")
     flag("--skip-bad", action="store_true",
-         help="with --weights and --dataset folder: leave out images that are broken")
+         help="with --weights and --dataset folder: leave out images that cannot be used")
     flag("--attack", type=attack_names, default=["pgd", "autoattack"], metavar="A,B",
          help=f"of {', '.join(ATTACKS)} (pgd,autoattack)")
     flag("--n", type=console.positive_int, help="the first N test images (1000; with "

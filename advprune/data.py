@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advprune import image_files, ops
+from advprune import distributed, image_files, ops
 from advprune.config import RECIPES, Settings
 from advprune.errors import UserError
 
@@ -189,15 +189,25 @@ def _synthetic():
 def _folder(root, size, skip_bad, only_test, cache_dir):
     test_images, test_labels, classes = image_files.open_folder(root, "val", size, skip_bad,
                                                            cache_dir)
-    if only_test:
-        return (torch.empty(0, 3, size, size, dtype=torch.uint8), test_labels[:0], test_images,
-                test_labels, classes)
-    images, labels, found = image_files.open_folder(root, "train", size, skip_bad, cache_dir)
-    if found != classes:
-        odd = sorted(set(found) ^ set(classes))
-        raise UserError(f"{root} has {len(odd)} classes in only one of train and val, such as "
-                        f"{odd[0]!r}; both need the same folders")
+    images: Tensor | image_files.Images = torch.empty(0, 3, size, size, dtype=torch.uint8)
+    labels = test_labels[:0]
+    if not only_test:
+        images, labels, found = image_files.open_folder(root, "train", size, skip_bad, cache_dir)
+        if found != classes:
+            odd = sorted(set(found) ^ set(classes))
+            raise UserError(f"{root} has {len(odd)} classes in only one of train and val, such as "
+                            f"{odd[0]!r}; both need the same folders")
+        if empty := _without_images(classes, labels):
+            raise UserError(f"{root}/train has no images of {empty}; add images, or delete the "
+                            "folders from train and val")
+    if empty := _without_images(classes, test_labels):
+        distributed.say(f"{root}/val has no images of {empty}, so these are not tested")
     return images, labels, test_images, test_labels, classes
+
+
+def _without_images(classes, labels):
+    present = set(labels.tolist())
+    return image_files.listed([name for i, name in enumerate(classes) if i not in present])
 
 
 def _torchvision(name, root):
