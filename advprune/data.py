@@ -10,9 +10,11 @@
 An example's id is its index in the training set. The ids of --extra-data follow. There are no
 worker processes: a whole set fits on the device, or its images stay in files (image_files.py).
 """
+import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,15 @@ class Dataset:
         images = self.images[ids]
         return ops.augment(images, ids.to(images.device, non_blocking=True), seed, epoch, pad,
                            flip, channels_last, torch.arange(len(ids), device=images.device))
+
+    def checksum(self, part: str) -> str:
+        """The SHA-256 of the labels and images of a part, "train" or "test". It reads them all."""
+        images, labels = ((self.images, self.labels) if part == "train" else
+                          (self.test_images, self.test_labels))
+        digest = hashlib.sha256(labels.cpu().numpy().tobytes())
+        for piece in images.split(max(1, image_files.PIECE // prod(images.shape[1:]))):
+            digest.update(piece.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def epoch_size(self, kept: int) -> int:
         """How many images an epoch on `kept` ids visits.
@@ -126,6 +137,16 @@ def of_run(settings: Settings, data_dir: str | Path = "data", cache_dir: str | N
     return load(settings.dataset, data_dir, settings.limit if train else 0, device,
                 settings.image_size, settings.skip_bad, settings.extra_data if train else (),
                 cache_dir)
+
+
+def check(dataset: Dataset, recorded: dict, parts: Sequence[str], data_dir: str) -> None:
+    """Raise UserError where parts of a run's data are not those whose checksums it recorded."""
+    extra = " with --extra-data" if dataset.original < len(dataset.labels) else ""
+    for part in parts:
+        if recorded.get(part) not in (None, dataset.checksum(part)):  # None: of an earlier version
+            raise UserError(f"{data_dir}{extra} is not the data that the run was trained on: the "
+                            f"{part} images or labels differ; give the folder of the same data "
+                            "as --data-dir")
 
 
 def batch_sizes(images: int, batch_size: int, smallest: int = 1) -> list[int]:
