@@ -298,8 +298,8 @@ def open_folder(root: str | Path, part: str, size: int, skip_bad: bool = False,
         distributed.say(f"{len(bad)} of the {len(found)} images of {folder} cannot be used and "
                         "are left out")
     if others:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(10))
-        distributed.say(f"{others.total()} other files of {folder} are left out: {kinds}")
+        kinds = listed([f"{count} {kind}" for kind, count in others.most_common()])
+        distributed.say(f"other files of {folder} are left out, {others.total()} in all: {kinds}")
     labels, shape = torch.tensor(index["labels"]), (len(index["labels"]), size, size, 3)
     start = cache.with_suffix(".npy").stat().st_size - prod(shape)
     return Stored(cache.with_suffix(".npy"), start, shape), labels, classes

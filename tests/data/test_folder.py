@@ -135,7 +135,7 @@ def test_hidden_files_are_skipped_and_others_are_counted(root, capsys):
         (root / "train" / name).write_text("")
     assert torch.equal(data.load("folder", root, image_size=16).images[:], wanted)
     line, = capsys.readouterr().err.splitlines()
-    for said in ("5 other files", str(root / "train"), "2 .svg", "1 .heic",
+    for said in (str(root / "train"), "5 in all", "2 .svg", "1 .heic",
                  "1 without an extension", "1 outside the class folders"):
         assert said in line
 
