@@ -48,7 +48,7 @@ def parse(argv):
          help="with --weights and --dataset folder: side of the images "
               f"({config.shown('image_size')})")
     flag("--skip-bad", action="store_true",
-         help="with --weights and --dataset folder: leave out images that are broken")
+         help="with --weights and --dataset folder: leave out images that cannot be used")
     flag("--attack", type=attack_names, default=["pgd", "autoattack"], metavar="A,B",
          help=f"of {', '.join(ATTACKS)} (pgd,autoattack)")
     flag("--n", type=console.positive_int, help="the first N test images (1000; with "
@@ -83,12 +83,14 @@ def subject(args, device):
     if args.run:
         of_run = run.read_config(args.run)
         model, used = weights.of_run(args.run, args.trust_code), of_run["settings"]
-        dataset = data.of_run(used, args.data_dir or of_run["data_dir"],
-                              args.cache_dir or of_run["cache_dir"], device, train=False)
+        data_dir = args.data_dir or of_run["data_dir"]
+        dataset = data.of_run(used, data_dir, args.cache_dir or of_run["cache_dir"], device,
+                              train=False)
         trained = of_run["network"]["classes"]
         if len(dataset.classes) != trained:
             raise UserError(f"{args.run} was trained on {trained} classes, but the test set has "
                             f"{len(dataset.classes)}")
+        data.check(dataset, of_run["data"], ["test"], data_dir)
         eps = used.epsilon
     else:
         dataset = data.load(args.dataset, args.data_dir or "data", 0, device, args.image_size,

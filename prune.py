@@ -101,8 +101,9 @@ def main(argv=None):
         print(f"prune.py: {out} is finished", file=sys.stderr)
         report(record)
         return record
-    dataset = data.of_run(used, args.data_dir or of_run["data_dir"],
-                          args.cache_dir or of_run["cache_dir"], device)
+    data_dir = args.data_dir or of_run["data_dir"]
+    dataset = data.of_run(used, data_dir, args.cache_dir or of_run["cache_dir"], device)
+    data.check(dataset, of_run["data"], ["train"], data_dir)
     out.mkdir(parents=True, exist_ok=True)
     with (console.if_interrupted(lambda: "the same command continues the scoring"),
           files.locked(out / f".lock-{distributed.rank()}", f"the scoring of {args.run}")):

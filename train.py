@@ -312,7 +312,10 @@ def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False
     n = len(dataset.labels)
     if round(settings.p * n) == n:
         raise UserError(f"--p {settings.p} leaves none of the {n} examples")
-    network = run.read_config(folder)["network"] if folder else models.spec(settings, dataset)
+    if folder:
+        of_run = run.read_config(folder)
+        data.check(dataset, of_run["data"], ["train", "test"], data_dir)
+    network = of_run["network"] if folder else models.spec(settings, dataset)
     code = own_code.of_run(folder, network, trust_code)
     margins = scores = None
     done = len(state["rows"]) if state else 0

@@ -213,7 +213,7 @@ def _data_flags(flag: Callable) -> None:
          help="train on the first N examples, and on all of --extra-data")
     flag("--image-size", type=console.positive_int, metavar="PIXELS",
          help=f"side of the images of --dataset folder ({shown('image_size')})")
-    flag("--skip-bad", action="store_true", help="leave out images that cannot be read")
+    flag("--skip-bad", action="store_true", help="leave out images that cannot be used")
     flag("--extra-data", metavar="FILE", action="append",
          help="an npz of generated images to train on too; may be given several times")
     flag("--extra-fraction", type=console.number(float, 0, 1, open_low=True),

@@ -10,9 +10,11 @@
 An example's id is its index in the training set. The ids of --extra-data follow. There are no
 worker processes: a whole set fits on the device, or its images stay in files (image_files.py).
 """
+import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advprune import image_files, ops
+from advprune import distributed, image_files, ops
 from advprune.config import RECIPES, Settings
 from advprune.errors import UserError
 
@@ -55,6 +57,15 @@ class Dataset:
         images = self.images[ids]
         return ops.augment(images, ids.to(images.device, non_blocking=True), seed, epoch, pad,
                            flip, channels_last, torch.arange(len(ids), device=images.device))
+
+    def checksum(self, part: str) -> str:
+        """The SHA-256 of the labels and images of a part, "train" or "test". It reads them all."""
+        images, labels = ((self.images, self.labels) if part == "train" else
+                          (self.test_images, self.test_labels))
+        digest = hashlib.sha256(labels.cpu().numpy().tobytes())
+        for piece in images.split(max(1, image_files.PIECE // prod(images.shape[1:]))):
+            digest.update(piece.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def epoch_size(self, kept: int) -> int:
         """How many images an epoch on `kept` ids visits.
@@ -142,6 +153,16 @@ def of_run(settings: Settings, data_dir: str | Path = "data", cache_dir: str | N
                 cache_dir)
 
 
+def check(dataset: Dataset, recorded: dict, parts: Sequence[str], data_dir: str) -> None:
+    """Raise UserError where parts of a run's data are not those whose checksums it recorded."""
+    extra = " with --extra-data" if dataset.original < len(dataset.labels) else ""
+    for part in parts:
+        if recorded.get(part) not in (None, dataset.checksum(part)):  # None: of an earlier version
+            raise UserError(f"{data_dir}{extra} is not the data that the run was trained on: the "
+                            f"{part} images or labels differ; give the folder of the same data "
+                            "as --data-dir")
+
+
 def batch_sizes(images: int, batch_size: int, smallest: int = 1) -> list[int]:
     """The sizes of the batches of an epoch; a last one below `smallest` joins the one before."""
     sizes = [min(batch_size, images - i) for i in range(0, images, batch_size)]
@@ -203,15 +224,25 @@ def _synthetic():
 def _folder(root, size, skip_bad, only_test, cache_dir):
     test_images, test_labels, classes = image_files.open_folder(root, "val", size, skip_bad,
                                                            cache_dir)
-    if only_test:
-        return (torch.empty(0, 3, size, size, dtype=torch.uint8), test_labels[:0], test_images,
-                test_labels, classes)
-    images, labels, found = image_files.open_folder(root, "train", size, skip_bad, cache_dir)
-    if found != classes:
-        odd = sorted(set(found) ^ set(classes))
-        raise UserError(f"{root} has {len(odd)} classes in only one of train and val, such as "
-                        f"{odd[0]!r}; both need the same folders")
+    images: Tensor | image_files.Images = torch.empty(0, 3, size, size, dtype=torch.uint8)
+    labels = test_labels[:0]
+    if not only_test:
+        images, labels, found = image_files.open_folder(root, "train", size, skip_bad, cache_dir)
+        if found != classes:
+            odd = sorted(set(found) ^ set(classes))
+            raise UserError(f"{root} has {len(odd)} classes in only one of train and val, such as "
+                            f"{odd[0]!r}; both need the same folders")
+        if empty := _without_images(classes, labels):
+            raise UserError(f"{root}/train has no images of {empty}; add images, or delete the "
+                            "folders from train and val")
+    if empty := _without_images(classes, test_labels):
+        distributed.say(f"{root}/val has no images of {empty}, so these are not tested")
     return images, labels, test_images, test_labels, classes
+
+
+def _without_images(classes, labels):
+    present = set(labels.tolist())
+    return image_files.listed([name for i, name in enumerate(classes) if i not in present])
 
 
 def _torchvision(name, root):

@@ -1,6 +1,7 @@
 """The processes of a run: one, or as many as torchrun started."""
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -48,3 +49,9 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
     if world() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def say(line: str) -> None:
+    """Print this line on stderr, once for all processes."""
+    if rank() == 0:
+        print(line, file=sys.stderr)

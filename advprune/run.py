@@ -1,7 +1,7 @@
 """A run of train.py: its directory, what it prints, and the state to continue from.
 
 A run is a directory that describes itself and is never overwritten:
-    config.json         command, settings, network, commit, versions, device
+    config.json         command, settings, checksums of the data, network, commit, versions, device
     network.py          the source of the network, where --model names a file
     log.csv             one row for each epoch
     scores.npz          scores, labels and kept ids, if it pruned; pruned.png shows them
@@ -59,6 +59,7 @@ def read_config(folder: str | Path) -> dict:
         settings["extra_data"] = tuple(settings["extra_data"])
         content["settings"] = Settings(**settings)
         content["network"]["name"], content["data_dir"], content["cache_dir"]
+        content["data"] = {**content.get("data", {})}  # runs of earlier versions have no checksums
     except (TypeError, KeyError):
         raise UserError(f"{folder}/config.json is damaged; put back the file that was written"
                         ) from None
@@ -254,6 +255,7 @@ class Run:
                 files.write(self.folder / "network.py", code)
             files.write_json(self.folder / "config.json", {
                 "format": FORMAT, **about, "settings": dataclasses.asdict(self.settings),
+                "data": {part: training.dataset.checksum(part) for part in ("train", "test")},
                 "network": network, "kernels": ops.KERNELS,
                 "layout": "channels-last" if training.channels_last else "contiguous",
                 **environment(training.device)})

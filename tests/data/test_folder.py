@@ -1,4 +1,4 @@
-"""Folders of images a class: what torchvision reads, decoded once; what is broken is named."""
+"""Folders of images a class: found, decoded once; what cannot be used is named."""
 import json
 import shutil
 
@@ -13,6 +13,7 @@ import evaluate
 import prune
 import train
 from advprune import data, image_files, run
+from advprune.errors import UserError
 
 
 @pytest.fixture
@@ -118,6 +119,53 @@ def test_many_broken_images_are_counted(root, capsys):
 def test_unfit_folders_are_one_sentence(root, capsys, break_it, word):
     break_it(root)
     assert word in refused(train.main, flags(root), capsys)
+
+
+def test_hidden_files_are_skipped_and_others_are_counted(root, capsys):
+    wanted = data.load("folder", root, image_size=16).images[:]
+    shutil.copytree(root / "train/ant", root / "train/.ipynb_checkpoints")
+    shutil.copytree(root / "train/ant", root / "train/bee/.thumbnails")
+    (root / "train/cow/._1.png").write_bytes(b"of macOS")
+    capsys.readouterr()
+    dataset = data.load("folder", root, image_size=16)
+    assert dataset.classes == ["ant", "bee", "cow"]
+    assert torch.equal(dataset.images[:], wanted)
+    assert capsys.readouterr().err == ""
+    for name in ("ant/a.svg", "cow/deep/b.SVG", "bee/c.heic", "bee/README", "list.csv"):
+        (root / "train" / name).write_text("")
+    assert torch.equal(data.load("folder", root, image_size=16).images[:], wanted)
+    line, = capsys.readouterr().err.splitlines()
+    for said in (str(root / "train"), "5 in all", "2 .svg", "1 .heic",
+                 "1 without an extension", "1 outside the class folders"):
+        assert said in line
+
+
+@pytest.mark.parametrize("empty", ["no file", "no image", "no readable image"])
+def test_classes_without_images_are_said(root, capsys, empty):
+    def clear(part):
+        for path in (root / part / "bee").glob("*.*"):
+            path.write_text("") if empty == "no readable image" else path.unlink()
+        if empty == "no image":
+            (root / part / "bee/note.txt").write_text("")
+
+    clear("val")
+    assert data.load("folder", root, image_size=16, skip_bad=True).classes[1] == "bee"
+    assert "val has no images of bee" in capsys.readouterr().err
+    clear("train")
+    with pytest.raises(UserError, match="train has no images of bee"):
+        data.load("folder", root, image_size=16, skip_bad=True)
+
+
+def test_labels_follow_the_class_folders(root):
+    """Also where no image has changed, so that the decoded files are there."""
+    for part in ("train", "val"):
+        shutil.rmtree(root / part / "bee")
+        (root / part / "bee").mkdir()
+    with pytest.raises(UserError, match="no images of bee"):
+        data.load("folder", root, image_size=16)
+    for part in ("train", "val"):
+        (root / part / "bee").rmdir()
+    assert sorted(set(data.load("folder", root, image_size=16).labels.tolist())) == [0, 1]
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(root, capsys):
