@@ -195,9 +195,9 @@ class Training:
         self.seconds["train"] += seconds
         if not np.isfinite(loss):
             raise UserError(f"training diverged in epoch {epoch + 1}; try a smaller --lr")
-        row = {"epoch": epoch + 1, "lr": lr, "progress": progress, "updates": len(batches),
-               "examples": images, "loss": loss,
-               "accuracy": accuracy, "seconds": seconds, "images_per_second": images / seconds}
+        row = {"epoch": epoch + 1, "lr": lr, "examples": images, "loss": loss,
+               "accuracy": accuracy, "seconds": seconds, "images_per_second": images / seconds,
+               "updates": len(batches), "progress": progress}
         start = time.perf_counter()
         with self.autocast:
             row["robust"], row["clean"] = self.guard.measure(self.result)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advprune import distributed, image_files, ops
+from advprune import distributed, generated_images, image_files, image_folder, ops
 from advprune.config import RECIPES, Settings
 from advprune.errors import UserError
 
@@ -135,8 +135,8 @@ def load(name: str, data_dir: str | Path = "data", limit: int | None = None,
     images = [images.narrow(0, 0, n)]
     labels = [labels[:n]]
     for path in extra:
-        more, more_labels = image_files.open_npz(path, images[0].shape[1:], len(classes),
-                                                 cache_dir)
+        more, more_labels = generated_images.open_npz(path, images[0].shape[1:], len(classes),
+                                                      cache_dir)
         images.append(more)
         labels.append(more_labels)
     images = [part.to(device) for part in images]
@@ -222,12 +222,12 @@ def _synthetic():
 
 
 def _folder(root, size, skip_bad, only_test, cache_dir):
-    test_images, test_labels, classes = image_files.open_folder(root, "val", size, skip_bad,
-                                                           cache_dir)
+    test_images, test_labels, classes = image_folder.open_folder(root, "val", size, skip_bad,
+                                                                 cache_dir)
     images: Tensor | image_files.Images = torch.empty(0, 3, size, size, dtype=torch.uint8)
     labels = test_labels[:0]
     if not only_test:
-        images, labels, found = image_files.open_folder(root, "train", size, skip_bad, cache_dir)
+        images, labels, found = image_folder.open_folder(root, "train", size, skip_bad, cache_dir)
         if found != classes:
             odd = sorted(set(found) ^ set(classes))
             raise UserError(f"{root} has {len(odd)} classes in only one of train and val, such as "
@@ -242,7 +242,7 @@ def _folder(root, size, skip_bad, only_test, cache_dir):
 
 def _without_images(classes, labels):
     present = set(labels.tolist())
-    return image_files.listed([name for i, name in enumerate(classes) if i not in present])
+    return image_folder.listed([name for i, name in enumerate(classes) if i not in present])
 
 
 def _torchvision(name, root):

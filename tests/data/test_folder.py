@@ -12,7 +12,7 @@ from torchvision import datasets, transforms
 import evaluate
 import prune
 import train
-from advprune import data, image_files, run
+from advprune import data, image_folder, run
 from advprune.errors import UserError
 
 
@@ -60,7 +60,7 @@ def test_a_folder_is_decoded_once_and_anew_when_it_changes(root, monkeypatch):
     once = files(root)
     assert len(once) == 4
     with monkeypatch.context() as patch:
-        patch.setattr(image_files, "_decode", lambda *_: 1 / 0)
+        patch.setattr(image_folder, "_decode", lambda *_: 1 / 0)
         assert torch.equal(data.load("folder", root, image_size=20).images[:], first)
         with pytest.raises(ZeroDivisionError):
             data.load("folder", root, image_size=24)

@@ -9,7 +9,7 @@ from conftest import refused
 from PIL import Image
 
 import train
-from advprune import image_files
+from advprune import image_folder
 
 SIDE = 16
 
@@ -30,7 +30,7 @@ def decoded(tmp_path):
             (folder / "val/a" / name).write_bytes(image)
         else:
             image.save(folder / "val/a" / name, **how)
-        return image_files.open_folder(folder, "val", SIDE)[0][0]
+        return image_folder.open_folder(folder, "val", SIDE)[0][0]
 
     return decode
 
@@ -112,16 +112,16 @@ def test_values_of_no_known_range_are_named_or_left_out(tmp_path, values, capsys
                  "int32", "a/float.pfm (", "a/12 bits.tif (its values are uint16, of no known",
                  "a/white is 0.tif (", "b/none.png (Pillow does not know", "--skip-bad"):
         assert said in err
-    images, labels, _ = image_files.open_folder(tmp_path, "train", SIDE, skip_bad=True)
+    images, labels, _ = image_folder.open_folder(tmp_path, "train", SIDE, skip_bad=True)
     assert "6 of the 8" in capsys.readouterr().err
     assert labels.tolist() in ([0, 1], [1, 0])
     assert len(images) == 2
 
 
 def test_what_another_version_decoded_is_not_used(decoded, values, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_files, "DECODING", image_files.DECODING - 1)
-    monkeypatch.setattr(image_files, "_rgb", lambda image: Image.new("RGB", image.size))
+    monkeypatch.setattr(image_folder, "DECODING", image_folder.DECODING - 1)
+    monkeypatch.setattr(image_folder, "_rgb", lambda image: Image.new("RGB", image.size))
     assert decoded("a.png", Image.fromarray(values)).max() == 0
     monkeypatch.undo()
-    assert image_files.open_folder(tmp_path / "0", "val", SIDE)[0][0].max() > 0
+    assert image_folder.open_folder(tmp_path / "0", "val", SIDE)[0][0].max() > 0
     assert len(list((tmp_path / "0").glob(".*.npy"))) == 1

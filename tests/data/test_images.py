@@ -12,7 +12,7 @@ from conftest import make, no_file_over, read_only, refused, weights
 import evaluate
 import prune
 import train
-from advprune import config, data, image_files, reference
+from advprune import config, data, generated_images, image_files, reference
 from advprune.errors import UserError
 
 CPU = torch.device("cpu")
@@ -156,7 +156,7 @@ def test_npz_gives_its_images_and_labels(tmp_path, save, grey):
     save(tmp_path / "a.npz", note="x", image=pixels[..., 0] if grey else pixels,
          label=labels.astype(np.uint8))
     for _ in range(2):  # decoded, and then found so
-        ours, classes = image_files.open_npz(tmp_path / "a.npz", pixels.shape[:0:-1], 10)
+        ours, classes = generated_images.open_npz(tmp_path / "a.npz", pixels.shape[:0:-1], 10)
         assert torch.equal(ours[:], torch.from_numpy(pixels).permute(0, 3, 1, 2))
         assert torch.equal(classes, torch.from_numpy(labels))
         assert classes.dtype == torch.int64
@@ -164,14 +164,14 @@ def test_npz_gives_its_images_and_labels(tmp_path, save, grey):
 
 def test_a_compressed_file_is_decoded_once_and_anew_when_it_changes(tmp_path, extra):
     path = extra(save=np.savez_compressed)
-    image_files.open_npz(path, (1, 28, 28), 10)
+    generated_images.open_npz(path, (1, 28, 28), 10)
     cache, = tmp_path.glob(".extra.npz*.npy")
     with open(cache, "r+b") as file:  # a mark: what is read is this file
         file.seek(-1, 2)
         file.write(b"\7")
-    assert image_files.open_npz(path, (1, 28, 28), 10)[0][39][0, -1, -1] == 7
+    assert generated_images.open_npz(path, (1, 28, 28), 10)[0][39][0, -1, -1] == 7
     extra(save=np.savez_compressed, seed=1)
-    found, _ = image_files.open_npz(path, (1, 28, 28), 10)
+    found, _ = generated_images.open_npz(path, (1, 28, 28), 10)
     assert torch.equal(found[:][:, 0], torch.from_numpy(make(40, seed=1)[0][..., 0]))
     assert len(list(tmp_path.glob(".extra.npz*.npy"))) == 1
 
