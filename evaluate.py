@@ -177,7 +177,8 @@ def verdict(args, work, classes):
         "robust_count": count, "per_attack": work.per_attack,
         "seconds": work.seconds, "max_perturbation": work.largest,
         "clean_interval": evaluation.interval(clean, n),
-        "robust_interval": evaluation.interval(count, n), "seed": args.seed}
+        "robust_interval": evaluation.interval(count, n), "seed": args.seed,
+        "warnings": work.warnings}
     if args.until:
         record |= {"until": args.until, "stopped_early": n < len(work.labels)}
     if "autoattack" in args.attack:

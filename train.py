@@ -185,7 +185,7 @@ class Training:
             if self.average:
                 self.average.update_parameters(self.model)
             self.running[ids] = losses.detach().float()
-            sums += torch.stack([losses.detach().sum(), (logits.argmax(1) == y).sum()])
+            sums += torch.stack([losses.detach().sum(), (attacks.predicted(logits) == y).sum()])
             bar.update(len(batch))
             if not bar.disable and step % 20 == 0:
                 bar.set_postfix(epoch=epoch + 1, loss=f"{losses.mean().item():.3f}",
@@ -383,7 +383,7 @@ def train(training, this):
             if collapsed and a.on_collapse == "stop":
                 raise Stopped(collapsed)
 
-    right = models.predict(training.result, dataset.test_images) == dataset.test_labels
+    right = models.right(training.result, dataset.test_images, dataset.test_labels)
     seconds = training.seconds
     return {
         "dataset": a.dataset, "prune": a.prune, "p": a.p, "epoch": a.epoch, "epochs": a.epochs,
@@ -392,7 +392,8 @@ def train(training, this):
         "prune_seconds": seconds["prune"], "images_per_second": bar.total / seconds["train"],
         "examples": bar.total, "schedule": a.schedule, "progress": training.rows[-1]["progress"],
         "guard_seconds": seconds["guard"], "draw_seconds": seconds["draw"],
-        "collapses": guard.collapses, "collapsed": guard.collapsed,
+        "collapses": guard.collapses,
+        "collapsed": guard.collapsed or bool(guard.undefended(training.rows[-1])),
         **training.budget_statistics(), "classes": dataset.classes,
         "weights": weights.fingerprint(training.result)}
 

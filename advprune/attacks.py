@@ -12,13 +12,16 @@ Without a budget:
 
     deepfool   DeepFool in the l-infinity or l2 norm (Moosavi-Dezfooli et al. 2016)
 
+Each checks images, labels and budgets by `checked`. A network of half precision gets images of its
+own type; its loss is computed in float32.
+
 rs_fgsm, pgd and pgd_kl run the model in the mode it is in. In train mode its batch norm statistics
 move. Inside `with frozen(model):` parameters get no gradients, which saves memory; inside
 `with evaluating(model):` the model is in eval mode too.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,14 +55,107 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
+IMAGES = ("images must be uint8, or floats in [0, 1]: divide them by 255, and normalise inside "
+          "the model (advprune.models.Normalize)")
+
+
+def checked(x: Tensor, y: Any = None, eps: float | Tensor = 0.0, alpha: float | Tensor = 0.0
+            ) -> tuple[Tensor, Any, float | Tensor, float | Tensor]:
+    """(x, y, eps, alpha) as an attack takes them: x of uint8 or float32 or more, y of int64.
+
+    x [B, ...] uint8, or floats in [0, 1]; y as in `class_labels`, or None; eps in [0, 1] and alpha
+    from 0 on are numbers or [B]. Raises ValueError for all else, and in torch.inference_mode.
+    Values on a GPU are checked there, without a wait: it prints the sentence, and the next call
+    that waits for it raises.
+    """
+    _refuse_inference_mode()
+    if x.dtype != torch.uint8:
+        if not x.is_floating_point():
+            raise ValueError(f"{IMAGES}; they are {x.dtype}")
+        _require(x, 1, IMAGES)
+        x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    y = y if y is None else class_labels(y, len(x))
+    eps = _budget("eps", eps, x, 1, "is the budget in [0, 1] pixels: give 8/255, not 8")
+    alpha = _budget("alpha", alpha, x, torch.finfo(torch.float32).max,
+                    "is the step in [0, 1] pixels, 0 or more")
+    return x, y, eps, alpha
+
+
+def class_labels(y: Any, n: int) -> Tensor:
+    """The labels y [n] as int64. Raises ValueError unless they are n whole numbers from 0 on.
+
+    On a GPU they may be negative: that check would wait. The loss refuses most of them.
+    """
+    y = torch.as_tensor(y)
+    if y.dim() != 1 or y.is_floating_point() or y.is_complex():
+        raise ValueError(f"labels must be N whole numbers, not a tensor of shape {list(y.shape)} "
+                         f"and type {y.dtype}")
+    if len(y) != n:
+        raise ValueError(f"there are {n} images but {len(y)} labels; give one label for each "
+                         "image")
+    y = y.long()
+    if not y.is_cuda and (y < 0).any():
+        raise ValueError(f"the label {y.min()} is negative; classes begin with 0")
+    return y
+
+
+def _refuse_inference_mode():
+    if torch.is_inference_mode_enabled():
+        raise ValueError("attacks need gradients, which torch.inference_mode forbids; call them "
+                         "outside of it, or within torch.no_grad")
+
+
+def _budget(name, value, x, most, meaning):
+    """The value as a float, or [B] on the device of x."""
+    if not torch.is_tensor(value):
+        value = float(value)
+    elif value.dim() == 0 or value.shape == (len(x),):
+        value = value.to(x.device).expand(len(x))
+    else:
+        raise ValueError(f"{name} must be one number, or one for each of the {len(x)} images, not "
+                         f"a tensor of shape {list(value.shape)}")
+    _require(torch.as_tensor(value), most, f"{name} {meaning}")
+    return value
+
+
+def _require(value, most, message):
+    """Raise ValueError unless all of the tensor is in [0, most]. NaN is not."""
+    if value.numel() == 0:
+        return
+    low, high = value.aminmax()
+    fine = (low >= 0) & (high <= most)
+    if value.is_cuda:
+        torch._assert_async(fine, message)
+    elif not fine:
+        raise ValueError(message)
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits [B, K], in float32 or more, of x [B, ...] in the type of the model's weights."""
+    weights = (p.dtype for p in model.parameters() if p.is_floating_point())
+    logits = model(x.to(next(weights, x.dtype)))
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """The classes [B] int64 of logits [B, K]; -1, which is no class, where they predict none.
+
+    That is where one of them is NaN or +inf, or all are -inf. A class of -inf is masked.
+    """
+    highest, classes = logits.max(1)  # NaN counts as the highest
+    return torch.where(highest.isfinite(), classes, -1)
+
+
 def input_grad(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The gradient [B, ...] of the summed cross-entropy with respect to x; parameters get none.
 
-    A sum has the sign of the mean, and keeps an example's gradient independent of the batch size.
+    x is any point, inside the box or not. A sum has the sign of the mean, and keeps an example's
+    gradient independent of the batch size.
     """
-    x = x.detach().requires_grad_()
+    _refuse_inference_mode()
+    x, y = x.detach().requires_grad_(), class_labels(y, len(x))
     with torch.enable_grad():
-        loss = F.cross_entropy(model(x), y, reduction="sum")
+        loss = F.cross_entropy(logits_of(model, x), y, reduction="sum")
         return torch.autograd.grad(loss, x)[0]
 
 
@@ -68,9 +164,11 @@ def rs_fgsm(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, *, eps: float |
             noise_scale: float = 1.0, clip_ball: bool = True) -> Tensor:
     """RS+FGSM (Algorithm 1, lines 26-28): the adversarial examples [B, C, H, W], float32.
 
-    x [B, C, H, W] uint8 or in [0, 1]; y, ids [B] int64; eps, alpha a float or one value for each
-    example [B], in [0, 1] pixels. seed, epoch and ids choose the noise.
+    x [B, C, H, W] uint8 or in [0, 1]; y, ids [B] whole numbers; eps, alpha a float or one value
+    for each example [B], in [0, 1] pixels. seed, epoch and ids choose the noise. Raises what
+    `checked` does.
     """
+    x, _, eps, alpha = checked(x, None, eps, alpha)
     start = ops.rs_start(x, ids, eps, seed, epoch, clip_start, noise_scale)
     grad = input_grad(model, start, y)
     return ops.fgsm_step(x, grad, ids, eps, alpha, seed, epoch, clip_start, noise_scale, clip_ball)
@@ -83,8 +181,9 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, *, eps: float | Ten
 
     As in fast_adversarial's evaluate_pgd, each restart begins uniformly in ball and box, and an
     example stops moving once it is misclassified. Later restarts skip examples that are broken,
-    unlike there. Arguments and result as in `rs_fgsm`.
+    unlike there. Arguments, result and errors as in `rs_fgsm`.
     """
+    x, y, eps, alpha = checked(x, y, eps, alpha)
     pixels = ops.pixels(x)
     best, best_loss = pixels.clone(), torch.full(y.shape, -torch.inf, device=y.device)
     todo = torch.arange(len(x), device=x.device)  # the examples that no restart has broken yet
@@ -112,11 +211,11 @@ def _climb(model, adv, y, low, high, alpha, steps, judge):
             return adv.detach(), None, None
         adv = adv.detach().requires_grad_()
         with torch.enable_grad():
-            logits = model(adv)
+            logits = logits_of(model, adv)
             loss = F.cross_entropy(logits, y, reduction="none")
-            active = logits.argmax(1) == y
+            active = predicted(logits) == y
             if steps == 0 or not active.any():
-                return adv.detach(), loss.detach(), active
+                return adv.detach(), loss.detach().float(), active
             (grad,) = torch.autograd.grad(loss.sum(), adv)
         steps -= 1
         moved = torch.clamp(adv.detach() + alpha * grad.sign(), low, high)
@@ -127,18 +226,19 @@ def pgd_kl(model: nn.Module, x: Tensor, ids: Tensor, *, eps: float | Tensor,
            alpha: float | Tensor, steps: int, seed: int = 0, epoch: int = 0) -> Tensor:
     """TRADES' inner maximisation (Zhang et al. 2019): KL(model(x) || model(x')) by signed ascent.
 
-    The start is uniform in ball and box. Arguments and result as in `rs_fgsm`.
+    The start is uniform in ball and box. Arguments, result and errors as in `rs_fgsm`.
     """
+    x, _, eps, alpha = checked(x, None, eps, alpha)
     pixels, step = ops.pixels(x), ops.per_example(alpha, x)
     radius = ops.per_example(eps, x)
     low, high = (pixels - radius).clamp(min=0), (pixels + radius).clamp(max=1)
     adv = ops.rs_start(pixels, ids, eps, seed, epoch, clip_start=True)
     with torch.no_grad():
-        clean = F.log_softmax(model(pixels).float(), 1)
+        clean = F.log_softmax(logits_of(model, pixels), 1)
     for _ in range(steps):
         adv = adv.detach().requires_grad_()
         with torch.enable_grad():
-            loss = F.kl_div(F.log_softmax(model(adv).float(), 1), clean, log_target=True,
+            loss = F.kl_div(F.log_softmax(logits_of(model, adv), 1), clean, log_target=True,
                             reduction="sum")
             (grad,) = torch.autograd.grad(loss, adv)
         adv = torch.clamp(adv.detach() + step * grad.sign(), low, high)
@@ -163,7 +263,7 @@ def deepfool(model: nn.Module, x: Tensor, y: Tensor, norm: str = "linf", steps: 
              overshoot: float = 0.02, clip: bool = True, classes: int | None = None) -> DeepFool:
     """DeepFool (Moosavi-Dezfooli et al. 2016, Algorithm 2): from x across the boundary of class y.
 
-    x [B, C, H, W] uint8 or in [0, 1] (float64 for a float64 model), y [B] int64; norm `linf` or
+    x [B, C, H, W] uint8 or in [0, 1] (float64 for a float64 model), y [B]; norm `linf` or
     `l2`; clip keeps every point in [0, 1]; classes=k considers y and the k - 1 highest other
     logits of x (None: all). Each step goes to the nearest linearised boundary; the sum of the
     steps is lengthened by `overshoot`. When the class has changed, bisection of the segment from x
@@ -172,28 +272,30 @@ def deepfool(model: nn.Module, x: Tensor, y: Tensor, norm: str = "linf", steps: 
     A misclassified example has distance 0 and no iterations, and counts as crossed. An example
     that does not cross within `steps`, or whose gradients vanish, does not count as crossed. Its
     distance is that of the last point reached, which is no bound on the margin. The distance is
-    NaN where the logits of x are not finite. Raises ValueError for another norm.
+    NaN where the logits of x predict no class. Raises ValueError for another norm, and what
+    `checked` does.
     """
+    x, y, *_ = checked(x, y)
     x, order = x if x.dtype == torch.float64 else ops.pixels(x), norm_order(norm)
     with evaluating(model), torch.no_grad():
-        logits = model(x).float()
+        logits = logits_of(model, x)
         others = logits.scatter(1, y[:, None], -torch.inf)
         count = min(classes or logits.shape[1], logits.shape[1])
         rivals = torch.cat([y[:, None], others.topk(count - 1).indices], 1)  # [B, k]
-        target = _predicted(logits, y)
+        target = _target(logits, y)
         way, iterations = _walk(model, x, y, target, rivals, norm, steps, overshoot, clip)
 
         ids = ((target != y) & (iterations > 0)).nonzero().flatten()
         low, scale = x.new_zeros(len(ids)), x.new_ones(len(x))
         for _ in range(HALVINGS):
             middle = (low + scale[ids]) / 2
-            found = _predicted(model(_along(x[ids], way[ids], middle)), y[ids])
+            found = _target(logits_of(model, _along(x[ids], way[ids], middle)), y[ids])
             across = found != y[ids]
             scale[ids] = torch.where(across, middle, scale[ids])
             low = torch.where(across, low, middle)
             target[ids] = torch.where(across, found, target[ids])
     distance = scale * torch.linalg.vector_norm(way.flatten(1), order, 1)
-    distance = distance.where(logits.isfinite().all(1), torch.nan)
+    distance = distance.where(predicted(logits) >= 0, torch.nan)
     return DeepFool(distance, target, iterations, target != y, _along(x, way, scale))
 
 
@@ -230,7 +332,7 @@ def _walk(model, x, y, target, rivals, norm, steps, overshoot, clip):
         todo, point = todo[moved], point[moved]
         delta[todo], way[todo] = total[moved], further[moved]
         iterations[todo] += 1
-        target[todo] = _predicted(model(point), y[todo])
+        target[todo] = _target(logits_of(model, point), y[todo])
         todo = todo[target[todo] == y[todo]]
     return way, iterations
 
@@ -265,9 +367,10 @@ def _along(x, way, scale=None):
     return x + way if scale is None else x + scale.view(-1, *[1] * (x.dim() - 1)) * way
 
 
-def _predicted(logits, y):
-    """The classes [B] of logits [B, K], and y where a logit is not finite: it has no boundary."""
-    return torch.where(logits.isfinite().all(1), logits.argmax(1), y)
+def _target(logits, y):
+    """The classes [B] of logits [B, K], and y where they predict none: there is no boundary."""
+    classes = predicted(logits)
+    return torch.where(classes < 0, y, classes)
 
 
 def class_grads(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
@@ -277,7 +380,7 @@ def class_grads(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, T
     """
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        logits = model(x).float().gather(1, classes)
+        logits = logits_of(model, x).float().gather(1, classes)
         grads = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0]
                  for column in logits.unbind(1)]
     return torch.stack(grads, 1), logits.detach()

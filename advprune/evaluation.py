@@ -1,14 +1,16 @@
 """Which test images a network still classifies right under attacks, one attack after another."""
+import logging
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from pyautoattack import AutoAttack
+from pyautoattack import AutoAttack, checks
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from advprune import attacks, checkpoint, memory, models
+from advprune import attacks, checkpoint, memory, models, ops
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")  # AutoAttack (Croce & Hein 2020)
 FEW_CLASSES = {2: ("apgd-ce", "fab-t", "square"),  # the targeted DLR loss needs four logits,
@@ -17,6 +19,21 @@ ATTACKS = {"clean": (), "fgsm": ("fgsm",), "pgd": ("pgd-50-10",), "pgd-20": ("pg
            "apgd": ("apgd-ce",),
            "autoattack": STANDARD, **{name: (name,) for name in STANDARD}}
 ROUNDING = 1e-6  # how far float32 arithmetic may carry an attack past eps
+LOGGER = logging.getLogger("auto-attack")  # pyautoattack's
+WARNINGS = {  # a part of what it warns of, and what we say instead
+    "randomized": "the network gives other logits for the same images: to attacks that do not "
+                  "average over them it looks more robust than it is",
+    "probability": "the network seems to give probabilities: leave out its softmax, because "
+                   "attacks need the logits",
+    "dynamic": "the network computes gradients while it classifies: to attacks that do not know "
+               "of that it looks more robust than it is",
+    "zero gradient": "the loss has no gradient at some images: attacks that follow gradients may "
+                     "miss adversarial examples there",
+    "DLR loss": None}  # of three classes: it means the targeted loss, but of_names takes the other
+MASKED = ("square, which needs no gradient, broke {:.1%} of the images after the other attacks: "
+          "attacks that follow gradients may be misled by this network")
+NO_CLASS = ("the network gives NaN or infinite logits under attack: such images count as broken, "
+            "but AutoAttack takes NaN for the first class and may miss some")
 PART = 128  # images that the network sees at a time on a CPU, so that they fit into its caches
 
 
@@ -29,8 +46,11 @@ def of_names(names: Iterable[str], classes: int) -> list[str]:
 class InParts(nn.Module):
     """A network that on a CPU takes a batch of any size in parts of PART images.
 
-    An attack sees whole batches, so that its random numbers do not depend on this.
+    An attack sees whole batches, so that its random numbers do not depend on this. failed says
+    whether it predicted no class for some images.
     """
+
+    failed: bool | Tensor = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -38,16 +58,17 @@ class InParts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits [B, K] of x [B, C, H, W]."""
-        if x.device.type != "cpu" or len(x) <= PART:
-            return self.model(x)
-        return torch.cat([self.model(part) for part in x.split(PART)])
+        parts = x.split(PART) if x.device.type == "cpu" else [x]
+        logits = torch.cat([attacks.logits_of(self.model, part) for part in parts])
+        self.failed = self.failed | (attacks.predicted(logits) < 0).any()
+        return logits
 
 
 def perturb(attack: str, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, eps: float,
             step: float, seed: int) -> Tensor:
     """One attack's adversarial examples of x [B, C, H, W] in [0, 1], all classified as y [B].
 
-    The members of AutoAttack are the package's own.
+    The members of AutoAttack are the package's own. Raises what attacks.checked does.
     """
     if attack == "fgsm":
         return attacks.rs_fgsm(model, x, y, ids, eps=eps, alpha=eps, seed=seed, epoch=0,
@@ -56,6 +77,8 @@ def perturb(attack: str, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, ep
         steps, restarts = [*map(int, attack.split("-")[1:]), 1][:2]
         return attacks.pgd(model, x, y, ids, eps=eps, alpha=step, steps=steps, restarts=restarts,
                            seed=seed)
+    x, y, *_ = attacks.checked(x, y, eps)
+    x = ops.pixels(x)
     standard = AutoAttack(model, eps=eps, seed=seed, device=x.device)
     standard.attacks_to_run = [attack]
     others = model(x[:1]).shape[1] - 1  # its default is nine target classes, whatever there are
@@ -81,10 +104,11 @@ class Evaluation:
                  state: checkpoint.State) -> None:
         """images [N, C, H, W] uint8, labels [N]; state: where an interrupted one has its work."""
         self.images, self.labels, self.settings, self.state = images, labels, settings, state
-        self.right = models.predict(model, images) == labels  # [N], of the images themselves
+        self.right = models.right(model, images, labels)  # [N], of the images themselves
         self.robust = self.right.clone()  # [N]
         self.judged, self.largest, self.seconds = 0, 0.0, 0.0  # judged: images, by all attacks
         self.per_attack: dict[str, dict[str, int]] = {}
+        self.warnings: list[str] = []  # of what makes these attacks unreliable, once each
         # Of the images up to the next stop: the attacks that are over, the ids that the next one
         # is for, how many of these are done.
         self.over: list[str] = []
@@ -97,14 +121,53 @@ class Evaluation:
 
     def run(self) -> None:
         """Judge the images by the attacks of the settings."""
+        LOGGER.addFilter(self.heard)
+        try:
+            self.judge(self.settings["attacks"])
+        finally:
+            LOGGER.removeFilter(self.heard)
+
+    def judge(self, names: list[str]) -> None:
+        """Check the network, then attack batch after batch."""
         n, until = len(self.labels), self.settings.get("until")
+        if names:
+            memory.in_parts(self.check, min(n, PART), PART)
         while self.judged < n and not self.narrow():
             stop = min(n, self.judged + self.settings["batch_size"]) if until else n
-            for name in self.settings["attacks"]:
+            for name in names:
                 if name not in self.over:
                     self.attack(name, stop)
             self.judged, self.over = stop, []
             self.save()
+        if names[-1:] == ["square"] and "apgd-ce" in names:  # as pyautoattack, given both at once
+            share = self.per_attack["square"]["broken"] / self.judged
+            if share > 0.002:
+                self.warn(MASKED.format(share))
+
+    def check(self, first: int, end: int) -> None:
+        """pyautoattack's checks of the network, which only some attacks bring along."""
+        checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # it never forgets an earlier network
+        x, y = self.images[first:end].float() / 255, self.labels[first:end]
+        checks.check_randomized(self.model, x, y, logger=LOGGER)
+        checks.check_range_output(self.model, x, logger=LOGGER)
+        checks.check_dynamic(self.model, x, logger=LOGGER)
+        grad = attacks.input_grad(self.model, x, y)
+        checks.check_zero_gradients(grad.contiguous(), logger=LOGGER)
+
+    def heard(self, record: logging.LogRecord) -> bool:
+        """A filter of pyautoattack's log, which holds back its warnings and gives ours."""
+        if record.levelno < logging.WARNING:
+            return True
+        said = record.getMessage()
+        if ours := next((ours for part, ours in WARNINGS.items() if part in said), said):
+            self.warn(ours)
+        return False
+
+    def warn(self, sentence: str) -> None:
+        """Say this once on stderr, and in the record."""
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
+            tqdm.write(f"evaluate.py: {sentence}", file=sys.stderr)
 
     def narrow(self) -> bool:
         """Whether the interval of the images judged so far is as narrow as it was to be."""
@@ -145,12 +208,14 @@ class Evaluation:
                                f"{distance})")
         self.largest = max(self.largest, distance)
         with torch.no_grad():
-            self.robust[ids] = self.model(adv).argmax(1) == y
+            self.robust[ids] = attacks.predicted(self.model(adv)) == y
+        if self.model.failed:
+            self.warn(NO_CLASS)
         self.done += len(ids)
         self.seconds += time.perf_counter() - start
         self.save()
 
     def save(self) -> None:
         kept = ("settings", "robust", "per_attack", "judged", "over", "todo", "done", "largest",
-                "seconds")
+                "seconds", "warnings")
         self.state.write({name: getattr(self, name) for name in kept})

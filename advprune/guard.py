@@ -29,6 +29,7 @@ class Guard:
         ids = data.shuffled(torch.arange(n), settings.seed)[:self.size].sort().values
         ids = ids.to(dataset.labels.device)[distributed.rank()::distributed.world()]
         self.settings, self.ids = settings, ids
+        self.defends = settings.attack != "none" and settings.epsilon > 0
         self.images, self.labels = dataset.images[ids], dataset.labels[ids]
         self.collapses: list[dict] = []
         self.collapsed, self.good = False, None
@@ -50,7 +51,7 @@ class Guard:
         images, labels, eps = self.images[first:end], self.labels[first:end], self.settings.epsilon
         adv = attacks.pgd(model, images, labels, self.ids[first:end], eps=eps, alpha=eps / 4,
                           steps=STEPS, seed=self.settings.seed)
-        return torch.stack([(model(x).argmax(1) == labels).sum().double()
+        return torch.stack([(attacks.predicted(model(x)) == labels).sum().double()
                             for x in (adv, ops.pixels(images))])
 
     @property
@@ -70,7 +71,7 @@ class Guard:
         there with the attack of config.remedy.
         """
         a, now = self.settings, training.rows[-1]
-        how = None if a.attack == "none" or a.epsilon == 0 else collapse(training.rows)
+        how = collapse(training.rows) if self.defends else None
         if how is None or self.collapsed:
             self.collapsed = self.collapsed and now["robust"] < 0.1
             self.keep(training)
@@ -92,6 +93,14 @@ class Guard:
         steps = f" of {remedy['steps']} steps" if remedy["kind"] == "pgd" else ""
         return (f"{said}; back to the end of epoch {len(training.rows)}, and on with "
                 f"{remedy['kind']}{steps}")
+
+    def undefended(self, row: dict) -> str | None:
+        """What to tell the user whose run ended with this row, but is no defence; else None."""
+        if not (self.defends and fragile(row)):
+            return None
+        return ("accuracy on training examples is {clean:.3f}, but {robust:.3f} under PGD; such a "
+                "network is no defence: train longer, with --recipe robust or with a smaller "
+                "--epsilon").format(**row)
 
     def state(self) -> dict:
         return {"collapses": self.collapses, "collapsed": self.collapsed}
@@ -117,3 +126,11 @@ def collapse(rows: Sequence[dict]) -> str | None:
     if now["robust"] < 0.05 and now["accuracy"] > 0.6:
         return f"to {now['robust']:.3f}"
     return None
+
+
+def fragile(row: dict) -> bool:
+    """Whether robust accuracy is below a tenth of clean accuracy, and far below it.
+
+    At the end of a run only: many a good run is fragile in its first epochs.
+    """
+    return row["robust"] < row["clean"] / 10 and row["clean"] - row["robust"] >= DROP

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advprune import layers, memory, own_code
-from advprune.attacks import evaluating
+from advprune.attacks import evaluating, logits_of, predicted
 from advprune.errors import UserError
 
 if TYPE_CHECKING:
@@ -239,12 +239,28 @@ def channels_last(model: nn.Module) -> bool:
 
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = 200) -> Tensor:
-    """The classes [N] that the model, in eval mode, predicts for images [N, C, H, W] uint8."""
+    """The classes [N] that the model, in eval mode, predicts for images [N, C, H, W] uint8.
+
+    It is -1 where it predicts none (attacks.predicted).
+    """
     classes: list[Tensor] = []
 
     def work(first, end):
-        classes.append(model(images[first:end].float() / 255).argmax(1))
+        classes.append(predicted(logits_of(model, images[first:end].float() / 255)))
 
     with evaluating(model), torch.no_grad():
         memory.in_parts(work, len(images), batch_size)
     return torch.cat(classes)
+
+
+def right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Which test images [N, C, H, W] uint8 the model, in eval mode, classifies as labels [N].
+
+    Raises UserError where it predicts no class for some.
+    """
+    classes = predict(model, images)
+    if none := int((classes < 0).sum()):
+        raise UserError(f"the network gives NaN or infinite logits for {none} of the "
+                        f"{len(labels)} test images, so its accuracy says nothing; check its "
+                        "weights, or train it with a smaller --lr")
+    return classes == labels

@@ -40,7 +40,7 @@ def _sheet(axes: Any, dataset: Any, scores: Tensor, dropped: np.ndarray, ids: Te
            predict: Callable[[Tensor], Tensor]) -> None:
     """The examples `ids` in rows of 8. They share one axes: matplotlib is slow with 32 of them."""
     images = dataset.images[ids.to(dataset.labels.device)]
-    guesses = predict(images).tolist()
+    guesses, names = predict(images).tolist(), [*dataset.classes, "none"]  # a guess of -1
     for k, (i, image) in enumerate(zip(ids.tolist(), images.cpu().permute(0, 2, 3, 1).numpy(),
                                        strict=True)):
         height, width = (0.85 * side / max(image.shape[:2]) for side in image.shape[:2])
@@ -50,7 +50,7 @@ def _sheet(axes: Any, dataset: Any, scores: Tensor, dropped: np.ndarray, ids: Te
         axes.add_patch(Rectangle((left, bottom), width, -height, fill=False,
                                  color=RED if dropped[i] else BLACK,
                                  linewidth=2.5 if dropped[i] else 0.5))
-        label, guess = (short(dataset.classes[c]) for c in (dataset.labels[i], guesses[k]))
+        label, guess = (short(names[c]) for c in (dataset.labels[i], guesses[k]))
         axes.text(k % 8, bottom - height - 0.05,
                   f"label {label}\npred. {guess}\nscore {scores[i]:.3g}", fontsize=7.5,
                   horizontalalignment="center", verticalalignment="bottom")

@@ -52,8 +52,8 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
     bar to move. state keeps the progress, and continues it: an object with read(device) and
     write(content), such as checkpoint.State. Use another one for other arguments.
 
-    Raises ValueError for an unknown kind, a missing eps, lengths that differ, images outside
-    [0, 1], and scores that are not finite (it says how many).
+    Raises ValueError for an unknown kind, a missing eps, lengths that differ, scores that are not
+    finite (it says how many), and what attacks.checked refuses.
     """
     if kind not in SCORES:
         also = "; train.py collects running-loss itself" if kind == "running-loss" else ""
@@ -61,16 +61,10 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
     if kind == "loss" and eps is None:
         raise ValueError("the score 'loss' needs eps, the l-infinity budget in [0, 1] pixels; "
                          "give eps=8/255, for example")
-    eps = eps or 0.0
+    eps = 0.0 if eps is None else float(eps)
     alpha = 1.25 * eps if alpha is None else alpha
     attacks.norm_order(norm)
-    labels = torch.as_tensor(labels)
-    if labels.dim() != 1 or labels.is_floating_point():
-        raise ValueError("labels must be N whole numbers, not a tensor of shape "
-                         f"{list(labels.shape)} and type {labels.dtype}")
-    if len(images) != len(labels):
-        raise ValueError(f"there are {len(images)} images but {len(labels)} labels; give one "
-                         "label for each image")
+    labels = attacks.class_labels(labels, len(images))
     device = next((p.device for p in model.parameters()), labels.device)
     batch_size = batch_size or at_once(device)
     ids = torch.arange(len(labels), device=labels.device)
@@ -84,12 +78,12 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
     def work(first, end):
         nonlocal done, saved
         batch = shard[first:end]
-        x, y = _gather(images, batch, device), labels[batch].to(device).long()
+        x, y = _gather(images, batch, device), labels[batch].to(device)
         if kind == "loss":
             x = attacks.rs_fgsm(model, x, y, batch.to(device), eps=eps, alpha=alpha, seed=seed,
                                 epoch=epoch, clip_start=clip_start)
         found = (_margins(model, x, y, norm, classes) if kind == "margin"
-                 else ops.cross_entropy_scores(model(ops.pixels(x)), y)[0])
+                 else ops.cross_entropy_scores(attacks.logits_of(model, ops.pixels(x)), y)[0])
         scores[batch] = found.to(scores.device)
         done = end
         if bar is not None:
@@ -112,17 +106,13 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
 
 
 def _gather(images, ids, device):
-    """The batch of these ids as a tensor on the device, uint8 or a float type up to float32."""
+    """The batch of these ids as a tensor on the device, uint8 or float32."""
     if isinstance(images, np.ndarray):
         x = torch.from_numpy(images[ids.cpu().numpy()])
     else:
         x = images[ids.to(getattr(images, "device", ids.device))]
-    x = x.float() if x.dtype == torch.float64 else x  # as numpy makes them
-    fits = x.is_floating_point() and (x.numel() == 0 or (x.min() >= 0 and x.max() <= 1))
-    if x.dtype != torch.uint8 and not fits:
-        raise ValueError("images must be uint8, or floats in [0, 1]: divide them by 255, and "
-                         "normalise inside the model (advprune.models.Normalize)")
-    return x.to(device)
+    x = attacks.checked(x)[0]
+    return (x.float() if x.dtype == torch.float64 else x).to(device)  # numpy makes float64
 
 
 def farthest(images: Any, norm: str) -> float:

@@ -338,6 +338,8 @@ class Run:
             print(f"train.py: clean accuracy {record['clean_accuracy']:.4f} is about that of "
                   f"guessing among {len(record['classes'])} classes; try another --lr, or more "
                   "--epochs or examples", file=sys.stderr)
+        if undefended := training.guard.undefended(training.rows[-1]):
+            print(f"train.py: {undefended}", file=sys.stderr)
         self.say(record)
         return record
 

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from advprune import attacks, evaluation, models
+from advprune import attacks, evaluation, models, pruning
 
 
 def linear_model():
@@ -63,3 +63,120 @@ def test_attacks_leave_the_model_as_it_was():
     assert [p.requires_grad for p in model.parameters()] == flags
     attacks.input_grad(model, x, y)
     assert all(p.grad is None for p in model.parameters())
+
+
+# --- what an attack is given, and what a network predicts
+
+X, Y, IDS = torch.rand(6, 1, 4, 4), torch.tensor([0, 1, 0, 1, 0, 1]), torch.arange(6)
+CALLS = {  # name -> a call of (model, x, y, eps, alpha)
+    "rs_fgsm": lambda m, x, y, eps, alpha: attacks.rs_fgsm(m, x, y, IDS, eps=eps, alpha=alpha),
+    "pgd": lambda m, x, y, eps, alpha: attacks.pgd(m, x, y, IDS, eps=eps, alpha=alpha, steps=5,
+                                                   restarts=2),
+    "pgd_kl": lambda m, x, y, eps, alpha: attacks.pgd_kl(m, x, IDS, eps=eps, alpha=alpha, steps=5),
+    "deepfool": lambda m, x, y, eps, alpha: attacks.deepfool(m, x, y),
+    "loss": lambda m, x, y, eps, alpha: pruning.score(m, x, y, "loss", eps=eps, alpha=alpha),
+    "clean-loss": lambda m, x, y, eps, alpha: pruning.score(m, x, y, "clean-loss"),
+    "margin": lambda m, x, y, eps, alpha: pruning.score(m, x, y, "margin"),
+    **{name: lambda m, x, y, eps, alpha, name=name: evaluation.perturb(
+        name, m.eval().requires_grad_(False), x, y, IDS, eps, alpha, 0)
+       for name in ("fgsm", "pgd-50-10", "apgd-ce")}}
+
+
+def calls_but(*names):
+    return pytest.mark.parametrize("call", [name for name in CALLS if name not in names])
+
+
+@calls_but()
+@pytest.mark.parametrize("x", [torch.randn(6, 1, 4, 4), 255 * X, X.index_fill(0, Y[:1], torch.nan),
+                               (255 * X).long(), X > 0.5, (-X).half()],
+                         ids=["normalised", "0-255", "NaN", "int64", "bool", "half"])
+def test_other_images_are_refused(call, x):
+    with pytest.raises(ValueError, match=r"uint8, or floats in \[0, 1\]"):
+        CALLS[call](linear_model()[0], x, Y, 0.1, 0.1)
+
+
+@calls_but("deepfool", "clean-loss", "margin")
+@pytest.mark.parametrize(("eps", "words"), [
+    (8, "give 8/255, not 8"), (-0.1, "eps is"), (float("nan"), "eps is")])
+def test_other_budgets_are_refused(call, eps, words):
+    with pytest.raises(ValueError, match=words):
+        CALLS[call](linear_model()[0], X, Y, eps, 0.1)
+
+
+@pytest.mark.parametrize("call", ["rs_fgsm", "pgd", "pgd_kl"])
+@pytest.mark.parametrize(("eps", "words"), [
+    (torch.tensor([0.1] * 5 + [8]), "give 8/255"), (torch.tensor([0.1] * 5 + [torch.nan]), "eps"),
+    (torch.full((3,), 0.1), "one for each of the 6 images")])
+def test_one_other_budget_of_many_is_refused(call, eps, words):
+    with pytest.raises(ValueError, match=words):
+        CALLS[call](linear_model()[0], X, Y, eps, 0.1)
+
+
+@pytest.mark.parametrize("call", ["rs_fgsm", "pgd", "pgd_kl", "loss", "pgd-50-10"])
+@pytest.mark.parametrize("alpha", [-0.1, float("nan"), float("inf"), torch.tensor([-1.0] * 6)])
+def test_other_steps_are_refused(call, alpha):
+    with pytest.raises(ValueError, match="alpha is the step"):
+        CALLS[call](linear_model()[0], X, Y, 0.1, alpha)
+
+
+@calls_but("pgd_kl")
+def test_labels_are_whole_numbers_of_any_type_from_0_on(call):
+    model, _ = linear_model()
+    wanted = CALLS[call](model, X, Y, 0.1, 0.1)
+    for kind in (torch.int32, torch.int16, torch.uint8, torch.uint16):
+        found = CALLS[call](model, X, Y.to(kind), 0.1, 0.1)
+        assert all(map(torch.equal, found, wanted))
+    for y, words in ((Y.float(), "whole numbers"), (Y[:5], "6 images but 5 labels"),
+                     (Y - 100, "-100 is negative"), (torch.eye(2)[Y], "whole numbers")):
+        with pytest.raises(ValueError, match=words):
+            CALLS[call](model, X, y, 0.1, 0.1)
+
+
+@calls_but()
+def test_inference_mode_is_refused_in_words(call):
+    with torch.inference_mode(), pytest.raises(ValueError, match="outside of it"):
+        CALLS[call](linear_model()[0], X, Y, 0.1, 0.1)
+
+
+@calls_but("apgd-ce")
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_networks_of_half_precision_are_attacked_as_in_float32(call, kind):
+    model, _ = linear_model()
+    wanted = CALLS[call](model, X, Y, 0.1, 0.05)
+    found = CALLS[call](model.to(kind), X, Y, 0.1, 0.05)
+    found, wanted = (part.distance if call == "deepfool" else part for part in (found, wanted))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.02)
+
+
+def test_one_budget_may_be_a_tensor():
+    model, _ = linear_model()
+    for call in ("rs_fgsm", "pgd", "pgd_kl"):
+        assert torch.equal(CALLS[call](model, X, Y, torch.tensor(0.1), torch.tensor(0.05)),
+                           CALLS[call](model, X, Y, 0.1, 0.05))
+
+
+INF, NAN = torch.inf, torch.nan
+
+
+@pytest.mark.parametrize(("logits", "found"), [
+    ([1, 2, 2], 1), ([-INF, 2, -INF], 1), ([0, -INF, -1], 0), ([NAN] * 3, -1), ([5, 1, NAN], -1),
+    ([5, INF, 1], -1), ([-INF] * 3, -1)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_prediction_or_none(logits, found, kind):
+    assert attacks.predicted(torch.tensor([logits, [3, 0, 0]], dtype=kind)).tolist() == [found, 0]
+
+
+class Fails(torch.nn.Module):
+    """Three logits that prefer class 0, but NaN for images whose first pixel is above 0.5."""
+
+    def forward(self, x):
+        level = x.flatten(1)[:, :1]
+        return torch.cat([1 + 0 * level, level.where(level < 0.5, torch.nan), 0 * level], 1)
+
+
+def test_an_image_at_which_the_network_gives_nan_is_broken():
+    x, y = torch.full((2, 1, 1, 1), 0.45), torch.zeros(2, dtype=torch.long)
+    adv = attacks.pgd(Fails(), x, y, IDS[:2], eps=torch.tensor([0.1, 0.01]), alpha=0.1, steps=5,
+                      restarts=2)
+    assert (adv.flatten() > 0.5).tolist() == [True, False]

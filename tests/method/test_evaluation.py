@@ -1,9 +1,10 @@
-"""Evaluation: the verdicts are those of plain pyautoattack; intervals; parts."""
+"""Evaluation: the verdicts are those of plain pyautoattack; intervals; parts; warnings."""
 import pytest
 import torch
 from pyautoattack import AutoAttack
 
 from advprune import attacks, checkpoint, data, evaluation, models, run, weights
+from advprune.errors import UserError
 
 N = 12
 
@@ -76,3 +77,88 @@ def test_the_draws_are_those_of_pyautoattack(subject):
     ids = torch.arange(len(x))
     assert torch.equal(evaluation.perturb("apgd-ce", model, x, y, ids, eps, 0.01, 5), wanted)
     assert not torch.equal(evaluation.perturb("apgd-ce", model, x, y, ids, eps, 0.01, 6), wanted)
+
+
+# --- networks that mislead attacks, or fail
+
+class Toy(torch.nn.Module):
+    """Two logits: what `change` makes of the first pixel minus a half, and its negative."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, x):
+        level = self.change(x.flatten(1)[:, :1] - 0.5)
+        return torch.cat([level, -level], 1)
+
+
+class Random(Toy):
+    def forward(self, x):
+        return super().forward(x) + torch.rand(len(x), 2) / 100
+
+
+class Probabilities(Toy):
+    def forward(self, x):
+        return super().forward(x).softmax(1)
+
+
+class Purified(Toy):
+    """It moves the image along a gradient before it classifies."""
+
+    def forward(self, x):
+        with torch.enable_grad():
+            start = x.detach().requires_grad_()
+            grad = torch.autograd.grad(super().forward(start)[:, 0].sum(), start)[0]
+        return super().forward(x + 0.01 * grad)
+
+
+NETWORKS = {
+    "": Toy(lambda level: level), "other logits": Random(lambda level: level),
+    "probabilities": Probabilities(lambda level: level),
+    "computes gradients": Purified(lambda level: level),
+    "no gradient": Toy(lambda level: level.detach().sign() + 0 * level)}
+
+
+def judged(model, folder, *names):
+    """The Evaluation of a toy, by these attacks, of 12 images on both sides of the boundary."""
+    images = torch.tensor([118, 120, 126, 129, 136, 138] * 2, dtype=torch.uint8).view(12, 1, 1, 1)
+    settings = {"attacks": list(names), "epsilon": 0.05, "step": 0.02, "seed": 0, "batch_size": 4}
+    work = evaluation.Evaluation(model, images, (images.flatten() < 128).long(), settings,
+                                 checkpoint.State(folder / "state"))
+    work.run()
+    return work
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "apgd-ce"])
+@pytest.mark.parametrize("words", NETWORKS)
+def test_networks_that_mislead_attacks_are_named_once(words, attack, tmp_path, capsys):
+    work = judged(NETWORKS[words], tmp_path, attack)
+    said = capsys.readouterr().err
+    assert len(work.warnings) == (words != "") and ".md" not in said
+    for sentence in work.warnings:
+        assert words in sentence and said.count(sentence) == 1
+    assert checkpoint.State(tmp_path / "state").read()["warnings"] == work.warnings
+
+
+def test_what_square_breaks_after_the_others_is_said(tmp_path):
+    work = judged(NETWORKS["no gradient"], tmp_path, "apgd-ce", "square")
+    broken = work.per_attack["square"]["broken"]
+    assert broken > 0 and len(work.warnings) == 2
+    assert f"square, which needs no gradient, broke {broken / 12:.1%}" in work.warnings[1]
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd-50-10"])
+def test_an_image_at_which_the_network_fails_is_broken(attack, tmp_path):
+    def between(level):  # it knows the 256 values of a byte, and nothing between them
+        byte = 255 * (level + 0.5)
+        return level.where((byte - byte.round()).abs() < 1e-3, torch.nan)
+
+    work = judged(Toy(between), tmp_path, attack)
+    assert work.right.all() and not work.robust.any()
+    assert work.warnings == [evaluation.NO_CLASS]
+
+
+def test_a_network_that_fails_on_test_images_has_no_accuracy(tmp_path):
+    with pytest.raises(UserError, match="NaN or infinite logits for 2 of the 12 test images"):
+        judged(Toy(lambda level: level.where(level > -0.03, torch.nan)), tmp_path, "fgsm")

@@ -39,6 +39,26 @@ def test_collapse_is_seen_in_its_epoch(log, epoch):
     assert (seen or [None])[0] == epoch
 
 
+@pytest.mark.parametrize(("robust", "clean", "fragile"), [
+    (0.0, 0.8, True), (0.01, 0.25, True), (0.05, 0.99, True),
+    (0.72, 0.98, False), (0.2, 0.35, False), (0.15, 0.99, False),
+    (0.0, 0.1, False), (0.016, 0.156, False),  # it has not learnt anything yet
+    (float("nan"), 0.9, False)])
+def test_what_is_no_defence_at_the_end(robust, clean, fragile):
+    assert guard.fragile({"robust": robust, "clean": clean}) is fragile
+
+
+@pytest.mark.parametrize(("flags", "values", "said"), [
+    ([], [0.0, 0.0, 0.0, 0.05], True),  # it was never robust, so nothing collapsed
+    ([], [0.0, 0.0, 0.0, 0.5], False), (["--attack", "none"], [0.0] * 4, False),
+    (["--epsilon", "0"], [0.0] * 4, False)])
+def test_a_run_that_ends_without_a_defence_says_so(monkeypatch, capsys, flags, values, said):
+    monkeypatch.setattr(guard.Guard, "measure", lambda self, model: (values.pop(0), 0.9))
+    record = train.main([*FLAGS, *flags, "--out", "r"])
+    found = [line for line in capsys.readouterr().err.splitlines() if "no defence" in line]
+    assert len(found) == said and record["collapsed"] == said and not record["collapses"]
+
+
 @pytest.fixture
 def measured(monkeypatch):
     """measured(values): the guard finds these robust accuracies, one an epoch."""

@@ -14,6 +14,7 @@ import advprune
 import evaluate
 import train
 from advprune import attacks, evaluation, models, weights
+from advprune.errors import UserError
 
 KEYS = ["source", "dataset", "attack", "n", "epsilon", "clean_accuracy", "robust_accuracy",
         "robust_count", "per_attack", "seconds", "max_perturbation"]
@@ -99,6 +100,48 @@ def test_weights_of_other_tools_load(trained):
     for name in [*forms, "other.safetensors"]:
         record = evaluate.main(["--weights", name, "--dataset", "synthetic", "--attack", "clean"])
         assert record["clean_accuracy"] == pytest.approx(expected["clean_accuracy"], abs=0.01)
+
+
+@pytest.mark.parametrize("attack", ["clean", "pgd,autoattack"])
+def test_weights_whose_logits_overflow_have_no_accuracy(trained, tmp_path, attack, capsys):
+    state = weights.of_run(trained()).state_dict()
+    torch.save({name: value * 1e30 for name, value in state.items()}, "huge.pth")
+    flags = ["--weights", "huge.pth", "--dataset", "synthetic", "--attack", attack, "--n", "40"]
+    assert "logits for 40 of the 40 test images" in refused(evaluate.main, flags, capsys)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+SMALL = ["--dataset", "synthetic", "--limit", "100", "--epochs", "1", "--model"]
+OWN = """
+from torch import nn
+
+class Probabilities(nn.Linear):
+    def __init__(self, classes, size, **_):
+        super().__init__(size * size, classes)
+
+    def forward(self, x):
+        return super().forward(x.flatten(1)).softmax(1)
+
+class Failing(Probabilities):  # in eval mode, as batch norm whose statistics overflowed
+    def forward(self, x):
+        return super().forward(x) * (1 if self.training else float("inf"))
+"""
+
+
+def test_warnings_are_in_the_record(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(OWN)
+    train.main([*SMALL, "own.py:Probabilities", "--out", "run"])
+    capsys.readouterr()
+    evaluate.main(["run", "--attack", "fgsm,pgd", "--n", "20", "--trust-code", "--out", "e.json"])
+    said, stored = capsys.readouterr().err, json.loads(Path("e.json").read_text())["warnings"]
+    assert [said.count(sentence) for sentence in stored] == [1]
+    assert "leave out its softmax" in stored[0]
+
+
+def test_a_network_that_fails_when_tested_is_an_error(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    with pytest.raises(UserError, match="logits for 500 of the 500 test images"):
+        train.main([*SMALL, "own.py:Failing", "--out", "failing"])
 
 
 UNTIL = ["--attack", "fgsm,pgd", "--batch-size", "20", "--until"]
