@@ -64,7 +64,7 @@ def checked(x: Tensor, y: Any = None, eps: float | Tensor = 0.0, alpha: float | 
     """(x, y, eps, alpha) as an attack takes them: x of uint8 or float32 or more, y of int64.
 
     x [B, ...] uint8, or floats in [0, 1]; y as in `class_labels`, or None; eps in [0, 1] and alpha
-    from 0 on are numbers or [B]. Raises ValueError for all else, and in torch.inference_mode.
+    in [0, 2], each a number or [B]. Raises ValueError for all else, and in torch.inference_mode.
     Values on a GPU are checked there, without a wait: it prints the sentence, and the next call
     that waits for it raises.
     """
@@ -76,8 +76,8 @@ def checked(x: Tensor, y: Any = None, eps: float | Tensor = 0.0, alpha: float | 
         x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     y = y if y is None else class_labels(y, len(x))
     eps = _budget("eps", eps, x, 1, "is the budget in [0, 1] pixels: give 8/255, not 8")
-    alpha = _budget("alpha", alpha, x, torch.finfo(torch.float32).max,
-                    "is the step in [0, 1] pixels, 0 or more")
+    # No step is longer than from one end of the largest ball to the other.
+    alpha = _budget("alpha", alpha, x, 2, "is the step in [0, 1] pixels: give 10/255, not 10")
     return x, y, eps, alpha
 
 
@@ -181,8 +181,12 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, *, eps: float | Ten
 
     As in fast_adversarial's evaluate_pgd, each restart begins uniformly in ball and box, and an
     example stops moving once it is misclassified. Later restarts skip examples that are broken,
-    unlike there. Arguments, result and errors as in `rs_fgsm`.
+    unlike there. Arguments, result and errors as in `rs_fgsm`; and ValueError for fewer than 0
+    steps or 1 restart.
     """
+    if steps < 0 or restarts < 1:
+        raise ValueError(f"pgd takes 0 steps or more and 1 restart or more, not {steps} and "
+                         f"{restarts}")
     x, y, eps, alpha = checked(x, y, eps, alpha)
     pixels = ops.pixels(x)
     best, best_loss = pixels.clone(), torch.full(y.shape, -torch.inf, device=y.device)

@@ -254,10 +254,9 @@ def _attack_flags(flag: Callable) -> None:
          "run, or return to the epoch before and go on with the attack of --recipe robust (warn)")
     flag("--epsilon", type=console.budget, help="l-inf budget in [0, 1] pixels, such as 8/255 "
          f"({shown('epsilon')})")
-    flag("--alpha", type=console.number(float, 0, 1e6),
-         help="attack step in [0, 1] pixels (1.25 epsilon "
-         "for rs-fgsm, epsilon for n-fgsm; for pgd epsilon/4 with cifar10 and folder, else "
-         "epsilon/30)")
+    flag("--alpha", type=console.number(float, 0, 2), help="attack step in [0, 1] pixels (1.25 "
+         "epsilon for rs-fgsm, epsilon for n-fgsm; for pgd epsilon/4 with cifar10 and folder, "
+         "else epsilon/30)")
     flag("--pgd-steps", type=console.positive_int,
          help=f"steps of --attack pgd and --loss trades ({shown('pgd_steps')})")
 

@@ -112,8 +112,15 @@ def test_one_other_budget_of_many_is_refused(call, eps, words):
         CALLS[call](linear_model()[0], X, Y, eps, 0.1)
 
 
+@pytest.mark.parametrize("how", [dict(steps=-1), dict(steps=1, restarts=0)])
+def test_a_number_of_steps_that_is_none_is_refused(how):
+    with pytest.raises(ValueError, match="0 steps or more and 1 restart or more"):
+        attacks.pgd(linear_model()[0], X, Y, IDS, eps=0.1, alpha=0.1, **how)
+
+
 @pytest.mark.parametrize("call", ["rs_fgsm", "pgd", "pgd_kl", "loss", "pgd-50-10"])
-@pytest.mark.parametrize("alpha", [-0.1, float("nan"), float("inf"), torch.tensor([-1.0] * 6)])
+@pytest.mark.parametrize("alpha", [-0.1, 10, float("nan"), float("inf"),
+                                   torch.tensor([-1.0] * 6)])
 def test_other_steps_are_refused(call, alpha):
     with pytest.raises(ValueError, match="alpha is the step"):
         CALLS[call](linear_model()[0], X, Y, 0.1, alpha)
