@@ -77,6 +77,7 @@ def parse(argv):
         raise UserError("--image-size and --skip-bad are for --dataset folder")
     if args.weights:
         args.model = args.model or RECIPES[args.dataset]["model"]
+        args.normalisation = config.normalisation(args)
     return args
 
 
@@ -98,7 +99,7 @@ def subject(args, device):
                             args.skip_bad, cache_dir=args.cache_dir)
         recipe, shape = RECIPES[args.dataset], dataset.test_images.shape
         model = models.build(args.model, shape[1], len(dataset.classes), args.width, shape[-1],
-                             **config.normalisation(args))
+                             **args.normalisation)
         weights.load(model, args.weights)
         assumed = models.described(args.model, model)
         eps = recipe["epsilon"]

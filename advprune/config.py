@@ -104,7 +104,7 @@ RECIPES: dict[str, Recipe] = {
     "synthetic": {**MNIST, "epsilon": 0.1, "epochs": 5, "batch_size": 32, "peak": 0.2},
 }
 
-# The clean accuracy that a trained network passes, a robust one too.
+# Any trained network has more clean accuracy than this, a robust one too. evaluate.py doubts less.
 LEAST_CLEAN = {"digits": 0.8, "mnist": 0.9, "fashion-mnist": 0.7, "cifar10": 0.6}
 
 # --recipe robust: what to train with so that training does not collapse (docs/training.md has the
