@@ -44,6 +44,7 @@ def parse(argv):
     flag("--dataset", choices=list(RECIPES), help="with --weights: what to evaluate on")
     flag("--model", type=config.model_name, help="with --weights: as for train.py")
     flag("--width", type=console.positive_int, help="with --weights: as for train.py")
+    config.normalisation_flags(flag)
     flag("--image-size", type=console.positive_int, metavar="PIXELS",
          help="with --weights and --dataset folder: side of the images "
               f"({config.shown('image_size')})")
@@ -70,16 +71,20 @@ def parse(argv):
         raise UserError("name a run's directory, or --weights FILE with its --dataset")
     if args.weights and not args.dataset:
         raise UserError("--weights needs --dataset")
-    for name in ("dataset", "model", "width", "image_size", "skip_bad"):
+    for name in ("dataset", "model", "width", "mean", "std", "image_size", "skip_bad"):
         if args.run and getattr(args, name):
             raise UserError(f"--{name.replace('_', '-')} is for --weights; a run has it recorded")
     if args.weights and args.dataset != "folder" and (args.image_size or args.skip_bad):
         raise UserError("--image-size and --skip-bad are for --dataset folder")
+    if args.weights:
+        args.model = args.model or RECIPES[args.dataset]["model"]
+        args.normalisation = config.normalisation(args)
     return args
 
 
 def subject(args, device):
-    """(model, data set, budget) of the run or the weights file."""
+    """(model, data set, budget) of the run or the weights file; what was assumed of the latter."""
+    assumed = None
     if args.run:
         of_run = run.read_config(args.run)
         model, used = weights.of_run(args.run, args.trust_code), of_run["settings"]
@@ -96,13 +101,14 @@ def subject(args, device):
         dataset = data.load(args.dataset, args.data_dir or "data", 0, device, args.image_size,
                             args.skip_bad, cache_dir=args.cache_dir)
         recipe, shape = RECIPES[args.dataset], dataset.test_images.shape
-        model = models.build(args.model or recipe["model"], shape[1], len(dataset.classes),
-                             args.width, shape[-1])
+        model = models.build(args.model, shape[1], len(dataset.classes), args.width, shape[-1],
+                             **args.normalisation)
         weights.load(model, args.weights)
+        assumed = models.described(args.model, model)
         eps = recipe["epsilon"]
     if args.epsilon is not None:
         eps = args.epsilon
-    return model.to(device).eval().requires_grad_(False), dataset, eps
+    return model.to(device).eval().requires_grad_(False), dataset, eps, assumed
 
 
 def default_output(args, n):
@@ -134,14 +140,14 @@ def finished(out, used):
 def main(argv=None):
     args = parse(argv)
     device = console.device(args.device)
-    model, dataset, eps = subject(args, device)
+    model, dataset, eps, assumed = subject(args, device)
     every, classes = len(dataset.test_labels), len(dataset.classes)
     n = min(every, args.n or (every if args.attack == ["clean"] or args.until else 1000))
     if "apgd-t" in args.attack and classes in FEW_CLASSES:
         raise UserError(f"apgd-t is not defined for {classes} classes; leave it out of --attack, "
                         "or take autoattack")
     used = {
-        "weights": weights.fingerprint(model), "dataset": dataset.name, "n": n,
+        "weights": weights.fingerprint(model), "network": assumed, "dataset": dataset.name, "n": n,
         "attacks": evaluation.of_names(args.attack, classes), "epsilon": eps,
         "step": RECIPES[dataset.name]["eval_alpha"] * eps, "seed": args.seed,
         "batch_size": args.batch_size, "until": args.until}
@@ -157,6 +163,8 @@ def main(argv=None):
         state = checkpoint.State(out.with_suffix(".state"))
         work = Evaluation(model, dataset.test_images.narrow(0, 0, n), dataset.test_labels[:n],
                           used, state)
+        if args.weights:
+            warn_if_low(args.model, work, classes)
         work.run()
         record = verdict(args, work, classes)
         report(record)
@@ -164,6 +172,19 @@ def main(argv=None):
                                "settings": used, **run.environment(device)})
         state.delete()
     return record
+
+
+def warn_if_low(name, work, classes):
+    """Say what to check where clean accuracy is far below that of a trained network."""
+    n, right = len(work.labels), int(work.right.sum())
+    least = config.LEAST_CLEAN.get(work.settings["dataset"])
+    if (evaluation.interval(right, n)[1] >= least if least
+            else not run.at_chance(right / n, work.labels, classes)):
+        return
+    forms = [form for form in models.FORMS if form.startswith(name) or name.startswith(form)]
+    which = f" ({' or '.join(forms)})" if forms else ""
+    print(f"evaluate.py: clean accuracy {right / n:.4f} is far below that of a trained network; "
+          f"check --model{which}, --mean and --std", file=sys.stderr)
 
 
 def verdict(args, work, classes):
@@ -178,7 +199,7 @@ def verdict(args, work, classes):
         "seconds": work.seconds, "max_perturbation": work.largest,
         "clean_interval": evaluation.interval(clean, n),
         "robust_interval": evaluation.interval(count, n), "seed": args.seed,
-        "warnings": work.warnings}
+        "network": used["network"], "warnings": work.warnings}
     if args.until:
         record |= {"until": args.until, "stopped_early": n < len(work.labels)}
     if "autoattack" in args.attack:
@@ -191,6 +212,8 @@ def verdict(args, work, classes):
 def report(record):
     n, (low, high) = record["n"], record["robust_interval"]
     print("{source}: {n:,} test images of {dataset}, eps = {epsilon:.4g}".format(**record))
+    if record["network"]:
+        print(f"taken as {record['network']}")
     print(f"{'clean':>12} {record['clean_accuracy']:.4f}")
     for name, counts in record["per_attack"].items():
         print(f"{name:>12} {counts['robust_count'] / n:.4f}  "

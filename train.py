@@ -82,9 +82,13 @@ class Training:
             weights.load(self.model, a.pretrained, new_head=True)
         self.model.to(device)
         self.channels_last = models.channels_last(self.model)
+        if not any(weight.requires_grad for weight in self.model.parameters()):
+            raise UserError(f"{a.model} has no parameter to train: none requires a gradient")
         self.smallest = smallest_batch(a, dataset, self.model)
         # Attacks call model; the update calls ddp, which averages the gradients.
-        self.ddp = DistributedDataParallel(self.model) if distributed.world() > 1 else self.model
+        self.ddp = DistributedDataParallel(
+            self.model, find_unused_parameters=own_code.is_file(a.model)
+        ) if distributed.world() > 1 else self.model
         self.opt = optimizer(a, self.model.parameters())
         whole = dataset.epoch_size(len(dataset.labels))
         self.updates = len(data.batch_sizes(whole, a.batch_size, self.smallest))  # on all data
@@ -266,19 +270,19 @@ class Training:
 
 
 def smallest_batch(settings, dataset, model):
-    """How many images a batch must have: two in each process for batch normalisation, or 1.
+    """How many images a batch must have: one in each process, or two for batch normalisation.
 
     Raises UserError where the batches of this run cannot have as many.
     """
     kinds = torch.nn.modules.batchnorm._BatchNorm
-    if not any(isinstance(layer, kinds) for layer in model.modules()):
-        return 1
-    n, smallest = len(dataset.labels), 2 * distributed.world()
+    norms = any(isinstance(layer, kinds) for layer in model.modules())
+    n, smallest = len(dataset.labels), (1 + norms) * distributed.world()
     left = dataset.epoch_size(n - round(settings.p * n))
     if min(settings.batch_size, left) < smallest:
         few = min((settings.batch_size, "a batch"), (left, "an epoch"))
-        raise UserError(f"{settings.model} has batch normalisation, which needs {smallest} images "
-                        f"at a time or more; {few[1]} has {few[0]}")
+        who = (f"{settings.model} has batch normalisation, which needs" if norms
+               else f"{distributed.world()} processes need")
+        raise UserError(f"{who} {smallest} images at a time or more; {few[1]} has {few[0]}")
     return smallest
 
 

@@ -13,6 +13,18 @@ from advprune import files
 HEAD = b"advprune state "  # then the SHA-256 of the rest, and a line end
 
 
+def saved(content: Any) -> bytes:
+    """What torch.save makes of content."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def loaded(content: bytes, device: str | torch.device = "cpu") -> Any:
+    """What `saved` was given: tensors, numbers, and lists and dicts of them."""
+    return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+
+
 class State:
     """A file in which work in progress keeps what it needs to continue."""
 
@@ -20,20 +32,18 @@ class State:
         self.path = Path(path)
 
     def write(self, content: Any) -> None:
-        """Write what torch.save makes of content, with a checksum."""
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        saved = buffer.getvalue()
+        """Write content, with a checksum."""
+        rest = saved(content)
         with files.writing(self.path) as file:
-            file.write(HEAD + hashlib.sha256(saved).hexdigest().encode() + b"\n")
-            file.write(saved)
+            file.write(HEAD + hashlib.sha256(rest).hexdigest().encode() + b"\n")
+            file.write(rest)
 
     def load(self, device: str | torch.device = "cpu") -> Any:
         """What `write` wrote. Raises ValueError where it is damaged, OSError without the file."""
-        head, _, saved = self.path.read_bytes().partition(b"\n")
-        if head != HEAD + hashlib.sha256(saved).hexdigest().encode():
+        head, _, rest = self.path.read_bytes().partition(b"\n")
+        if head != HEAD + hashlib.sha256(rest).hexdigest().encode():
             raise ValueError("its checksum is wrong")
-        return torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
+        return loaded(rest, device)
 
     def read(self, device: str | torch.device = "cpu") -> Any:
         """What `write` wrote; None without the file.

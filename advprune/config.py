@@ -68,6 +68,8 @@ class Settings:
 
     model: str
     width: int | None
+    mean: tuple[float, ...] | None  # of the network's normalisation; None: its own
+    std: tuple[float, ...] | None
     pretrained: str | None
     seed: int
 
@@ -104,6 +106,9 @@ RECIPES: dict[str, Recipe] = {
     "folder": {**CIFAR10, "epsilon": 4 / 255, "epochs": 30, "image_size": 64, "pad": None},
     "synthetic": {**MNIST, "epsilon": 0.1, "epochs": 5, "batch_size": 32, "peak": 0.2},
 }
+
+# Any trained network has more clean accuracy than this, a robust one too. evaluate.py doubts less.
+LEAST_CLEAN = {"digits": 0.8, "mnist": 0.9, "fashion-mnist": 0.7, "cifar10": 0.6}
 
 # --recipe robust: what to train with so that training does not collapse (docs/training.md has the
 # measurements). Two steps of PGD cost more than one of RS+FGSM, so MNIST gets fewer epochs. On
@@ -283,14 +288,36 @@ def _training_flags(flag: Callable) -> None:
     flag("--ema", type=console.fraction, metavar="DECAY",
          help="average the weights exponentially with this decay, such as 0.995; the average is "
          "the run's result")
-    flag("--model", type=model_name, metavar="NAME", help="a network of advprune/models.py, one "
-         "of torchvision, or your own as FILE.py:NAME (mnist-net for grey images, preactresnet18 "
+    flag("--model", type=model_name, metavar="NAME", help=f"{', '.join(models.MODELS)}, one of "
+         "torchvision, or your own as FILE.py:NAME (mnist-net for grey images, preactresnet18 "
          "for colour)")
     flag("--width", type=console.positive_int, help="channels of the first layer; for wide "
          "networks, the widening factor")
+    normalisation_flags(flag)
     flag("--pretrained", metavar="FILE", help="start from these weights")
     flag("--precision", choices=["fp32", "tf32", "bf16"], default="fp32",
          help="bf16 is faster on GPUs, and on CPUs that have its instructions (fp32)")
+
+
+def normalisation_flags(flag: Callable) -> None:
+    """--mean and --std, of train.py and evaluate.py."""
+    flag("--mean", nargs="+", type=console.per_channel(console.number(float, 0, 1)),
+         metavar="VALUE", help="the network first computes (x - mean) / std of images in [0, 1]; "
+         "one value, or one for each channel; none: it does not (as built into the network)")
+    flag("--std", nargs="+", type=console.per_channel(console.number(float, 0, open_low=True)),
+         metavar="VALUE", help="goes with --mean")
+
+
+def normalisation(args: argparse.Namespace) -> dict[str, tuple[float, ...] | None]:
+    """mean and std, as models.build takes them. Raises UserError where one of them is missing."""
+    if args.mean is None and args.std is None:
+        return {"mean": None, "std": None}
+    mean, std = (sum(values or [], ()) for values in (args.mean, args.std))
+    if args.mean is not None and not mean and not std:  # none
+        return {"mean": (0.0,), "std": (1.0,)}
+    if not mean or not std:
+        raise UserError("--mean and --std go together; give both, or --mean none alone")
+    return {"mean": mean, "std": std}
 
 
 def _run_flags(flag: Callable) -> None:
@@ -326,6 +353,7 @@ def settings(args: argparse.Namespace) -> Settings:
         if name in given:
             given[name] = str(Path(given[name]).resolve())
     given["extra_data"] = tuple(str(Path(path).resolve()) for path in args.extra_data or ())
+    given |= normalisation(args)
     _check_data(args)
     _check_training(args, chosen)
     _check_pruning(args)

@@ -131,6 +131,15 @@ def number(kind: type, low: float | None = None, high: float | None = None,
     return parse
 
 
+def per_channel(one: Callable[[str], float]) -> Callable[[str], tuple[float, ...]]:
+    """An argparse type, for nargs="+": numbers with commas or spaces between, () for `none`."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        return () if text == "none" else tuple(one(part) for part in text.strip(",").split(","))
+
+    return parse
+
+
 positive_int = number(int, 1)
 fraction = number(float, 0, 1, open_high=True)
 budget = number(float, 0, 1)

@@ -73,7 +73,7 @@ class DnnLinear(nn.Linear):
     """nn.Linear by oneDNN, which serves AVX-512 on every CPU that has it; MKL does on Intel's."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if (x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 2
+        if (x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 2 and len(x)
                 and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()):
             return _DnnLinear.apply(x, self.weight, self.bias)
         return super().forward(x)
@@ -178,10 +178,9 @@ class StridedConv2d(nn.Conv2d):
         return F.conv2d(x[..., ::rows, ::columns], self.weight, self.bias, groups=self.groups)
 
 
-def speed_up(model: nn.Module, x: Tensor) -> nn.Module:
-    """The same network, with its layers and layout as they are fastest. x: images that it takes.
+def speed_up(model: nn.Module) -> nn.Module:
+    """The same network, with its layers and layout as they are fastest.
 
-    A network that reshapes its features by `view` may take one layout only; it stays contiguous.
     Attacks differentiate once, and so do the fast layers. `plain` undoes what is only for speed.
     """
     for layer in model.modules():
@@ -200,12 +199,7 @@ def speed_up(model: nn.Module, x: Tensor) -> nn.Module:
             layer.__class__ = FastBatchNorm2d
         if type(layer) is nn.Flatten:
             layer.__class__ = FastFlatten
-    lay_out(model, torch.channels_last)
-    try:
-        model(x)
-    except RuntimeError:
-        lay_out(model, torch.contiguous_format)
-    return model
+    return lay_out(model, torch.channels_last)
 
 
 def plain(model: nn.Module) -> nn.Module:

@@ -1,7 +1,8 @@
 """The networks. All take images [B, C, H, W] in [0, 1] and normalise them as their first step.
 
     mnist-net              fast_adversarial's LeNet-like network
-    preactresnet18         He et al. 2016, in fast_adversarial's form
+    preactresnet18         He et al. 2016, in fast_adversarial's form: the shortcut takes x
+    preactresnet18-v2      in kuangliu's form, RobustBench's V2: it takes relu(bn1(x))
     wideresnet28-10        Zagoruyko & Komodakis 2016, in RobustBench's form
     wideresnet28-10-silu   the same with SiLU, as in Gowal 2020, Rebuffi 2021, Wang 2023
     resnet18, vgg11, ...   torchvision's classifiers by their names there
@@ -10,7 +11,10 @@
 `width` is the number of channels of the first layer (mnist-net 16, preactresnet18 64), or the
 widening factor of the wide ones (10). Layer names are those of the published weights
 (fast_adversarial, RobustBench, torchvision), which load unchanged: the normalisation adds none.
+The colour networks have one built in, CIFAR-10's or torchvision's; `mean` and `std` replace it.
 """
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -55,6 +59,34 @@ def cifar10_normalize(channels: int) -> Normalize:
     return Normalize(CIFAR10_MEAN, CIFAR10_STD) if channels == 3 else Normalize((0.0,), (1.0,))
 
 
+def normalise(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """A network of this file or of torchvision with this normalisation instead of its own."""
+    normalize = Normalize(mean, std)
+    if isinstance(model, nn.Sequential):  # mnist-net, which has none
+        return nn.Sequential(OrderedDict(normalize=normalize, **dict(model.named_children())))
+    model.normalize = normalize
+    return model
+
+
+def normalisation(model: nn.Module) -> tuple[list[float], list[float]]:
+    """(mean, std) of the network's Normalize layer, one value or one for each channel.
+
+    Without such a layer they are those of images that stay as they are.
+    """
+    for layer in model.modules():
+        if isinstance(layer, Normalize):
+            return layer.mean.flatten().tolist(), layer.std.flatten().tolist()
+    return [0.0], [1.0]
+
+
+def shown_normalisation(mean: Sequence[float], std: Sequence[float]) -> str:
+    """A normalisation in words."""
+    if set(mean) == {0.0} and set(std) == {1.0}:
+        return "none"
+    return " and ".join(f"{name} {', '.join(f'{value:.6g}' for value in values)}"
+                        for name, values in (("mean", mean), ("std", std)))
+
+
 def mnist_net(channels: int, classes: int, width: int, size: int) -> nn.Module:
     """Two convolutions and two linear layers, with the published keys 0, 2, 5, 7."""
     return nn.Sequential(
@@ -75,20 +107,28 @@ class PreActBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        # The shortcut takes x, not its activation, as in fast_adversarial. kuangliu's code takes
-        # the activation.
         out = self.conv1(layers.batch_norm_relu(self.bn1, x))
         return self.conv2(layers.batch_norm_relu(self.bn2, out)) + self.shortcut(x)
 
 
+class PreActBlockV2(PreActBlock):
+    """The same layers; a convolution in the shortcut takes the activation of x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = layers.batch_norm_relu(self.bn1, x)
+        out = layers.batch_norm_relu(self.bn2, self.conv1(active))
+        rest = x if isinstance(self.shortcut, nn.Identity) else self.shortcut(active)
+        return self.conv2(out) + rest
+
+
 class PreActResNet18(nn.Module):
-    def __init__(self, channels: int, classes: int, width: int, size: int) -> None:
+    def __init__(self, channels: int, classes: int, width: int, size: int,
+                 block: type[PreActBlock] = PreActBlock) -> None:
         super().__init__()
         self.normalize = cifar10_normalize(channels)
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         def blocks(inputs, outputs, stride):
-            return nn.Sequential(PreActBlock(inputs, outputs, stride),
-                                 PreActBlock(outputs, outputs, 1))
+            return nn.Sequential(block(inputs, outputs, stride), block(outputs, outputs, 1))
 
         self.layer1 = blocks(width, width, 1)
         self.layer2 = blocks(width, 2 * width, 2)
@@ -175,9 +215,27 @@ def _from_torchvision(name, channels, classes, width):
 MODELS: dict[str, tuple[Callable[..., nn.Module], int]] = {  # name -> constructor, default width
     "mnist-net": (mnist_net, 16),
     "preactresnet18": (PreActResNet18, 64),
+    "preactresnet18-v2": (partial(PreActResNet18, block=PreActBlockV2), 64),
     "wideresnet28-10": (WideResNet28, 10),
     "wideresnet28-10-silu": (partial(WideResNet28, activation=batch_norm_silu), 10),
 }
+
+
+# What a weights file does not say: networks that differ in it have tensors of the same names.
+FORMS = {
+    "preactresnet18": "the shortcut takes x",
+    "preactresnet18-v2": "the shortcut takes relu(bn1(x))",
+    "wideresnet28-10": "with ReLU",
+    "wideresnet28-10-silu": "with SiLU",
+}
+
+
+def described(name: str, model: nn.Module) -> str:
+    """The network in words: its name, its form, and its normalisation."""
+    if own_code.is_file(name):
+        return f"{name}, which normalises images by itself"
+    form = f" ({FORMS[name]})" if name in FORMS else ""
+    return f"{name}{form}, normalisation: {shown_normalisation(*normalisation(model))}"
 
 
 def check_name(name: str) -> str:
@@ -192,12 +250,14 @@ def check_name(name: str) -> str:
 
 
 def build(name: str, channels: int, classes: int = 10, width: int | None = None, size: int = 28,
-          sha256: str | None = None, code: str | None = None) -> nn.Module:
+          sha256: str | None = None, code: str | None = None, mean: Sequence[float] | None = None,
+          std: Sequence[float] | None = None) -> nn.Module:
     """The network `name` for images [channels, size, size], with random weights.
 
     code is the source of a FILE.py:NAME, read from there if None; sha256 belongs to its record
-    in a run. Raises UserError where the network does not take such images, or does not give
-    `classes` logits for each.
+    in a run. mean and std, one value or one for each channel, replace the built-in normalisation.
+    Raises UserError where the network cannot be trained and attacked on such images, or does not
+    give `classes` logits for each.
     """
     if own_code.is_file(name):
         model = own_code.construct(name, own_code.source(name) if code is None else code,
@@ -207,25 +267,70 @@ def build(name: str, channels: int, classes: int = 10, width: int | None = None,
         model = constructor(channels, classes, width or default, size)
     else:
         model = _from_torchvision(check_name(name), channels, classes, width)
-    images = torch.zeros(2, channels, size, size)
+    if mean is not None and std is not None:
+        _check_normalisation(name, channels, mean, std)
+        model = normalise(model, mean, std)
+    layers.speed_up(model)
+    images = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
     try:
-        with evaluating(model), torch.no_grad():
-            logits = model(images)
+        _try(name, model, images, classes)
+    except UserError:  # one that reshapes its features by `view` may take one layout only
+        _try(name, layers.lay_out(model, torch.contiguous_format), images, classes)
+    return model
+
+
+def _check_normalisation(name, channels, mean, std):
+    """Raise UserError where --mean and --std are not for this network."""
+    if own_code.is_file(name):
+        raise UserError("--mean and --std are not for a network of your own; put "
+                        "advprune.models.Normalize(mean, std) in front of it in its file")
+    inputs = channels if name in MODELS else 3  # torchvision's take grey images as three channels
+    for flag, values in (("--mean", mean), ("--std", std)):
+        if len(values) not in (1, inputs):
+            raise UserError(f"{flag} has {len(values)} values, but {name} takes images of "
+                            f"{inputs} channel{'s' * (inputs > 1)}; give one value, or one for "
+                            "each channel")
+
+
+def _try(name, model, images, classes):
+    """Raise UserError unless a copy of the model can be trained, attacked and evaluated.
+
+    images [2, C, H, W]: batch normalisation takes no single one. Random numbers stay as they were.
+    """
+    shape = "x".join(map(str, images.shape[1:]))
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        for mode in ("train", "eval"):
+            if wrong := _fault(model, mode, images, classes):
+                raise UserError(f"{name} on images of {shape} in {mode} mode: {wrong}")
+
+
+def _fault(model, mode, images, classes):
+    """What is wrong with a forward and backward pass of a copy in this mode; None if nothing."""
+    x = images.clone().requires_grad_()
+    given = x.clone()  # a network may change it in place, unlike x
+    try:
+        logits = copy.deepcopy(model).train(mode == "train")(given)
+        if not torch.is_tensor(logits) or logits.shape != (len(x), classes):
+            result = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
+            return f"it gives {result} for {len(x)} images, not logits [{len(x)}, {classes}]"
+        if given._version or not torch.equal(given, images):
+            return ("it changes its images in place, which attacks need unchanged; write "
+                    "x = x - 0.5 and not x -= 0.5, and begin with no layer of inplace=True")
+        if logits.requires_grad:
+            logits.sum().backward()
+        if x.grad is None:
+            return ("its logits have no gradient with respect to the images, which attacks need; "
+                    "remove detach(), no_grad() and numpy from its forward pass")
     except Exception as error:  # a layer's own words, such as a kernel larger than its input
-        raise UserError(f"{name} does not take images of {channels}x{size}x{size}: "
-                        + str(error).partition("\n")[0]) from error
-    if not torch.is_tensor(logits) or logits.shape != (2, classes):
-        given = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
-        raise UserError(f"{name} gives {given} for 2 images, not logits [2, {classes}]")
-    with evaluating(model), torch.no_grad():
-        return layers.speed_up(model, images)
+        return f"it fails with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return None
 
 
 def spec(settings: "Settings", dataset: "Dataset") -> dict:
     """What `build` takes, and config.json records, for the network of a run on these images."""
     channels, size = dataset.images.shape[1], dataset.images.shape[-1]
     made = dict(name=settings.model, channels=channels, classes=len(dataset.classes),
-                width=settings.width, size=size)
+                width=settings.width, size=size, mean=settings.mean, std=settings.std)
     if own_code.is_file(settings.model):
         made["sha256"] = own_code.digest(own_code.source(settings.model))
     return made

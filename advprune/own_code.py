@@ -1,9 +1,9 @@
 """A network from a user's own file: `--model FILE.py:NAME`.
 
-NAME is a class or function of FILE.py that takes `classes`, and also `channels`, `size` and
-`width` if it has arguments of these names. It returns an nn.Module for images [B, channels, size,
-size] in [0, 1]. A run keeps a copy of the file (network.py) and its checksum. Code that came with
-a run is executed only where the caller trusts it.
+NAME is a class or function of FILE.py that takes `classes` or `num_classes`, and also `channels`,
+`size` and `width` if it has arguments of these names. It returns an nn.Module for images
+[B, channels, size, size] in [0, 1]. A run keeps a copy of the file (network.py) and its checksum.
+Code that came with a run is executed only where the caller trusts it.
 """
 import hashlib
 import inspect
@@ -95,9 +95,11 @@ def construct(name: str, code: str, **given: Any) -> nn.Module:
             raise UserError(f"--model: {path} has no function or class {attribute!r}")
         takes = inspect.signature(maker).parameters
         anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-        if "classes" not in takes and not anything:
-            raise UserError(f"--model: {attribute} of {path} takes no argument `classes`, the "
-                            "number of classes")
+        if "num_classes" in takes and "classes" not in takes:
+            given["num_classes"] = given.pop("classes")
+        elif "classes" not in takes and not anything:
+            raise UserError(f"--model: {attribute} of {path} takes no argument `classes` or "
+                            "`num_classes`, the number of classes")
         if given.get("width") is None:
             given.pop("width", None)
         elif "width" not in takes and not anything:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from advprune import checkpoint, console, distributed, files, models, ops
@@ -35,7 +35,7 @@ from advprune.config import Settings
 from advprune.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-FORMAT = 1  # of config.json and state.pt; a run of another one is refused
+FORMAT = 2  # of config.json and state.pt; a run of another one is refused
 STATES = ("state.pt", "state.previous.pt")  # the newest, and the one before
 
 
@@ -55,12 +55,12 @@ def read_config(folder: str | Path) -> dict:
         raise UserError(f"{folder} was written by another version of advprune, which can read it; "
                         "this one cannot")
     try:
-        settings = content["settings"]
-        settings["extra_data"] = tuple(settings["extra_data"])
+        settings: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value
+                                    for name, value in content["settings"].items()}
         content["settings"] = Settings(**settings)
         content["network"]["name"], content["data_dir"], content["cache_dir"]
         content["data"] = {**content.get("data", {})}  # runs of earlier versions have no checksums
-    except (TypeError, KeyError):
+    except (TypeError, KeyError, AttributeError):
         raise UserError(f"{folder}/config.json is damaged; put back the file that was written"
                         ) from None
     return content
@@ -250,6 +250,7 @@ class Run:
         if not self.first:
             return
         if not self.config:
+            self._try_saving(training)
             self._make()
             if code is not None:
                 files.write(self.folder / "network.py", code)
@@ -261,6 +262,16 @@ class Run:
                 **environment(training.device)})
         tqdm.write("epoch        lr  examples    loss  accuracy  robust   clean  seconds  "
                    "images/s")
+
+    def _try_saving(self, training):
+        """Raise UserError where what is trained could not be written and read again."""
+        try:
+            saved_weights(training.result)
+            checkpoint.loaded(checkpoint.saved(training.state()))
+        except Exception as error:  # of torch, safetensors, or the network's own code
+            raise UserError(f"{self.settings.model} cannot be saved ({type(error).__name__}: "
+                            f"{str(error).partition(chr(10))[0]}); its state_dict() may hold "
+                            "tensors alone, and no complex128") from None
 
     def _make(self):
         """Make and lock the directory: the one that was named, or the first free of runs/NAME."""
@@ -330,9 +341,8 @@ class Run:
         segments = itertools.groupby(training.rows, key=lambda row: row["segment"])
         seconds = [sum(row["seconds"] for row in rows) for _, rows in segments]
         record = {"run": str(self.folder), **record, "segment_seconds": seconds}
-        labels, state = training.dataset.test_labels, training.result.state_dict()
-        tensors = {name: value.contiguous().cpu() for name, value in state.items()}
-        files.write(self.folder / "model.safetensors", safetensors.torch.save(tensors))
+        labels = training.dataset.test_labels
+        files.write(self.folder / "model.safetensors", saved_weights(training.result))
         files.write_json(self.folder / "train.json", record)
         if at_chance(record["clean_accuracy"], labels, len(record["classes"])):
             print(f"train.py: clean accuracy {record['clean_accuracy']:.4f} is about that of "
@@ -347,6 +357,13 @@ class Run:
         if self.first:
             print("clean accuracy {clean_accuracy:.4f}; trained in {train_seconds:.1f} s, pruned "
                   "in {prune_seconds:.1f} s: {run}".format(**record))
+
+
+def saved_weights(model: nn.Module) -> bytes:
+    """The model's weights as safetensors. A tensor of two names is written under each."""
+    return safetensors.torch.save({
+        name: value.cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.state_dict().items()})
 
 
 def new_folder(name: str) -> Path:

@@ -2,7 +2,6 @@
 import hashlib
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -32,44 +31,30 @@ def fingerprint(model: nn.Module) -> str:
     """The SHA-256 of the model's weights."""
     digest = hashlib.sha256()
     for value in model.state_dict().values():
-        digest.update(value.cpu().numpy().tobytes())
+        content = value.cpu().contiguous().flatten().view(torch.uint8)  # numpy has no bfloat16
+        digest.update(content.numpy().tobytes())
     return digest.hexdigest()
+
+
+WELL_KNOWN = ("state_dict", "model_state_dict", "model", "net")  # keys of a file's weights
+NORMALISATION = {"mean": 0, "mu": 0, "std": 1, "sigma": 1}  # name of a buffer -> which it is
 
 
 def load(model: nn.Module, path: str | Path, new_head: bool = False) -> nn.Module:
     """Load a state dict (.safetensors, or a torch file of tensors alone) into the model.
 
-    Accepts what the field publishes: a bare state dict, or one under `state_dict`,
-    `model_state_dict` or `model`; names that start with `module.`; half precision. new_head keeps
-    the model's own last layer where the file's has another number of classes, and says so. Raises
-    UserError where the file is unreadable or does not fit.
+    Accepts what the field publishes: a bare state dict, or one under any key; names with a common
+    prefix such as `module.`; half precision. Where the file has a normalisation (mean and std, or
+    mu and sigma), it must be the model's. new_head keeps the model's own last layer where the
+    file's has another number of classes, and says so. Raises UserError where the file is
+    unreadable or does not fit.
     """
-    path = Path(path)
-    state: Any
-    try:
-        if path.suffix == ".safetensors":
-            # load_file takes no path of other encodings.
-            state = load_safetensors(path.read_bytes())
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"there is no weights file {path}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except Exception:  # zip, pickle and safetensors each raise their own kinds
-        raise UserError(f"{path} cannot be read as a weights file (of tensors only)") from None
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise UserError(f"{path} holds no state dict")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    wanted = model.state_dict()
+    path, wanted = Path(path), model.state_dict()
+    state = _without_prefix(_state_dict(_content(path), path), wanted)
+    state = _without_normalisation(state, wanted, models.normalisation(model), path)
     for key in wanted:  # a count that nothing reads, and that older files lack
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, wanted[key])
-    for key in ("mean", "std"):  # RobustBench stores its normalisation; here it is built in
-        state.pop(key, None)
     other = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
     head = (new_head and len({key.rpartition(".")[0] for key in other}) == 1
             and all(state[key].shape[1:] == wanted[key].shape[1:] for key in other))
@@ -87,3 +72,81 @@ def load(model: nn.Module, path: str | Path, new_head: bool = False) -> nn.Modul
         print(f"{path} has another number of classes: {', '.join(other)} keep random values",
               file=sys.stderr)
     return model
+
+
+def _content(path):
+    """What the file holds."""
+    try:
+        if path.suffix == ".safetensors":
+            # load_file takes no path of other encodings.
+            return load_safetensors(path.read_bytes())
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no weights file {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except Exception:  # zip, pickle and safetensors each raise their own kinds
+        raise UserError(f"{path} cannot be read as a file of tensors alone; if it holds more, such"
+                        " as a whole network, save its tensors with the code that made it: "
+                        "torch.save(model.state_dict(), FILE)") from None
+
+
+def _state_dict(content, path):
+    """The dict of tensors in what a file holds: the whole, or the one inside, under any key."""
+    while not _is_state_dict(content):
+        inside = content if isinstance(content, dict) else {}
+        dicts = {key: value for key, value in inside.items() if isinstance(value, dict)}
+        dicts = {key: value for key, value in dicts.items() if _is_state_dict(value)} or dicts
+        if not dicts:
+            raise UserError(f"{path} holds no state dict")
+        known = [key for key in WELL_KNOWN if key in dicts]
+        if len(dicts) > 1 and not known:
+            raise UserError(f"{path} holds several state dicts, {', '.join(map(str, dicts))}; "
+                            "save the one to use in a file of its own")
+        content = dicts[known[0]] if known else next(iter(dicts.values()))
+    return content
+
+
+def _is_state_dict(content):
+    return isinstance(content, dict) and len(content) > 0 and all(
+        isinstance(key, str) and torch.is_tensor(value) for key, value in content.items())
+
+
+def _without_prefix(state, wanted):
+    """The state without the dotted prefixes that all its names share, until one name is wanted.
+
+    The tensors of a normalisation may lie outside the network, and have other prefixes.
+    """
+    state = {key: value for key, value in state.items() if key != "n_averaged"}  # AveragedModel's
+    while True:
+        names = [key for key in state if _last(key) not in NORMALISATION]
+        prefixes = {key.partition(".")[0] + "." if "." in key else "" for key in names}
+        if len(prefixes) != 1 or prefixes == {""} or not wanted.keys().isdisjoint(names):
+            return state
+        state = {key.removeprefix(*prefixes): value for key, value in state.items()}
+
+
+def _without_normalisation(state, wanted, ours, path):
+    """The state without a normalisation, which is built in here.
+
+    ours: (mean, std) of the model. Raises UserError where the file's differ.
+    """
+    odd = [key for key in state if _last(key) in NORMALISATION and key not in wanted]
+    theirs = list(ours)
+    for key in odd:
+        theirs[NORMALISATION[_last(key)]] = state[key].flatten().tolist()
+    if not all(map(_close, ours, theirs)):
+        raise UserError(f"{path} has the normalisation {models.shown_normalisation(*theirs)}, and "
+                        f"this network {models.shown_normalisation(*ours)}; give the file's with "
+                        "--mean and --std")
+    return {key: state[key] for key in state if key not in odd}
+
+
+def _close(a, b):
+    """Whether these values of each channel, or one for all, agree as far as float16 can tell."""
+    return (len(a) == len(b) or 1 in (len(a), len(b))) and torch.allclose(
+        torch.tensor(a), torch.tensor(b), rtol=5e-4)
+
+
+def _last(name):
+    return name.rpartition(".")[2]

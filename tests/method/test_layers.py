@@ -42,7 +42,7 @@ def test_any_grey_convolution_keeps_its_function_and_gradients(kwargs):
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(1, 6, **kwargs), nn.ReLU())
     x = torch.rand(3, 1, 12, 12, requires_grad=True)
-    fast = layers.speed_up(copy.deepcopy(plain), x.detach())
+    fast = layers.speed_up(copy.deepcopy(plain))
     found, wanted = ([out := model(x), *torch.autograd.grad(out.square().sum(),
                                                             [x, *model.parameters()])]
                      for model in (fast, plain))
@@ -56,7 +56,7 @@ def test_a_strided_layer_of_few_channels_has_the_gradients_of_float64(channels):
     torch.manual_seed(0)
     plain = nn.Conv2d(channels, 2 * channels, 1, stride=(2, 3))
     x = torch.rand(4, channels, 31, 32, requires_grad=True)
-    fast = layers.plain(layers.speed_up(copy.deepcopy(plain), x.detach()))
+    fast = layers.plain(layers.speed_up(copy.deepcopy(plain)))
     assert type(fast) is layers.StridedConv2d  # before it could go wrong
     layers.lay_out(fast, torch.channels_last)
     double, shape = copy.deepcopy(plain).double(), plain(x).shape
@@ -73,6 +73,7 @@ def test_the_mnist_network_takes_the_fast_way(monkeypatch):
     calls, fast = [], layers.conv_input_grad
     monkeypatch.setattr(layers, "conv_input_grad", lambda *args: (calls.append(1), fast(*args))[1])
     model, x, y = models.build("mnist-net", 1), torch.rand(4, 1, 28, 28), torch.arange(4)
+    calls.clear()
     grad = attacks.input_grad(model, x, y)
     assert len(calls) == 1
     for layer in model:
@@ -87,7 +88,7 @@ def test_a_large_linear_layer_gives_the_products_of_float64(bias):
     for of_x, of_weights in [(True, True), (True, False), (False, True)]:
         torch.manual_seed(0)
         plain, x = nn.Linear(700, 100, bias), torch.randn(33, 700, requires_grad=of_x)
-        fast = layers.speed_up(copy.deepcopy(plain), x.detach())
+        fast = layers.speed_up(copy.deepcopy(plain))
         assert isinstance(fast, layers.DnnLinear) == layers.ONEDNN
         grad, double = torch.randn(33, 100), copy.deepcopy(plain).double()
         found, exact = fast(x), double(x.double())
@@ -137,19 +138,21 @@ def test_either_layout_gives_the_same_logits_and_gradients(name, channels, size)
                           atol=1e-5)
 
 
-def test_a_network_that_views_its_features_stays_contiguous():
+@pytest.mark.parametrize("modes", [(True, False), (True,), (False,)])
+def test_a_network_that_views_its_features_stays_contiguous(modes, monkeypatch):
     class Views(nn.Module):
-        def __init__(self):
+        def __init__(self, channels, classes, width, size):
             super().__init__()
-            self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 10)
+            self.conv, self.linear = nn.Conv2d(channels, 4, 3), nn.Linear(4 * 36, classes)
 
         def forward(self, x):
-            return self.linear(self.conv(x).view(len(x), -1))
+            x = self.conv(x)
+            return self.linear(x.view(len(x), -1) if self.training in modes else x.flatten(1))
 
-    x = torch.rand(2, 3, 8, 8)
-    model = layers.speed_up(Views(), x)
+    monkeypatch.setitem(models.MODELS, "views", (Views, 1))
+    model, x = models.build("views", 3, size=8), torch.rand(2, 3, 8, 8)
     assert not models.channels_last(model)
-    assert model(x).shape == (2, 10)
+    assert model.train()(x).shape == model.eval()(x).shape == (2, 10)
 
 
 def test_the_gradient_below_flatten_keeps_the_layout_of_the_features():
@@ -165,6 +168,34 @@ def test_the_gradient_below_flatten_keeps_the_layout_of_the_features():
     assert torch.allclose(grad, attacks.input_grad(plain, x, y), atol=1e-6)
 
 
+LAYERS = {  # PyTorch's layer -> the shape of its inputs, and what speed_up makes of it
+    nn.Linear(700, 100): ((700,), layers.DnnLinear), nn.Conv2d(1, 6, 4, 2, 1): (
+        (1, 9, 9), layers.GreyConv2d), nn.Conv2d(4, 6, 1, 2): ((4, 5, 5), layers.StridedConv2d),
+    nn.Flatten(): ((3, 5, 5), layers.FastFlatten),
+    nn.BatchNorm2d(6): ((6, 3, 3), layers.FastBatchNorm2d)}
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("plain", LAYERS, ids=lambda layer: type(layer).__name__)
+def test_any_number_of_rows_as_in_pytorch(plain, training, rows):
+    fast, results = layers.speed_up(copy.deepcopy(plain)), []
+    shape, kind = LAYERS[plain]
+    for layer in (fast, copy.deepcopy(plain)):
+        layer.train(training)
+        x = torch.rand(rows, *shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        if len(shape) == 3:
+            x = x.contiguous(memory_format=torch.channels_last)
+        norm = isinstance(layer, nn.BatchNorm2d)
+        out = layers.batch_norm_relu(layer, x) if norm else layer(x)
+        results.append([out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()]),
+                        *layer.buffers()])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    if kind is layers.DnnLinear:
+        assert isinstance(fast, kind) == layers.ONEDNN
+
+
 # --- batch normalisation with its ReLU
 
 def both_norms(channels, training, **kwargs):
@@ -175,8 +206,7 @@ def both_norms(channels, training, **kwargs):
         nn.init.normal_(tensor)
     nn.init.uniform_(layer.running_var, 0.5, 2)
     double = copy.deepcopy(layer).double()
-    return layers.speed_up(layer, torch.rand(2, channels, 2, 2)).train(training), double.train(
-        training)
+    return layers.speed_up(layer).train(training), double.train(training)
 
 
 @BUILT
@@ -245,7 +275,7 @@ def test_what_the_kernel_does_not_take_goes_to_pytorch(dtype):
 @pytest.mark.parametrize("kwargs", [
     {"affine": False}, {"momentum": None}, {"track_running_stats": False}])
 def test_unusual_batch_norms_stay_pytorchs(kwargs):
-    layer = layers.speed_up(nn.BatchNorm2d(6, **kwargs), torch.rand(2, 6, 2, 2))
+    layer = layers.speed_up(nn.BatchNorm2d(6, **kwargs))
     assert type(layer) is nn.BatchNorm2d
     x = torch.rand(4, 6, 5, 5).contiguous(memory_format=torch.channels_last)
     assert torch.equal(layers.batch_norm_relu(layer, x), F.relu(copy.deepcopy(layer)(x)))

@@ -47,6 +47,66 @@ def test_networks_normalise_cifar_as_published():
     assert model.normalize(mean + torch.tensor(models.CIFAR10_STD).view(3, 1, 1)).mean() == 1
 
 
+@pytest.mark.parametrize(("name", "active"), [("preactresnet18", False),
+                                              ("preactresnet18-v2", True)])
+def test_the_shortcut_of_either_preactresnet18(name, active):
+    """Against the equations; the weights of both have the same names and shapes."""
+    model = models.build(name, 3, width=4, size=32)
+    for layer in model.modules():  # so that bn1 and ReLU do change x
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(layer.weight)
+            torch.nn.init.normal_(layer.bias)
+    model.eval()
+    x = torch.rand(2, 3, 32, 32)
+    out = model.conv1(model.normalize(x))
+    for block in (b for group in (model.layer1, model.layer2, model.layer3, model.layer4)
+                  for b in group):
+        a = block.bn1(out).relu()
+        rest = out
+        if isinstance(block.shortcut, torch.nn.Sequential):
+            rest = block.shortcut(a if active else out)
+        out = block.conv2(block.bn2(block.conv1(a)).relu()) + rest
+    wanted = model.linear(model.bn(out).relu().mean((2, 3)))
+    torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-4)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    other = models.build("preactresnet18", 3, width=4, size=32).state_dict()
+    assert shapes == {key: value.shape for key, value in other.items()}
+
+
+NETWORKS = [("mnist-net", 1), ("mnist-net", 3), ("preactresnet18", 3), ("preactresnet18", 1),
+            ("wideresnet28-10", 3), (NAME, 3), (NAME, 1)]
+
+
+def built(name, channels, **how):
+    torch.manual_seed(0)
+    width = 1 if name in models.MODELS else None
+    return models.build(name, channels, width=width, size=32, **how).eval()
+
+
+@pytest.mark.parametrize(("name", "channels"), NETWORKS)
+def test_mean_and_std_replace_the_normalisation_of_any_network(name, channels):
+    x = torch.rand(2, channels, 32, 32)
+    plain = built(name, channels, mean=[0.0], std=[1.0])
+    for mean, std in (([0.3], [0.6]), ([0.3] * channels, [0.6] * channels)):
+        model = built(name, channels, mean=mean, std=std)
+        assert model.state_dict().keys() == plain.state_dict().keys()
+        torch.testing.assert_close(model(x), plain((x - 0.3) / 0.6), rtol=1e-3, atol=1e-4)
+    with pytest.raises(UserError, match="--mean has 2 values"):
+        built(name, channels, mean=[0.3] * 2, std=[0.6])
+
+
+@pytest.mark.parametrize(("name", "channels"), [
+    *NETWORKS, ("mobilenet_v3_small", 3)])  # the last one has dropout
+def test_trying_a_network_changes_no_weight_no_statistic_and_no_random_number(
+        name, channels, monkeypatch):
+    tried = built(name, channels).state_dict()
+    after = torch.rand(3)
+    monkeypatch.setattr(models, "_try", lambda *_: None)
+    untried = built(name, channels).state_dict()
+    assert all(torch.equal(value, untried[key]) for key, value in tried.items())
+    assert torch.equal(torch.rand(3), after)
+
+
 @pytest.mark.parametrize("name", [NAME, "resnet18"])
 def test_torchvisions_weights_load_and_give_its_logits(tmp_path, name):
     theirs = torchvision.models.get_model(name, num_classes=7).eval()

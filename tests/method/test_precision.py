@@ -9,7 +9,8 @@ def test_a_run_in_bfloat16_trains_in_it_and_is_tested_in_float32(monkeypatch, ca
 
     def forward(layer, x, *weights):
         out = whole(layer, x, *weights)
-        seen.append((layer.training, out.dtype))
+        if len(x) > 2:  # the trial of the network before has two images
+            seen.append((layer.training, out.dtype))
         return out
 
     monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", forward)

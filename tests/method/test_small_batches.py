@@ -1,4 +1,5 @@
 """Batches too small for batch normalisation."""
+import killing
 import numpy as np
 import pytest
 from conftest import refused
@@ -16,6 +17,16 @@ SMALL = ["--dataset", "synthetic", "--epochs", "2", "--batch-size", "32", "--mod
 def test_a_last_batch_of_one_image(flags, tmp_path):
     record = train.main([*SMALL, *flags, "--out", str(tmp_path / "run")])
     assert record["n_kept"] == 33
+
+
+@pytest.mark.parametrize(("model", "images", "code"), [
+    ("mnist-net", 33, 0), ("mnist-net", 1, 2), ("preactresnet18", 35, 0)])
+def test_no_process_is_left_without_images(model, images, code, forks, tmp_path):
+    command = killing.Command(forks, "train", tmp_path / "output", processes=2)
+    command.wait(command.start(
+        "--dataset", "synthetic", "--limit", str(images), "--epochs", "1", "--batch-size", "32",
+        "--model", model, "--width", "1", "--out", str(tmp_path / "run")), code)
+    assert (tmp_path / "run/train.json").exists() == (code == 0)
 
 
 def test_a_last_batch_of_one_image_with_extra_data(tmp_path):

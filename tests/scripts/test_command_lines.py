@@ -54,6 +54,7 @@ TRAIN = {
     "--model": ["mnist-net", "preactresnet18", "wideresnet28-10", "vgg11", "x", "net.py:net",
                 "net.py:gone", "gone.py:net", "googlenet"],
     "--pretrained": ["run/model.safetensors", *ODD], "--seed": SEED,
+    "--mean": ["none", "0.5", "0.5,0.5", "x"], "--std": ["0.5", "none", "0"],
     "--precision": ["fp32", "bf16", "tf32", "x"],
     "--out": FOLDER, "--device": DEVICE, "--resume": ["run", "cut", *ODD], "--trust-code": None,
     "--image-size": WHOLE, "--skip-bad": None, "--extra-data": ["extra.npz", *ODD],
@@ -65,6 +66,7 @@ EVALUATE = {
     "--until": ["0.5", *SHARE], "--device": DEVICE, "--dataset": DATA,
     "--weights": ["run/model.safetensors", *ODD],
     "--model": ["mnist-net", "preactresnet18", "x"], "--width": WHOLE, "--image-size": WHOLE,
+    "--mean": ["none", "0.5", "0.5,0.5", "x"], "--std": ["0.5", "none", "0"],
     "--skip-bad": None, "--data-dir": ["empty", "afile"], "--cache-dir": ["cache"],
     "--trust-code": None}
 PRUNE = {

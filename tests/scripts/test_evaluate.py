@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import ended, refused
+from conftest import TRAINED, ended, refused
 from PIL import Image
 from pyautoattack import AutoAttack
 
 import advprune
 import evaluate
 import train
-from advprune import attacks, evaluation, models, weights
+from advprune import attacks, data, evaluation, models, weights
 from advprune.errors import UserError
 
 KEYS = ["source", "dataset", "attack", "n", "epsilon", "clean_accuracy", "robust_accuracy",
@@ -142,6 +142,85 @@ def test_a_network_that_fails_when_tested_is_an_error(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     with pytest.raises(UserError, match="logits for 500 of the 500 test images"):
         train.main([*SMALL, "own.py:Failing", "--out", "failing"])
+
+
+def photos(classes):
+    """CIFAR-10 in form: colour noise around a shade of each class."""
+    draw = torch.Generator().manual_seed(0)
+    y = torch.arange(40) % classes
+    x = (torch.rand(40, 3, 32, 32, generator=draw) + y.view(-1, 1, 1, 1)).mul(25).byte()
+    return data.Dataset("cifar10", x[:0], y[:0], x, y, list(range(classes)), 0)
+
+
+@pytest.fixture
+def cifar(monkeypatch):
+    """evaluate(*flags) on forty images in CIFAR-10's form."""
+    monkeypatch.setattr(data, "load", lambda *_, **__: photos(10))
+    return lambda *flags: evaluate.main(["--weights", "w.pth", "--dataset", "cifar10", "--attack",
+                                         "clean", "--width", "2", *flags])
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    ([], "preactresnet18 (the shortcut takes x), normalisation: mean 0.4914, 0.4822, 0.4465 and "
+         "std 0.2471, 0.2435, 0.2616"),
+    (["--model", "preactresnet18-v2", "--mean", "none"],
+     "preactresnet18-v2 (the shortcut takes relu(bn1(x))), normalisation: none"),
+    (["--mean", "0.5,0.5,0.5", "--std", "1/2"], "normalisation: mean 0.5, 0.5, 0.5 and std 0.5"),
+    (["--mean", "0.5", "0.4", "0.3", "--std", "0.5"], "normalisation: mean 0.5, 0.4, 0.3 and std"),
+])
+def test_what_a_weights_file_does_not_say_is_said(cifar, capsys, flags, said):
+    torch.save(models.build("preactresnet18", 3, width=2, size=32).state_dict(), "w.pth")
+    record = cifar(*flags)
+    assert said in record["network"]
+    out, err = capsys.readouterr()
+    assert f"taken as {record['network']}\n" in out
+    assert "is far below that of a trained network; check --model (preactresnet18 or " in err
+
+
+def test_another_form_or_normalisation_is_another_evaluation(cifar, capsys):
+    torch.save(models.build("preactresnet18", 3, width=2, size=32).state_dict(), "w.pth")
+    cifar("--out", "x.json")
+    for flags in (["--model", "preactresnet18-v2"], ["--mean", "0.5", "--std", "0.5"]):
+        capsys.readouterr()
+        with pytest.raises(UserError, match="x.json is of another"):
+            cifar("--out", "x.json", *flags)
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--mean", "0.5"], "go together"), (["--std", "0.5"], "go together"),
+    (["--mean", "none", "--std", "0.5"], "go together"), (["--mean", "125"], "at most 1"),
+    (["--mean", "0.5", "--std", "0"], "above 0"), (["--mean", "0.5,x"], "'x' is not a number"),
+    (["--mean", "0.5,0.5", "--std", "1"], "--mean has 2 values"),
+])
+def test_a_normalisation_that_makes_no_sense_is_refused(flags, words, tmp_path, capsys):
+    torch.save(models.build("mnist-net", 1).state_dict(), "w.pth")
+    assert words in refused(
+        evaluate.main, ["--weights", "w.pth", "--dataset", "synthetic", *flags], capsys)
+    assert words in refused(train.main, ["--dataset", "synthetic", *flags], capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_low_clean_accuracy_of_weights_is_said(trained, capsys):
+    """Those of a network that learnt on other images, and those of one that learnt on these."""
+    flags = ["--weights", str(trained("--epochs", "12") / "model.safetensors"), "--attack",
+             "clean", "--n", "200", "--dataset"]
+    for dataset in ("digits", "synthetic"):
+        capsys.readouterr()
+        record = evaluate.main([*flags, dataset, "--out", f"{dataset}.json"])
+        said = f"clean accuracy {record['clean_accuracy']:.4f} is far below that of a trained"
+        assert (said in capsys.readouterr().err) == (dataset == "digits")
+
+
+def test_a_run_keeps_its_mean_and_std(cut_off):
+    command = [*TRAINED, "--mean", "0.3", "--std", "0.2", "--out", "run"]
+    with cut_off(1):
+        train.main(command)
+    train.main(command)
+    assert models.normalisation(weights.of_run("run"))[0] == pytest.approx([0.3])
+    plain = evaluate.main(["run", "--attack", "clean"])
+    again = evaluate.main(["--weights", "run/model.safetensors", "--dataset", "synthetic",
+                           "--attack", "clean", "--mean", "0.3", "--std", "0.2"])
+    assert again["clean_accuracy"] == plain["clean_accuracy"] > 0.5
 
 
 UNTIL = ["--attack", "fgsm,pgd", "--batch-size", "20", "--until"]

@@ -2,7 +2,9 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
+import killing
 import pytest
 import torch
 from conftest import refused, weights
@@ -11,6 +13,7 @@ import advprune
 import evaluate
 import prune
 import train
+from advprune import models
 
 NETWORK = '''"""A stranger's network: batch norm and dropout, and a helper in the same file."""
 import torch
@@ -184,6 +187,105 @@ def test_bad_files_are_one_sentence_and_leave_nothing(tmp_path, capsys, what):
     assert all(word in err for word in words), err
     assert sorted(tmp_path.rglob("*")) == before
     assert sys.path == path
+
+
+MODULE = """import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(),
+                                  nn.Linear(8, classes))
+        {init}
+
+    def forward(self, x):
+        {forward}
+        return self.body(x)
+"""
+FAULTY = {  # what is wrong -> (in __init__, in forward, words of the sentence)
+    "a tuple": ("pass", "if self.training: return self.body(x), x", ["train mode", "tuple"]),
+    "a dict": ("pass", "if not self.training: return {'out': self.body(x)}", ["eval", "dict"]),
+    "fewer logits": ("pass", "if self.training: return self.body(x)[:, :3]", ["[2, 3]"]),
+    "in place": ("pass", "x -= 0.5", ["changes its images in place"]),
+    "in place, no gradient": ("pass", "with torch.no_grad(): x.mul_(2)", ["in place"]),
+    "inplace ReLU": ("self.body.insert(0, nn.ReLU(inplace=True))", "pass", ["in place"]),
+    "in place, by data": ("pass", "x.data += 0.5", ["in place"]),
+    "detach": ("pass", "x = x.detach()", ["no gradient with respect to the images"]),
+    "no_grad": ("pass", "with torch.no_grad(): return self.body(x)", ["no gradient"]),
+    "numpy": ("pass", "x = torch.from_numpy(x.detach().numpy())", ["no gradient"]),
+    "labels": ("pass", "if self.training: raise ValueError('targets are missing')",
+               ["train mode", "ValueError: targets are missing"]),
+    "backward": ("pass", "x = x.sqrt(); self.y = x.mul(2); x = x.exp(); x.add_(1).zero_()",
+                 ["RuntimeError", "inplace operation"]),
+    "frozen": ("self.requires_grad_(False)", "pass", ["no parameter to train"]),
+    "unsaved": ("self.register_buffer('b', torch.zeros(2, dtype=torch.complex128))", "pass",
+                ["cannot be saved", "complex128"]),
+    "extra state": ("type(self).get_extra_state = lambda self: {'a': set()}", "pass",
+                    ["cannot be saved"]),
+}
+
+
+def module(init="pass", forward="pass"):
+    return MODULE.replace("{init}", init).replace("{forward}", forward)
+
+
+@pytest.mark.parametrize("what", FAULTY)
+def test_a_network_that_cannot_be_trained_is_one_sentence_before_the_work(what, tmp_path, capsys):
+    init, forward, words = FAULTY[what]
+    (tmp_path / "net.py").write_text(module(init, forward))
+    err = refused(train.main, ["--dataset", "synthetic", "--model", "net.py:Net"], capsys)
+    assert all(word in err for word in ["net.py", *words]), err
+    assert not (tmp_path / "runs").exists()
+
+
+UNUSUAL = {  # what is unusual, and works -> in __init__, in forward
+    "frozen layer": ("self.body[1].requires_grad_(False)", "pass"),
+    "unused layer": ("self.spare = nn.Linear(3, 3)", "pass"),
+    "one layer, two names": ("self.head = self.body[3]", "pass"),
+    "a network and its parts": ("self.parts = nn.Sequential(*self.body.children())", "pass"),
+    "kinds of tensors": (
+        "for i, v in enumerate([torch.ones(2, dtype=torch.bfloat16), torch.tensor(3), "
+        "torch.ones(2, 3).t(), torch.zeros(0, 2), torch.tensor([True]), torch.ones(2) * 1j]): "
+        "self.register_buffer(f'b{i}', v)", "pass"),
+    "two views": ("v = torch.ones(4); self.register_buffer('a', v[:2]); "
+                  "self.register_buffer('c', v[1:])", "pass"),
+}
+
+
+@pytest.mark.parametrize("what", UNUSUAL)
+def test_an_unusual_network_trains_goes_on_and_is_evaluated(what, tmp_path, cut_off):
+    (tmp_path / "net.py").write_text(module(*UNUSUAL[what]))
+    command = ["--dataset", "synthetic", "--limit", "40", "--epochs", "2", "--model", "net.py:Net",
+               "--ema", "0.5", "--out", "run"]
+    with cut_off(1):
+        train.main(command)
+    train.main(command)
+    assert evaluate.main(["run", "--attack", "clean", "--n", "9"])["n"] == 9
+
+
+@pytest.mark.parametrize("forward", ["pass", "if torch.rand(()) < 0.5: x = self.spare(x)"])
+def test_two_processes_train_a_network_with_layers_that_are_not_always_used(
+        forward, tmp_path, forks):
+    (tmp_path / "net.py").write_text(module("self.spare = nn.Conv2d(1, 1, 1)", forward))
+    command = killing.Command(forks, "train", tmp_path / "output", processes=2)
+    command.wait(command.start(
+        "--dataset", "synthetic", "--limit", "200", "--epochs", "1", "--model",
+        f"{tmp_path}/net.py:Net", "--out", str(tmp_path / "run")))
+    assert (tmp_path / "run/train.json").exists()
+
+
+@pytest.mark.parametrize("takes", ["num_classes", "num_classes=1000, **how", "*, num_classes"])
+def test_num_classes_is_as_good_as_classes(takes):
+    Path("net.py").write_text(HEAD + f"def Net({takes}):\n    return "
+                              + LINEAR.format(784, "num_classes") + "\n")
+    assert models.build("net.py:Net", 1, classes=7)(torch.rand(2, 1, 28, 28)).shape == (2, 7)
+
+
+def test_mean_and_std_are_refused_where_the_network_is_ones_own(file, capsys):
+    argv = ["--dataset", "synthetic", "--model", "net.py:Net", "--mean", "0.5", "--std", "0.5"]
+    assert "models.Normalize(mean, std)" in refused(train.main, argv, capsys)
 
 
 def test_width_is_refused_where_the_network_has_none(file, capsys):
