@@ -121,8 +121,9 @@ Tensor fgsm_step(const Tensor& x, const Tensor& grad, const Tensor& ids, double 
   const float* radii = per_example("fgsm_step", eps_i, x);
   const float* steps = per_example("fgsm_step", alpha_i, x);
   Tensor in = contiguous(x), slope = contiguous(grad), out = like_pixels(in);
-  check(grad.numel() == x.numel() && grad.scalar_type() == out.scalar_type(), "fgsm_step",
-        "grad must have the shape and type of the start");
+  check_arguments(grad.numel() == x.numel() && grad.scalar_type() == out.scalar_type() &&
+                      grad.is_cuda() == x.is_cuda(),
+                  "fgsm_step");
   if (x.numel() == 0) return laid_out_like(x, out);
   int64_t size = x.numel() / batch;
   Noise noise{(uint64_t)seed, (uint32_t)epoch, (float)noise_scale, clip_start};
@@ -210,21 +211,21 @@ Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t ep
 }
 
 std::tuple<Tensor, Tensor> cross_entropy_scores(const Tensor& logits, const Tensor& labels) {
-  check(logits.dim() == 2 && logits.size(1) > 0, "cross_entropy_scores", "logits must be [B, K]");
-  check(labels.dim() == 1 && labels.scalar_type() == ScalarType::Long && labels.is_contiguous() &&
-            labels.numel() == logits.size(0),
-        "cross_entropy_scores", "labels must be a contiguous int64 vector as long as logits");
+  check_arguments(logits.dim() == 2 && logits.size(1) > 0 &&
+                      is_vector(labels, ScalarType::Long, logits.size(0), logits),
+                  "cross_entropy_scores");
   int64_t batch = logits.size(0), classes = logits.size(1);
   Tensor in = contiguous(logits);
   Tensor loss = new_empty(logits, {batch}, ScalarType::Float);
   Tensor correct = new_empty(logits, {batch}, ScalarType::Bool);
   const int64_t* label = labels.const_data_ptr<int64_t>();
+  for (int64_t b = 0; b < batch; b++)
+    check(label[b] >= 0 && label[b] < classes, "cross_entropy_scores", "a label is no class");
   float* losses = loss.mutable_data_ptr<float>();
   bool* hits = (bool*)correct.mutable_data_ptr();
-  with_pixels("cross_entropy_scores", in, [&](auto* rows, auto*) {
+  with_floats("cross_entropy_scores", in, [&](auto* rows, auto*) {
     parallel_for(0, batch, std::max<int64_t>(1, 4096 / classes), [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; b++) {
-        check(label[b] >= 0 && label[b] < classes, "cross_entropy_scores", "a label is no class");
         const auto* row = rows + b * classes;
         int64_t best = 0;
         for (int64_t k = 1; k < classes; k++)
@@ -233,7 +234,7 @@ std::tuple<Tensor, Tensor> cross_entropy_scores(const Tensor& logits, const Tens
         for (int64_t k = 0; k < classes; k++)
           if (k != best) rest += std::exp((double)(float)row[k] - top);
         losses[b] = cross_entropy(top, rest, (float)row[label[b]]);
-        hits[b] = best == label[b];
+        hits[b] = best == label[b] && top == top;  // no NaN
       }
     });
   });
@@ -356,10 +357,10 @@ struct Keys {
 
 std::tuple<Tensor, Tensor> select_kept(const Tensor& scores, int64_t low, int64_t high,
                                        std::optional<double> centre) {
-  check(scores.dim() == 1 && scores.scalar_type() == ScalarType::Float && scores.is_contiguous(),
-        "select_kept", "scores must be a contiguous float32 vector");
   int64_t n = scores.numel(), kept = n - low - high;
-  check(low >= 0 && high >= 0 && kept >= 0, "select_kept", "cannot drop more than there is");
+  check_arguments(is_vector(scores, ScalarType::Float, n, scores) && low >= 0 && high >= 0 &&
+                      kept >= 0,
+                  "select_kept");
   Tensor ids = new_empty(scores, {kept}, ScalarType::Long);
   Tensor bad = new_zeros(scores, {}, ScalarType::Long);
   if (n == 0) return {ids, bad};

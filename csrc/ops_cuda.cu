@@ -137,17 +137,6 @@ void launch_move(const Layout& l, const Move& move, const int64_t* ids, const In
   launch(kernel, blocks, threads, stream, l, move, ids, x, grad, out);
 }
 
-bool is_channels_last(const Tensor& x) {
-  return x.dim() == 4 && !x.is_contiguous() && x.stride(1) == 1 && x.stride(3) == x.size(1) &&
-         x.stride(2) == x.size(3) * x.size(1) && x.stride(0) == x.size(2) * x.size(3) * x.size(1);
-}
-
-// x in a layout that the kernels walk: as it is where channels last, else contiguous.
-Tensor walkable(const Tensor& x, bool channels_last) {
-  return contiguous(x, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
-                                     : torch::headeronly::MemoryFormat::Contiguous);
-}
-
 template <class... Tensors>
 Layout layout_of(const Tensor& x, bool channels_last, const Tensors&... tensors) {
   int64_t batch = x.size(0), size = x.numel() / batch, channels = channels_last ? x.size(1) : 1;
@@ -164,7 +153,7 @@ Tensor rs_start(const Tensor& x, const Tensor& ids, double eps, const std::optio
   batch_of("rs_start", x, ids);
   const float* radii = per_example("rs_start", eps_i, x);
   DeviceGuard guard(x.get_device_index());
-  bool last = is_channels_last(x) && x.scalar_type() != ScalarType::Byte;
+  bool last = is_channels_last(x);
   Tensor in = walkable(x, last), out = like_pixels(in);
   if (x.numel() == 0) return laid_out_like(x, out);
   Noise noise{(uint64_t)seed, (uint32_t)epoch, (float)noise_scale, clip_start};
@@ -185,10 +174,11 @@ Tensor fgsm_step(const Tensor& x, const Tensor& grad, const Tensor& ids, double 
   const float* radii = per_example("fgsm_step", eps_i, x);
   const float* steps = per_example("fgsm_step", alpha_i, x);
   DeviceGuard guard(x.get_device_index());
-  bool last = is_channels_last(x) && x.scalar_type() != ScalarType::Byte;
+  bool last = is_channels_last(x);
   Tensor in = walkable(x, last), slope = walkable(grad, last), out = like_pixels(in);
-  check(grad.numel() == x.numel() && grad.scalar_type() == out.scalar_type(), "fgsm_step",
-        "grad must have the shape and type of the start");
+  check_arguments(grad.numel() == x.numel() && grad.scalar_type() == out.scalar_type() &&
+                      grad.is_cuda() == x.is_cuda(),
+                  "fgsm_step");
   if (x.numel() == 0) return laid_out_like(x, out);
   Noise noise{(uint64_t)seed, (uint32_t)epoch, (float)noise_scale, clip_start};
   Step move{noise, (float)eps, (float)alpha, radii, steps, clip_ball};
@@ -289,16 +279,14 @@ __global__ void cross_entropy_kernel(const T* logits, const int64_t* labels, flo
   for (int offset = 16; offset; offset /= 2) rest += __shfl_xor_sync(~0u, rest, offset);
   if (lane == 0) {
     loss[b] = known ? cross_entropy(top, rest, (float)row[labels[b]]) : NAN;
-    correct[b] = best == labels[b];
+    correct[b] = best == labels[b] && top == top;
   }
 }
 
 std::tuple<Tensor, Tensor> cross_entropy_scores(const Tensor& logits, const Tensor& labels) {
-  check(logits.dim() == 2 && logits.size(1) > 0, "cross_entropy_scores", "logits must be [B, K]");
-  check(labels.dim() == 1 && labels.scalar_type() == ScalarType::Long && labels.is_contiguous() &&
-            labels.numel() == logits.size(0) && labels.is_cuda() == logits.is_cuda() &&
-            labels.get_device_index() == logits.get_device_index(),
-        "cross_entropy_scores", "labels must be a contiguous int64 vector as long as logits");
+  check_arguments(logits.dim() == 2 && logits.size(1) > 0 &&
+                      is_vector(labels, ScalarType::Long, logits.size(0), logits),
+                  "cross_entropy_scores");
   static const Report report("cross_entropy_scores", "a label is no class");
   DeviceGuard guard(logits.get_device_index());
   report.raise();
@@ -307,7 +295,7 @@ std::tuple<Tensor, Tensor> cross_entropy_scores(const Tensor& logits, const Tens
   Tensor loss = new_empty(logits, {batch}, ScalarType::Float);
   Tensor correct = new_empty(logits, {batch}, ScalarType::Bool);
   if (batch == 0) return {loss, correct};
-  with_pixels("cross_entropy_scores", in, [&]<class T>(const T* rows, auto*) {
+  with_floats("cross_entropy_scores", in, [&]<class T>(const T* rows, auto*) {
     launch(cross_entropy_kernel<T>, (unsigned)((batch * 32 + THREADS - 1) / THREADS), THREADS,
            stream_of(logits), rows, labels.const_data_ptr<int64_t>(),
            loss.mutable_data_ptr<float>(), (bool*)correct.mutable_data_ptr(), batch,
@@ -479,10 +467,10 @@ __global__ void write_kernel(Scores s, const Seeks* found, const Tally* tallies,
 
 std::tuple<Tensor, Tensor> select_kept(const Tensor& scores, int64_t low, int64_t high,
                                        std::optional<double> centre) {
-  check(scores.dim() == 1 && scores.scalar_type() == ScalarType::Float && scores.is_contiguous(),
-        "select_kept", "scores must be a contiguous float32 vector");
   int64_t n = scores.numel(), kept = n - low - high;
-  check(low >= 0 && high >= 0 && kept >= 0, "select_kept", "cannot drop more than there is");
+  check_arguments(is_vector(scores, ScalarType::Float, n, scores) && low >= 0 && high >= 0 &&
+                      kept >= 0,
+                  "select_kept");
   DeviceGuard guard(scores.get_device_index());
   cudaStream_t stream = stream_of(scores);
   Tensor ids = new_empty(scores, {kept}, ScalarType::Long);
