@@ -1,5 +1,5 @@
-// The arithmetic of the operators, shared by ops_cpu.cpp and ops_cuda.cu, and the guards of their
-// memory. ops.py says what each computes; its plain-torch references are matched bit for bit
+// The arithmetic of the operators, shared by their CPU and CUDA files, and the guards of their memory.
+// An operator's files are NAME_cpu.cpp and NAME_cuda.cuh, side by side. ops.py says what each computes; its plain-torch references are matched bit for bit
 // wherever there is no reduction, so these files are compiled without contracting a * b + c.
 #pragma once
 #include <torch/csrc/stable/library.h>
@@ -30,6 +30,8 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+constexpr int64_t GRAIN = 32768;  // elements worth a CPU thread of their own
 
 // --- randomness: Philox4x32-10, key = seed, counter = (element / 4, id, epoch, stream) -------------
 
