@@ -11,6 +11,7 @@ import site
 import subprocess
 import sys
 import sysconfig
+from glob import glob
 from pathlib import Path
 
 from setuptools import setup
@@ -29,7 +30,6 @@ except ImportError:
     torch = None
 
 TARGET = "0x020a000000000000"  # LibTorch stable ABI of torch 2.10: one tree for 2.10 and later
-CPU = ["csrc/ops_cpu.cpp", "csrc/batch_norm.cpp"]
 NVCC_FLAGS = ["-O3", "-std=c++20", "--fmad=false", "-DUSE_CUDA",
               f"-DTORCH_TARGET_VERSION={TARGET}"]
 
@@ -60,17 +60,18 @@ def extension():
     if shutil.which(compiler) is None:
         print(f"advprune: no C++ compiler ({compiler}), so no kernels; plain torch is used")
         return []
+    cpu = sorted(glob("csrc/*.cpp"))
     home, why = cuda_home()
     flags = ["-O3", "-std=c++20", "-ffp-contract=off", "-march=native",
              f"-DTORCH_TARGET_VERSION={TARGET}"]
     if home is None:
         print(f"advprune: no CUDA kernels, because {why}; building those for the CPU")
-        return [cpp_extension.CppExtension(name, CPU, py_limited_api=True,
+        return [cpp_extension.CppExtension(name, cpu, py_limited_api=True,
                                            extra_compile_args={"cxx": flags})]
     os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = home
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
     return [cpp_extension.CUDAExtension(
-        name, [*CPU, "csrc/ops_cuda.cu"], py_limited_api=True,
+        name, [*cpu, "csrc/ops_cuda.cu"], py_limited_api=True,
         extra_compile_args={"cxx": [*flags, "-DUSE_CUDA"], "nvcc": NVCC_FLAGS})]
 
 

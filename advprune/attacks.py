@@ -169,6 +169,7 @@ def rs_fgsm(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, *, eps: float |
     `checked` does.
     """
     x, _, eps, alpha = checked(x, None, eps, alpha)
+    x = x if x.dtype == torch.uint8 else x.float()
     start = ops.rs_start(x, ids, eps, seed, epoch, clip_start, noise_scale)
     grad = input_grad(model, start, y)
     return ops.fgsm_step(x, grad, ids, eps, alpha, seed, epoch, clip_start, noise_scale, clip_ball)

@@ -14,6 +14,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,13 +30,20 @@ def rs_start(x: Tensor, ids: Tensor, eps: float | Tensor, seed: int, epoch: int,
              clip_start: bool = False, noise_scale: float = 1.0) -> Tensor:
     """The random start of RS+FGSM: x + noise_scale U(-eps_i, eps_i) (Algorithm 1, line 26).
 
-    x [B, ...] uint8 (read as x / 255) or float32, float16, bfloat16 in [0, 1]; ids [B] int64; eps
-    a float or [B], in units of [0, 1] pixels; clip_start keeps the start in [0, 1]. Returns
-    float32 for uint8, else x's own type, in x's memory layout. A captured CUDA graph keeps seed
-    and epoch as they were, so that each replay draws the same noise.
+    x [B, ...] uint8 (read as x / 255) or float32, float16, bfloat16 in [0, 1]; ids [B] whole
+    numbers, of which the lowest 32 bits count; eps a float, or a tensor of one value, [B] or
+    [B, 1, 1, 1], in units of [0, 1] pixels; clip_start keeps the start in [0, 1]. Returns float32
+    for uint8, else x's own type, in x's memory layout. The gradient for x is 1, and 0 where
+    clip_start moved the start to the box. A captured CUDA graph keeps seed and epoch as they were,
+    so that each replay draws the same noise.
+
+    This and the other operators raise TypeError or ValueError for arguments of another type, shape
+    or device, and for a tensor that requires a gradient which does not exist.
     """
-    return torch.ops.advprune.rs_start(x, ids.contiguous(), *_split(eps, x), seed, epoch,
-                                       clip_start, noise_scale)
+    _check_pixels("rs_start", x)
+    ids = _integers("rs_start", "ids", ids, x.shape[0], x)
+    start = _Start.apply if _needs_grad(x) else torch.ops.advprune.rs_start
+    return start(x, ids, *_split("rs_start", "eps", eps, x), seed, epoch, clip_start, noise_scale)
 
 
 def fgsm_step(x: Tensor, grad: Tensor, ids: Tensor, eps: float | Tensor, alpha: float | Tensor,
@@ -44,13 +52,23 @@ def fgsm_step(x: Tensor, grad: Tensor, ids: Tensor, eps: float | Tensor, alpha: 
     """The step of RS+FGSM from the start that `rs_start` gives for the same arguments (27-28).
 
     delta = clip(start - x + alpha sign(grad), -eps_i, eps_i), then x + delta clipped to [0, 1];
-    sign(0) = sign(NaN) = 0. alpha is a float or [B]. N-FGSM (de Jorge et al. 2022, Algorithm 1) is
+    sign(0) = sign(NaN) = 0. alpha is as eps. N-FGSM (de Jorge et al. 2022, Algorithm 1) is
     noise_scale=2, clip_ball=False. grad has the shape and type of the start. The other arguments
-    are those of `rs_start`; a replay of a CUDA graph has the same seed and epoch here too.
+    are those of `rs_start`; a replay of a CUDA graph has the same seed and epoch here too. There
+    is no gradient.
     """
-    return torch.ops.advprune.fgsm_step(x, grad, ids.contiguous(), *_split(eps, x),
-                                        *_split(alpha, x), seed, epoch, clip_start, noise_scale,
-                                        clip_ball)
+    _check_pixels("fgsm_step", x)
+    _check_constant("fgsm_step", "x", x)
+    _check_constant("fgsm_step", "grad", grad)
+    dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
+    if grad.shape != x.shape or grad.dtype != dtype:
+        raise ValueError(f"fgsm_step: grad must be {dtype} {list(x.shape)} as the start, not "
+                         f"{grad.dtype} {list(grad.shape)}")
+    _check_device("fgsm_step", "grad", grad, x)
+    ids = _integers("fgsm_step", "ids", ids, x.shape[0], x)
+    return torch.ops.advprune.fgsm_step(x, grad, ids, *_split("fgsm_step", "eps", eps, x),
+                                        *_split("fgsm_step", "alpha", alpha, x), seed, epoch,
+                                        clip_start, noise_scale, clip_ball)
 
 
 def augment(images: Tensor, ids: Tensor, seed: int, epoch: int, pad: int = 0, flip: bool = False,
@@ -59,22 +77,39 @@ def augment(images: Tensor, ids: Tensor, seed: int, epoch: int, pad: int = 0, fl
 
     Offsets 0 to 2 pad of the crop are equally likely, a flip has probability 1/2. A replay of a
     CUDA graph repeats them: it keeps seed and epoch. No graph may capture the first call of this
-    operator or of cross_entropy_scores. rows [B] int64 gives the place of each id's image where
-    images hold only a part of the set. Raises IndexError or RuntimeError for an id, or with rows a
-    row, outside the images. On a card its image is NaN, and a later call raises.
+    operator or of cross_entropy_scores. rows [B] gives the place of each id's image where images
+    hold only a part of the set. Raises RuntimeError for an id, or with rows a row, outside the
+    images. On a card the kernel makes its image NaN, and a later call raises.
     """
-    return torch.ops.advprune.augment(images, ids.contiguous(), seed, epoch, pad, flip,
-                                      channels_last, None if rows is None else rows.contiguous())
+    if images.dtype != torch.uint8 or images.dim() != 4 or not images.is_contiguous():
+        raise ValueError("augment: images must be contiguous uint8 [N, C, H, W], not "
+                         f"{images.dtype} {list(images.shape)} of strides {images.stride()}")
+    if pad < 0:
+        raise ValueError(f"augment: pad must be at least 0, not {pad}")
+    ids = _integers("augment", "ids", ids, ids.numel(), images)
+    if rows is not None:
+        rows = _integers("augment", "rows", rows, ids.numel(), images)
+    return torch.ops.advprune.augment(images, ids, seed, epoch, pad, flip, channels_last, rows)
 
 
 def cross_entropy_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(loss [B] float32, correct [B] bool) of logits [B, K], any float type, and labels [B].
+    """(loss [B] float32, correct [B] bool) of logits [B, K] and labels [B], whole numbers.
 
-    The sum is in float64 and does not include the largest logit. So small losses keep all the
-    digits of float32, and kernel and reference give the same order of examples. Raises for a label
-    that is no class; on a card its loss is NaN, and a later call raises.
+    logits are float32, float16 or bfloat16. The sum is in float64 and does not include the largest
+    logit. So small losses keep all the digits of float32, and kernel and reference give the same
+    order of examples. A row with a NaN is not correct. The loss has a gradient for logits. Raises
+    RuntimeError for a label that is no class; on a card the kernel makes its loss NaN, and a later
+    call raises.
     """
-    return torch.ops.advprune.cross_entropy_scores(logits, labels.contiguous())
+    if logits.dtype not in FLOATS:
+        raise TypeError("cross_entropy_scores: logits must be float32, float16 or bfloat16, not "
+                        f"{logits.dtype}")
+    if logits.dim() != 2 or logits.shape[1] == 0:
+        raise ValueError("cross_entropy_scores: logits must be [B, K], K at least 1, not "
+                         f"{list(logits.shape)}")
+    labels = _integers("cross_entropy_scores", "labels", labels, logits.shape[0], logits)
+    scores = _Scores.apply if _needs_grad(logits) else torch.ops.advprune.cross_entropy_scores
+    return scores(logits, labels)
 
 
 def select_kept(scores: Tensor, drop: int, how: str) -> Tensor:
@@ -82,31 +117,124 @@ def select_kept(scores: Tensor, drop: int, how: str) -> Tensor:
 
     how: `high` or `low` drop that end, `low+high` half from each (of an odd number, one more from
     the high end), `middle` drops those nearest the mean score, `extremes` those farthest from it.
-    Among equal scores at a cut the
-    lowest ids stay. Raises ValueError for non-finite scores, drop outside [0, n] or an unknown
-    `how`.
+    Among equal scores at a cut the lowest ids stay. There is no gradient. Raises ValueError for
+    non-finite scores, drop outside [0, n] or an unknown `how`.
     """
+    if scores.dtype != torch.float32 or scores.dim() != 1:
+        raise TypeError("select_kept: scores must be float32 [n], not "
+                        f"{scores.dtype} {list(scores.shape)}")
+    _check_constant("select_kept", "scores", scores)
     n = len(scores)
     if not 0 <= drop <= n:
-        raise ValueError(f"cannot drop {drop} of {n} examples")
+        raise ValueError(f"select_kept: cannot drop {drop} of {n} examples")
     tails = {"high": 0, "low": drop, "low+high": drop // 2, "middle": drop, "extremes": 0}
     if how not in tails:
-        raise ValueError(f"unknown strategy {how!r}: choose {', '.join(tails)}")
+        raise ValueError(f"select_kept: unknown strategy {how!r}: choose {', '.join(tails)}")
     centre = None
     if how in ("middle", "extremes"):  # summed in pieces: a float64 copy would double the memory
         centre = math.fsum(float(part.double().sum()) for part in scores.split(2**20)) / max(n, 1)
     low = tails[how]
     kept, bad = torch.ops.advprune.select_kept(scores.contiguous(), low, drop - low, centre)
     if bad := int(bad):
-        raise ValueError(f"{bad} of {n} scores are not finite")
+        raise ValueError(f"select_kept: {bad} of {n} scores are not finite")
     return kept
 
 
-def _split(value, x):
+# --- the checks, the same with kernels and without; none waits for the device
+
+FLOATS = torch.float32, torch.float16, torch.bfloat16
+INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
+
+
+def _check_pixels(op, x):
+    if x.dtype != torch.uint8 and x.dtype not in FLOATS:
+        raise TypeError(f"{op}: x must be uint8, float32, float16 or bfloat16, not {x.dtype}")
+    if x.dim() == 0:
+        raise ValueError(f"{op}: x must have a batch dimension")
+
+
+def _check_device(op, name, value, x):
+    if value.device != x.device:
+        raise ValueError(f"{op}: {name} must be on {x.device} as the other tensors, not on "
+                         f"{value.device}")
+
+
+def _needs_grad(x):
+    return torch.is_grad_enabled() and x.requires_grad
+
+
+def _check_constant(op, name, value):
+    if _needs_grad(value):
+        raise ValueError(f"{op}: there is no gradient for {name}; give {name}.detach()")
+
+
+def _integers(op, name, value, count, x):
+    """An integer vector of this length as contiguous int64."""
+    if value.dtype not in INTEGERS:
+        raise TypeError(f"{op}: {name} must be whole numbers, int64 for example, not "
+                        f"{value.dtype}")
+    if value.dim() != 1 or value.shape[0] != count:
+        raise ValueError(f"{op}: {name} must be a vector of {count}, one for each example, not "
+                         f"{list(value.shape)}")
+    _check_device(op, name, value, x)
+    return value.long().contiguous()
+
+
+def _split(op, name, value, x):
     """A float, or a value per example, as the pair of arguments that the schemas have for it."""
     if not torch.is_tensor(value):
         return float(value), None
-    return 0.0, value.to(x.device, torch.float32).contiguous()
+    _check_constant(op, name, value)
+    count = x.shape[0]
+    if value.dim() == 0:
+        value = value.expand(count)  # float() would wait for the device
+    if value.shape[0] != count or value.numel() != count:
+        raise ValueError(f"{op}: {name} must be a float or one value for each of the {count} "
+                         f"examples, not {list(value.shape)}")
+    return 0.0, value.to(x.device, torch.float32).reshape(count).contiguous()
+
+
+# --- the gradients, the same with kernels and without
+# A registered gradient would cost each call microseconds, also where nothing needs one.
+
+class _Start(torch.autograd.Function):
+    """rs_start; its gradient for x is 1, and 0 where clip_start moved the start to the box."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ids: Tensor, eps: float, eps_i: Tensor | None, *how: Any
+                ) -> Tensor:
+        ctx.save_for_backward(x, ids, eps_i)
+        ctx.eps, ctx.how = eps, how
+        return torch.ops.advprune.rs_start(x, ids, eps, eps_i, *how)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, ids, eps_i = ctx.saved_tensors
+        seed, epoch, clip_start, noise_scale = ctx.how
+        if clip_start:
+            x = x.float()
+            noise = torch.ops.advprune.rs_start(torch.zeros_like(x), ids, ctx.eps, eps_i, seed,
+                                                epoch, False, noise_scale)
+            grad = torch.where((noise >= -x) & (noise <= 1 - x), grad, 0)
+        return grad, *[None] * 7
+
+
+class _Scores(torch.autograd.Function):
+    """cross_entropy_scores; the loss' gradient for logits is softmax(logits) - one_hot(labels)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(logits, labels)
+        loss, correct = torch.ops.advprune.cross_entropy_scores(logits, labels)
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None]:
+        logits, labels = ctx.saved_tensors
+        picked = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
+        slope = torch.softmax(logits.float(), 1) - picked.float()
+        return (slope * grad[:, None]).to(logits.dtype), None
 
 
 # --- declaration, and the build

@@ -83,7 +83,8 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
             x = attacks.rs_fgsm(model, x, y, batch.to(device), eps=eps, alpha=alpha, seed=seed,
                                 epoch=epoch, clip_start=clip_start)
         found = (_margins(model, x, y, norm, classes) if kind == "margin"
-                 else ops.cross_entropy_scores(attacks.logits_of(model, ops.pixels(x)), y)[0])
+                 else ops.cross_entropy_scores(
+                     attacks.logits_of(model, ops.pixels(x)).float(), y)[0])
         scores[batch] = found.to(scores.device)
         done = end
         if bar is not None:
@@ -127,9 +128,9 @@ def _margins(model, x, y, norm, classes):
     return torch.where(found.crossed, found.distance, found.distance.clamp(min=farthest(x, norm)))
 
 
-def select(scores: Tensor, how: str, p: float, seed: int = 0, labels: Tensor | None = None
+def select(scores: Any, how: str, p: float, seed: int = 0, labels: Tensor | None = None
            ) -> Tensor:
-    """The sorted ids of the n - round(p n) examples that stay, given scores [n].
+    """The sorted ids of the n - round(p n) examples that stay, given scores [n], as float32.
 
     how is one of STRATEGIES; among equal scores at a cut the lowest ids stay. With labels [n]
     every class loses the same fraction; the total, round(p n), is split by largest remainders. The
@@ -140,6 +141,7 @@ def select(scores: Tensor, how: str, p: float, seed: int = 0, labels: Tensor | N
         raise ValueError(f"unknown strategy {how!r}: choose from {', '.join(STRATEGIES)}")
     if not 0 <= p < 1:
         raise ValueError(f"p is the fraction to drop, at least 0 and below 1, not {p}")
+    scores = torch.as_tensor(scores).detach().float()
     ids = torch.arange(len(scores), device=scores.device)
     drop = 0 if how == "none" else round(p * len(scores))
     generator = torch.Generator().manual_seed(seed)

@@ -31,7 +31,7 @@ def philox4x32(seed: int, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor
 def uniform(ids: Tensor, size: int, seed: int, epoch: int) -> Tensor:
     """Uniform on [-1, 1): 2u - 1 with u = (bits >> 8) 2^-24, exact in float32. [B, size]"""
     block = torch.arange((size + 3) // 4, device=ids.device)[None]
-    words = philox4x32(seed, block, ids[:, None] & MASK, torch.full_like(block, epoch),
+    words = philox4x32(seed, block, ids[:, None] & MASK, torch.full_like(block, epoch & MASK),
                        torch.full_like(block, START))
     bits = torch.stack(words, dim=-1).flatten(1)[:, :size]  # from [B, blocks, 4]
     return (bits >> 8).float() * 2**-23 - 1
@@ -82,9 +82,12 @@ def fgsm_step(x: Tensor, grad: Tensor, ids: Tensor, eps: float, eps_i: Tensor | 
 
 def augment(images: Tensor, ids: Tensor, seed: int, epoch: int, pad: int, flip: bool,
             channels_last: bool, rows: Tensor | None = None) -> Tensor:
-    x = images[ids if rows is None else rows]
+    rows = ids if rows is None else rows
+    torch._assert_async(((rows >= 0) & (rows < len(images))).all(),
+                        "augment: an id is outside the images")
+    x = images[rows]
     zero = torch.zeros_like(ids)
-    dy, dx, side, _ = philox4x32(seed, zero, ids & MASK, zero + epoch, zero + CROP)
+    dy, dx, side, _ = philox4x32(seed, zero, ids & MASK, zero + (epoch & MASK), zero + CROP)
     n, _, h, w = x.shape
     ys = (dy * (2 * pad + 1) >> 32)[:, None] + torch.arange(h, device=x.device)  # [B, H], padded
     xs = torch.arange(w, device=x.device).expand(n, w)
@@ -99,16 +102,19 @@ def augment(images: Tensor, ids: Tensor, seed: int, epoch: int, pad: int, flip: 
 
 def empty_batch(images: Tensor, ids: Tensor, channels_last: bool) -> Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    shape = len(ids), *images.shape[1:]
+    shape = ids.shape[0], *images.shape[1:]
     return torch.empty(shape, device=images.device, memory_format=layout)
 
 
 def cross_entropy_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    torch._assert_async(((labels >= 0) & (labels < logits.shape[1])).all(),
+                        "cross_entropy_scores: a label is no class")
     x = logits.double()
     best = logits.argmax(1, keepdim=True)
     top, picked = x.gather(1, best), x.gather(1, labels[:, None])
     rest = (x - top).exp().scatter(1, best, 0.0).sum(1)
-    return (rest.log1p() + (top - picked)[:, 0]).float(), best[:, 0] == labels
+    correct = (best[:, 0] == labels) & ~top[:, 0].isnan()  # argmax takes a NaN for the largest
+    return (rest.log1p() + (top - picked)[:, 0]).float(), correct
 
 
 def select_kept(scores: Tensor, low: int, high: int, centre: float | None
@@ -178,17 +184,17 @@ OPERATORS = {
     "cross_entropy_scores": Operator(
         "(Tensor logits, Tensor labels) -> (Tensor, Tensor)",
         cross_entropy_scores, lambda logits, labels: (
-            logits.new_empty(len(logits), dtype=torch.float32),
-            logits.new_empty(len(logits), dtype=torch.bool))),
+            logits.new_empty(logits.shape[0], dtype=torch.float32),
+            logits.new_empty(logits.shape[0], dtype=torch.bool))),
     "select_kept": Operator(
         "(Tensor scores, int low, int high, float? centre) -> (Tensor, Tensor)",
         select_kept, lambda scores, low, high, centre: (
-            scores.new_empty(len(scores) - low - high, dtype=torch.int64),
+            scores.new_empty(scores.shape[0] - low - high, dtype=torch.int64),
             scores.new_empty((), dtype=torch.int64))),
     "conv_input_grad": Operator(
         "(Tensor grad, Tensor weight, int height, int width, int stride, int padding) -> Tensor",
         conv_input_grad,
-        lambda grad, weight, h, w, *_: grad.new_empty((len(grad), 1, h, w))),
+        lambda grad, weight, h, w, *_: grad.new_empty((grad.shape[0], 1, h, w))),
     "batch_norm_relu": Operator(
         "(Tensor x, Tensor weight, Tensor bias, Tensor? mean, Tensor? var, float eps) -> "
         "(Tensor, Tensor, Tensor)",

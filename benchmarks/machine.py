@@ -155,7 +155,7 @@ def disassembled(folder=SOURCES, arch="sm_90"):
                *(f"-isystem={path}" for path in extension.include_paths("cuda"))]
     version = subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
     digest = hashlib.sha256(repr((command, extension.torch.__version__)).encode() + version)
-    for file in (folder / "ops_cuda.cu", *sorted(folder.glob("*.h"))):
+    for file in (folder / "ops_cuda.cu", *sorted(folder.glob("*.*h"))):
         digest.update(file.read_bytes())
     path = Path(tempfile.gettempdir(), f"advprune-{os.getuid()}-{digest.hexdigest()[:16]}.sass")
 
@@ -183,7 +183,7 @@ LANES = {"issue": 128, "integer": 64, "multiply": 64, "float32": 128, "float64":
 SIZES = {"float": 4, "unsigned char": 1, "Half": 2, "BFloat16": 2}
 PIXELS = {"float": "float32", "unsigned char": "uint8", "Half": "float16", "BFloat16": "bfloat16"}
 LAYOUTS, MOVES = ("contiguous", "channels last"), {"Start": "rs_start", "Step": "fgsm_step"}
-# Threads of a block: THREADS, RGB_THREADS and ALONE of ops_cuda.cu.
+# Threads of a block: THREADS, RGB_THREADS and ALONE of csrc.
 BLOCK, BLOCK_RGB, BLOCK_ALONE = 256, 192, 1024
 SELECTION = {  # what select_kept launches: how often, and how often that reads all scores
     "begin_kernel": (1, 0), "histogram_kernel": (3, 3), "advance_kernel": (3, 0),

@@ -1,4 +1,4 @@
-// How ops_cuda.cu starts a kernel, how a kernel moves four elements, and how it reports an error.
+// How the operators start a CUDA kernel, how a kernel moves four elements, and how it reports an error.
 #pragma once
 #include "ops.h"
 
@@ -14,6 +14,10 @@
 
 namespace advprune {
 namespace {
+
+using torch::stable::accelerator::DeviceGuard;
+
+constexpr int THREADS = 256;
 
 #ifdef __CUDACC__  // for other compilers the emulator of the tests defines what is here
 constexpr int64_t TALLEST = 65535;  // of a grid, in blocks

@@ -1,5 +1,5 @@
-// The arithmetic of the operators, shared by ops_cpu.cpp and ops_cuda.cu, and the checks on their
-// arguments. ops.py says what each computes; its plain-torch references are matched bit for bit
+// The arithmetic of the operators, shared by their CPU and CUDA files, and the guards of their memory.
+// An operator's files are NAME_cpu.cpp and NAME_cuda.cuh, side by side. ops.py says what each computes; its plain-torch references are matched bit for bit
 // wherever there is no reduction, so these files are compiled without contracting a * b + c.
 #pragma once
 #include <torch/csrc/stable/library.h>
@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -29,6 +30,8 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+constexpr int64_t GRAIN = 32768;  // elements worth a CPU thread of their own
 
 // --- randomness: Philox4x32-10, key = seed, counter = (element / 4, id, epoch, stream) -------------
 
@@ -224,55 +227,72 @@ HD Tally tally_of(const uint32_t* keys, int count, const Cut& cut) {
   return tally;
 }
 
-// --- arguments ------------------------------------------------------------------------------------
+// --- arguments: ops.py checks what a user gives; this keeps memory safe from other callers ---------
 
 inline void check(bool ok, const char* op, const char* what) {
-  STD_TORCH_CHECK(ok, "advprune::", op, ": ", what);
+  if (!ok) throw std::runtime_error(std::string(op) + ": " + what);
+}
+
+inline void check_arguments(bool ok, const char* op) {
+  check(ok, op, "these arguments are not what advprune.ops gives");
+}
+
+inline bool is_vector(const Tensor& v, ScalarType type, int64_t count, const Tensor& x) {
+  return v.dim() == 1 && v.scalar_type() == type && v.is_contiguous() && v.numel() == count &&
+         v.is_cuda() == x.is_cuda() && v.get_device_index() == x.get_device_index();
 }
 
 inline int64_t batch_of(const char* op, const Tensor& x, const Tensor& ids) {
-  check(x.dim() >= 1, op, "x needs a batch dimension");
-  check(ids.dim() == 1 && ids.scalar_type() == ScalarType::Long && ids.is_contiguous() &&
-            ids.get_device_index() == x.get_device_index() && ids.is_cuda() == x.is_cuda(),
-        op, "ids must be a contiguous int64 vector on x's device");
-  check(ids.numel() == x.size(0), op, "ids must be as many as the examples of x");
+  check_arguments(x.dim() > 0 && is_vector(ids, ScalarType::Long, x.size(0), x), op);
   return x.size(0);
 }
 
 // An optional value per example; null where the scalar serves for all.
 inline const float* per_example(const char* op, const std::optional<Tensor>& v, const Tensor& x) {
-  if (!v) return nullptr;
-  check(v->dim() == 1 && v->scalar_type() == ScalarType::Float && v->is_contiguous() &&
-            v->get_device_index() == x.get_device_index() && v->is_cuda() == x.is_cuda(),
-        op, "a value per example must be a contiguous float32 vector on x's device");
-  check(v->numel() == x.size(0), op, "values per example must be as many as the examples of x");
-  return v->const_data_ptr<float>();
+  check_arguments(!v || is_vector(*v, ScalarType::Float, x.size(0), x), op);
+  return v ? v->const_data_ptr<float>() : nullptr;
 }
 
-// The checked arguments of augment; returns where each id's image is: in `rows`, else at the id itself.
+// Where each id's image is: in `rows`, else at the id itself.
 inline const int64_t* rows_of(const char* op, const Tensor& images, const Tensor& ids,
                               const std::optional<Tensor>& rows) {
-  check(images.dim() == 4 && images.scalar_type() == ScalarType::Byte && images.is_contiguous(), op,
-        "images must be contiguous uint8 [N, C, H, W]");
-  for (const Tensor* vector : {&ids, rows ? &*rows : &ids})
-    check(vector->dim() == 1 && vector->scalar_type() == ScalarType::Long &&
-              vector->is_contiguous() && vector->numel() == ids.numel() &&
-              vector->get_device_index() == images.get_device_index() &&
-              vector->is_cuda() == images.is_cuda(),
-          op, "ids and rows must be contiguous int64 vectors of one length on the images' device");
-  return rows ? rows->const_data_ptr<int64_t>() : ids.const_data_ptr<int64_t>();
+  const Tensor& places = rows ? *rows : ids;
+  check_arguments(images.dim() == 4 && images.scalar_type() == ScalarType::Byte &&
+                      images.is_contiguous() &&
+                      is_vector(ids, ScalarType::Long, ids.numel(), images) &&
+                      is_vector(places, ScalarType::Long, ids.numel(), images),
+                  op);
+  return places.const_data_ptr<int64_t>();
 }
 
-// Calls f(T*) for x's element type; the output's type is float32 for uint8, else x's own.
+// Calls f(T*, Out*) for x's element type; the output's type is float32 for uint8, else x's own.
 template <class F>
-void with_pixels(const char* op, const Tensor& x, const F& f) {
+void with_floats(const char* op, const Tensor& x, const F& f) {
   switch (x.scalar_type()) {
-    case ScalarType::Byte: return f((const uint8_t*)x.const_data_ptr(), (float*)nullptr);
     case ScalarType::Float: return f((const float*)x.const_data_ptr(), (float*)nullptr);
     case ScalarType::Half: return f((const Half*)x.const_data_ptr(), (Half*)nullptr);
     case ScalarType::BFloat16: return f((const BFloat16*)x.const_data_ptr(), (BFloat16*)nullptr);
-    default: check(false, op, "x must be uint8, float32, float16 or bfloat16");
+    default: check_arguments(false, op);
   }
+}
+
+template <class F>
+void with_pixels(const char* op, const Tensor& x, const F& f) {
+  if (x.scalar_type() != ScalarType::Byte) return with_floats(op, x, f);
+  f((const uint8_t*)x.const_data_ptr(), (float*)nullptr);
+}
+
+// Floats in channels last; uint8 has contiguous results, and so is walked contiguously.
+inline bool is_channels_last(const Tensor& x) {
+  return x.dim() == 4 && !x.is_contiguous() && x.scalar_type() != ScalarType::Byte &&
+         x.stride(1) == 1 && x.stride(3) == x.size(1) && x.stride(2) == x.size(3) * x.size(1) &&
+         x.stride(0) == x.size(2) * x.size(3) * x.size(1);
+}
+
+// x in a layout that the kernels walk: channels last, else contiguous.
+inline Tensor walkable(const Tensor& x, bool channels_last) {
+  return contiguous(x, channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
+                                     : torch::headeronly::MemoryFormat::Contiguous);
 }
 
 inline Tensor like_pixels(const Tensor& x) {
@@ -280,7 +300,7 @@ inline Tensor like_pixels(const Tensor& x) {
   return integers ? new_empty(x, x.sizes(), ScalarType::Float) : empty_like(x);
 }
 
-// The result in the memory layout of x, as the references give it.
+// The contiguous result in the memory layout of x, as the references give it.
 inline Tensor laid_out_like(const Tensor& x, Tensor result) {
   if (x.is_contiguous() || x.scalar_type() == ScalarType::Byte) return result;
   Tensor out = empty_like(x);

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 import train
-from advprune import console, plots
+from advprune import console, plots, reference
 from advprune.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -179,6 +179,16 @@ def emulated(request, monkeypatch):
     torch.use_deterministic_algorithms(True)  # then new tensors hold NaN or the largest integer
     yield library
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["as built", "emulated", "reference"])
+def operators(request, monkeypatch):
+    """The operators as they are here, then the CUDA kernels on the CPU, then plain torch."""
+    if request.param == "emulated":
+        request.getfixturevalue("emulated")
+    if request.param == "reference":
+        monkeypatch.setattr(torch.ops, "advprune", reference)
+    return request.param
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Builds csrc/ops_cuda.cu with the emulator beside this file, and loads it into torch."""
+"""Builds the kernels of csrc/ops_cuda.cu with the emulator beside this file, and loads them."""
 import ctypes
 import hashlib
 import os
@@ -15,7 +15,7 @@ from advprune import files, reference
 HERE = Path(__file__).resolve().parent
 ROOT, EMULATOR = HERE.parent.parent, HERE / "emulator"
 COMPILER = os.environ.get("CXX", "c++")
-# Another file in the place of the kernels', and more flags: for mutations and for the sanitizers.
+# The same file in a copy of csrc, and more flags: for mutations and for the sanitizers.
 SOURCE = Path(os.environ.get("ADVPRUNE_EMULATED_SOURCE", ROOT / "csrc/ops_cuda.cu"))
 BUILDS = ROOT / "build" if SOURCE.parent == ROOT / "csrc" else SOURCE.parent
 FLAGS = os.environ.get("ADVPRUNE_EMULATED_FLAGS", "").split()
@@ -53,9 +53,9 @@ def build():
 
     return compiled(EMULATOR / "operators.cpp", "-shared", "-fPIC", "-ffp-contract=off", *FLAGS,
                     f"-DTORCH_TARGET_VERSION={setup.TARGET}", f'-DSOURCE="{SOURCE}"',
-                    f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in include_paths()),
+                    *(f"-isystem{path}" for path in include_paths()),
                     *(f"-L{path}" for path in library_paths()), "-ltorch", "-ltorch_cpu", "-lc10",
-                    needs=(SOURCE, *ROOT.glob("csrc/*.h")))
+                    needs=(SOURCE, *SOURCE.parent.glob("*.*h")))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Shows that the tests notice each barrier and each bounds check of csrc/ops_cuda.cu.
+"""Shows that the tests notice each barrier and each bounds check of csrc/*.cuh.
 
     python tests/kernels/mutations.py [WORD]
 
@@ -6,6 +6,7 @@ It takes them out one at a time (with WORD, those in lines that contain it), com
 with the emulator, and prints which test fails. Where none does, the sanitizers have a try.
 """
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -79,18 +80,21 @@ def survivors(word="", part=0, parts=1):
 
     Of all mutations it tries every `parts`-th, from `part` on.
     """
-    missed, found = [], list(mutations(emulation.SOURCE.read_text(), word))
+    missed, kernels = [], emulation.SOURCE.parent
+    found = [(file, *mutation) for file in sorted(kernels.glob("*.cuh"))
+             for mutation in mutations(file.read_text(), word)]
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "ops_cuda.cu"
-        for number, line, changed, text in found[part::parts]:
-            source.write_text(text)
+        source = Path(shutil.copytree(kernels, Path(folder) / "csrc"), emulation.SOURCE.name)
+        for file, number, line, changed, text in found[part::parts]:
+            source.with_name(file.name).write_text(text)
             for sanitizer in (None, *emulation.SANITIZERS):
                 if caught := catcher(source, sanitizer):
                     break
-            print(f"{number}: {line}\n    now: {changed or 'nothing'}\n    caught by "
+            shutil.copy(file, source.parent)
+            print(f"{file.name}:{number}: {line}\n    now: {changed or 'nothing'}\n    caught by "
                   f"{caught or 'NO TEST'}{f', {sanitizer} sanitizer' if sanitizer else ''}",
                   flush=True)
-            missed += [] if caught else [(number, line, changed)]
+            missed += [] if caught else [(file.name, number, line, changed)]
     return missed
 
 

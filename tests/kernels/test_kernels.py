@@ -10,7 +10,7 @@ from advprune import ops, reference
 HOST = pytest.mark.parametrize("device", ["cpu", "emulated"], indirect=True)
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(0, 3, 8, 8), (1, 1, 1, 1), (3, 1, 5, 5), (2, 3, 7, 9), (5, 1, 28, 28), (4, 3, 32, 32),
-          (2, 3, 40, 41), (7, 13), (3,), (2, 2050)]
+          (2, 3, 40, 41), (2, 3, 17, 31), (7, 13), (3,), (2, 2050)]
 VARIANTS = [  # per-example eps, clip_start, noise_scale, clip_ball
     (False, False, 1.0, True), (True, True, 1.0, True), (True, False, 2.0, False)]
 
@@ -233,37 +233,70 @@ def test_opcheck(device, name):
     assert set(results.values()) == {"SUCCESS"}
 
 
+class Step(torch.nn.Module):
+    """All that a graph can hold of a step, with gradients for the network and the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(36, 5)
+
+    def forward(self, images, ids, y):
+        x = ops.augment(images, ids.int(), 3, 1, 1, True)
+        start = ops.rs_start(x, ids, torch.tensor(0.1, device=x.device), 3, 1, True)
+        adv = ops.fgsm_step(x, start - 0.5, ids, 0.1, 0.125, 3, 1)
+        return start, adv, *ops.cross_entropy_scores(self.head(adv.flatten(1)), y)
+
+
+@pytest.fixture
+def step(device):
+    torch.manual_seed(0)
+    images, _ = batch((9, 1, 6, 6), torch.uint8, device)
+    return Step().to(device), [(images, torch.arange(n, device=device),
+                                torch.arange(n, device=device) % 5) for n in (4, 3)]
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("backend", [
     "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiles_whole(device, backend):
-    x, ids = batch((4, 1, 6, 6), torch.float32, device)
+def test_compiles_whole(step, device, backend):
+    module, inputs = step
+    compiled = torch.compile(module, fullgraph=True, backend=backend, dynamic=True)
+    for args in inputs:
+        outs = module(*args), compiled(*args)
+        assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True))
+        grads = [torch.autograd.grad(out[2].sum(), list(module.parameters())) for out in outs]
+        assert all(torch.allclose(a, b) for a, b in zip(*grads, strict=True))
 
-    def perturb(x, ids):
-        start = ops.rs_start(x, ids, 0.1, 3, 1)
-        return ops.fgsm_step(x, start - 0.5, ids, 0.1, 0.125, 3, 1) * 2
 
-    compiled = torch.compile(perturb, fullgraph=True, backend=backend)
-    assert torch.equal(compiled(x, ids), perturb(x, ids))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_exports_for_any_batch(step, device):
+    module, inputs = step
+    size = {0: torch.export.Dim("batch")}
+    exported = torch.export.export(module, inputs[0], dynamic_shapes=(None, size, size)).module()
+    for args in inputs:
+        assert all(torch.equal(a, b) for a, b in zip(exported(*args), module(*args), strict=True))
 
 
 @HOST
-def test_wrong_arguments_name_the_operator(device):
-    x, ids = torch.rand(3, 1, 2, 2), torch.arange(3)
-    select = torch.ops.advprune.select_kept
-    for call, name in [
-            (lambda: ops.rs_start(x, ids[:2], 0.1, 0, 0), "rs_start"),
-            (lambda: ops.rs_start(x, ids.int(), 0.1, 0, 0), "rs_start"),
-            (lambda: ops.rs_start(x.double(), ids, 0.1, 0, 0), "rs_start"),
-            (lambda: ops.rs_start(x, ids, torch.rand(2), 0, 0), "rs_start"),
-            (lambda: ops.fgsm_step(x, x[:2], ids, 0.1, 0.1, 0, 0), "fgsm_step"),
-            (lambda: ops.augment(x, ids, 0, 0), "augment"),
-            (lambda: ops.augment(x.byte(), ids, 0, 0, rows=ids[:2]), "augment"),
-            (lambda: ops.cross_entropy_scores(x.flatten(1), ids.int()), "cross_entropy_scores"),
-            (lambda: select(x.flatten(), -1, 1, None), "select_kept"),
-            (lambda: select(x.flatten(), 1, -1, None), "select_kept"),
-            (lambda: select(x.flatten(), 7, 6, None), "select_kept")]:
-        with pytest.raises(RuntimeError, match=name):
+def test_other_callers_read_nothing_that_is_not_there(device):
+    op, x, ids, logits = torch.ops.advprune, torch.rand(3, 1, 2, 2), torch.arange(3), torch.eye(3)
+    images, move = x.byte(), (0, 0, False, 1.0)
+    for call in [
+            lambda: op.rs_start(x, ids[:2], 0.1, None, *move),
+            lambda: op.rs_start(x, ids.int(), 0.1, None, *move),
+            lambda: op.rs_start(x.double(), ids, 0.1, None, *move),
+            lambda: op.rs_start(x, ids, 0.1, torch.rand(2), *move),
+            lambda: op.fgsm_step(x, x[:2], ids, 0.1, None, 0.1, None, *move, True),
+            lambda: op.fgsm_step(x, x.half(), ids, 0.1, None, 0.1, None, *move, True),
+            lambda: op.augment(x, ids, 0, 0, 0, False, False),
+            lambda: op.augment(images, ids, 0, 0, 0, False, False, ids[:2]),
+            lambda: op.cross_entropy_scores(logits, ids.int()),
+            lambda: op.cross_entropy_scores(logits, ids[:2]),
+            lambda: op.select_kept(logits[0].double(), 0, 0, None),
+            lambda: op.select_kept(logits[0], -1, 1, None),
+            lambda: op.select_kept(logits[0], 1, -1, None),
+            lambda: op.select_kept(logits[0], 2, 2, None)]:
+        with pytest.raises(RuntimeError, match="these arguments are not what advprune.ops gives"):
             call()
 
 

@@ -7,13 +7,7 @@ import torch
 from advprune import ops
 
 SEED = 7
-
-
-@pytest.fixture(autouse=True, params=["as built", "emulated"])
-def kernels(request):
-    """The operators as they are here, then the CUDA kernels on the CPU."""
-    if request.param == "emulated":
-        request.getfixturevalue("emulated")
+pytestmark = pytest.mark.usefixtures("operators")
 
 
 @pytest.mark.parametrize(("key", "counter", "answer"), [  # Random123's kat_vectors, philox 4x32 10
@@ -133,3 +127,11 @@ def test_cross_entropy_scores_against_float64():
     exact = logits.double().logsumexp(1) - logits.double().gather(1, labels[:, None])[:, 0]
     torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-5)
     assert torch.equal(correct, logits.argmax(1) == labels)
+
+
+def test_a_row_with_a_nan_is_not_correct():
+    logits = torch.eye(3)
+    logits[0, 0] = logits[1, 2] = torch.nan
+    loss, correct = ops.cross_entropy_scores(logits, torch.arange(3))
+    assert correct.tolist() == [False, False, True]
+    assert loss.isnan().tolist() == [True, True, False]

@@ -85,6 +85,13 @@ def test_what_cannot_be_selected_by_is_refused():
         pruning.select(SCORES, "lowest", 0.5)
 
 
+@pytest.mark.parametrize("scores", [
+    SCORES.double(), SCORES.numpy(), SCORES.tolist(), SCORES.int(),
+    SCORES.clone().requires_grad_()])
+def test_scores_of_any_type(scores):
+    assert pruning.select(scores, "high", 0.4).tolist() == [0, 1, 2, 3, 4, 6]
+
+
 def test_adapted_budgets_by_hand():
     margins = torch.tensor([0.0, 0.02, 0.5, 0.07, 0.04, 0.01])
     kept = torch.tensor([0, 1, 3, 4])

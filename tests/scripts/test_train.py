@@ -11,7 +11,7 @@ from conftest import TRAINED, refused, weights
 
 import evaluate
 import train
-from advprune import config, data, models, ops
+from advprune import config, data, models, ops, run
 
 KEYS = ["run", "dataset", "prune", "p", "epoch", "epochs", "seed", "n_train", "n_kept",
         "clean_accuracy", "train_seconds", "prune_seconds", "images_per_second"]
@@ -137,7 +137,7 @@ def test_where_the_data_lie_is_no_setting(trained):
 def test_a_run_of_another_format_is_refused(trained, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     described = json.loads((trained() / "config.json").read_text())
-    for odd in ({**described, "format": 2}, {"args": {}}):
+    for odd in ({**described, "format": run.FORMAT + 1}, {"args": {}}):
         (tmp_path / "run/config.json").write_text(json.dumps(odd))
         for argv in ([*TRAINED, "--out", "run"], ["--resume", "run"]):
             assert "another version" in refused(train.main, argv, capsys)

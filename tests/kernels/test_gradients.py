@@ -1,0 +1,58 @@
+"""The gradients of the operators, against autograd in float64."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+from advprune import ops
+
+pytestmark = pytest.mark.usefixtures("operators")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("clip_start", [False, True])
+@pytest.mark.parametrize("eps", [0.3, torch.tensor([0.1, 0.2, 0.3])])
+def test_the_start_passes_the_gradient_but_where_it_is_clipped(eps, clip_start, dtype):
+    torch.manual_seed(0)
+    x = torch.rand(3, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    x = (4 * x).round().div(4).to(dtype).requires_grad_()  # a part lies on the box
+    args, weight = (torch.arange(3), eps, 5, 1), torch.randn(x.shape).to(dtype)
+    (found,) = torch.autograd.grad(ops.rs_start(x, *args, clip_start), x, weight)
+    noise = ops.rs_start(torch.zeros(x.shape), *args).double()
+    wide = x.detach().double().requires_grad_()
+    start = wide + (torch.clamp(noise, -wide, 1 - wide) if clip_start else noise)
+    (wanted,) = torch.autograd.grad(start, wide, weight.double())
+    if clip_start:
+        assert 0 < (found == 0).sum() < found.numel()
+    assert found.dtype == dtype
+    assert torch.equal(found.double(), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_loss_has_the_gradient_of_cross_entropy(dtype):
+    torch.manual_seed(0)
+    logits, labels = (5 * torch.randn(50, 10)).to(dtype).requires_grad_(), torch.arange(50) % 10
+    wide, weight = logits.detach().double().requires_grad_(), torch.randn(50)
+    loss, correct = ops.cross_entropy_scores(logits, labels)
+    (found,) = torch.autograd.grad(loss, logits, weight)
+    wanted = F.cross_entropy(wide, labels, reduction="none")
+    (wanted,) = torch.autograd.grad(wanted, wide, weight.double())
+    assert not correct.requires_grad
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, wanted.to(dtype))
+
+
+def test_the_loss_trains():
+    """As cross_entropy does: a gradient that got lost would learn nothing."""
+    ends = []
+    for loss_of in (lambda *args: ops.cross_entropy_scores(*args)[0].mean(), F.cross_entropy):
+        torch.manual_seed(0)
+        x, labels, net = torch.randn(20, 20), torch.arange(20) % 10, torch.nn.Linear(20, 10)
+        opt = torch.optim.Adam(net.parameters(), lr=0.05)
+        for _ in range(50):
+            loss = loss_of(net(x), labels)
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+        ends.append(loss.item())
+    assert ends[0] < 0.5
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)
