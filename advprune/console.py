@@ -11,7 +11,6 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
@@ -115,7 +114,8 @@ def number(kind: type, low: float | None = None, high: float | None = None,
 
     def parse(text: str) -> Any:
         try:
-            value = kind(text) if kind is int or "/" not in text else float(Fraction(text))
+            over, slash, under = text.partition("/")
+            value = float(over) / float(under) if slash and kind is float else kind(text)
         except (ValueError, ZeroDivisionError):
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not {'a whole' if kind is int else 'a'} number"
