@@ -19,7 +19,6 @@ It writes RUN/eval-ATTACK-N.json, or --out FILE, and overwrites nothing. The sam
 continues what was cut off.
 """
 import argparse
-import sys
 from pathlib import Path
 
 from advprune import checkpoint, config, console, data, evaluation, files, models, run, weights
@@ -112,22 +111,6 @@ def default_output(args, n):
     return Path(f"{stem}.json")
 
 
-def finished(out, used):
-    """The record of this evaluation in the file `out`; {} where there is none yet.
-
-    Raises UserError where the file, or the state beside it, is of another evaluation.
-    """
-    if not out.exists() and not out.is_symlink():
-        found = checkpoint.State(out.with_suffix(".state")).read()
-        if not found or found["settings"] == used:
-            return {}
-    else:
-        record = run.read_record(out)
-        if record.get("settings") == used:
-            return record
-    raise UserError(f"{out} is of another evaluation; give another --out, nothing is overwritten")
-
-
 def main(argv=None):
     args = parse(argv)
     device = console.device(args.device)
@@ -143,22 +126,23 @@ def main(argv=None):
         "step": RECIPES[dataset.name]["eval_alpha"] * eps, "seed": args.seed,
         "batch_size": args.batch_size, "until": args.until}
     out = Path(args.out) if args.out else default_output(args, n)
-    finished(out, used)  # refused here, before anything is written beside it
+    if record := run.finished(out, {"settings": used}):
+        report(record)
+        return record
+    state = checkpoint.State(out.with_suffix(".state"))
+    if (begun := state.read()) and begun["settings"] != used:
+        raise UserError(f"{out} was begun by another evaluation; give another --out, nothing is "
+                        "overwritten")
     out.parent.mkdir(parents=True, exist_ok=True)
     with (console.if_interrupted(lambda: "the same command continues the evaluation"),
           files.locked(out.with_name(f".{out.name}.lock"), f"{out}")):
-        if record := finished(out, used):
-            print(f"evaluate.py: {out} is finished", file=sys.stderr)
-            report(record)
-            return record
-        state = checkpoint.State(out.with_suffix(".state"))
         work = Evaluation(model, dataset.test_images.narrow(0, 0, n), dataset.test_labels[:n],
                           used, state)
         work.run()
-        record = verdict(args, work, classes)
+        record = {**verdict(args, work, classes), "settings": used,
+                  "command": console.command("evaluate.py", argv), **run.environment(device)}
         report(record)
-        files.write_json(out, {**record, "command": console.command("evaluate.py", argv),
-                               "settings": used, **run.environment(device)})
+        files.write_json(out, record)
         state.delete()
     return record
 

@@ -41,6 +41,9 @@ from advprune import (
 )
 from advprune.errors import UserError
 
+# What a scoring that was cut off leaves in its folder.
+LEFT = (".lock-*", ".state-*", "scores.npz", "pruned.png", ".*.part")
+
 
 def parse(argv):
     parser = console.Parser(__doc__)
@@ -96,37 +99,17 @@ def main(argv=None):
     how = options(args, used)
     asked = {"weights": weights.fingerprint(model), "score": args.score, "prune": args.prune,
              "p": args.p, "class_balanced": args.class_balanced, **how}
-    if record := finished(out, asked):
-        print(f"prune.py: {out} is finished", file=sys.stderr)
+    record = run.finished(out / "prune.json", {"asked": asked}, LEFT)
+    if not record:
+        dataset = data.of_run(used, args.data_dir or of_run["data_dir"],
+                              args.cache_dir or of_run["cache_dir"], device)
+        out.mkdir(parents=True, exist_ok=True)
+        with (console.if_interrupted(lambda: "the same command continues the scoring"),
+              files.locked(out / f".lock-{distributed.rank()}", f"the scoring of {args.run}")):
+            record = score(args, asked, how, used.seed, model, dataset, out)
+    if distributed.rank() == 0:
         report(record)
-        return record
-    dataset = data.of_run(used, args.data_dir or of_run["data_dir"],
-                          args.cache_dir or of_run["cache_dir"], device)
-    out.mkdir(parents=True, exist_ok=True)
-    with (console.if_interrupted(lambda: "the same command continues the scoring"),
-          files.locked(out / f".lock-{distributed.rank()}", f"the scoring of {args.run}")):
-        return score(args, asked, how, used.seed, model, dataset, out)
-
-
-def finished(out, asked):
-    """The record of a finished scoring in this folder; {} where there is none.
-
-    Raises UserError where the folder holds anything but this scoring.
-    """
-    if not out.exists():
-        return {}
-    names = {path.name for path in out.iterdir()} if out.is_dir() else {"a file"}
-    if "prune.json" in names:
-        record = run.read_record(out / "prune.json", "asked")
-        if record["asked"] == asked:
-            return record
-    elif all(name.startswith((".lock", ".state")) or name in PARTS for name in names):
-        return {}
-    raise UserError(f"{out} exists already and is not of this command; give another --out, "
-                    "nothing is overwritten")
-
-
-PARTS = {"scores.npz", "pruned.png", ".scores.npz.part", ".pruned.png.part", ".prune.json.part"}
+    return record
 
 
 class Progress:
@@ -158,7 +141,7 @@ def score(args, asked, how, seed, model, dataset, out):
     kept = pruning.select(scores, config.strategy(args.prune), args.p, seed, labels)
     record = {"source": args.run, "score": args.score, "prune": args.prune, "p": args.p,
               "n": len(scores), "n_kept": len(kept), "scores_file": str(out / "scores.npz"),
-              "seconds": time.perf_counter() - start}
+              "seconds": time.perf_counter() - start, "asked": asked}
     if args.score == "margin":
         far = pruning.farthest(dataset.images, args.margin_norm)
         record |= {**how, "misclassified": int((scores == 0).sum()),
@@ -171,8 +154,7 @@ def score(args, asked, how, seed, model, dataset, out):
         files.write_figure(out / "pruned.png", plots.pruned(
             dataset, scores, kept, lambda images: models.predict(model, images),
             f"{args.run}: {kind}, {args.prune}, p = {args.p:g}"))
-        files.write_json(out / "prune.json", {**record, "asked": asked})
-        report(record)
+        files.write_json(out / "prune.json", record)
     state.file.delete()
     return record
 
