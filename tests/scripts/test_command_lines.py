@@ -224,19 +224,15 @@ def test_two_thousand_command_lines(template, small, tmp_path, capsys):
         script, words, template, tmp_path / "place", capsys))
 
 
-def test_a_thousand_command_lines_are_parsed(small, capsys):
+def test_a_thousand_command_lines_are_parsed(small):
     """Parsing alone costs little."""
     def judge(script, words):
         if script not in PARSED:
             return 0
-        capsys.readouterr()
         try:
             PARSED[script](words)
         except UserError as error:
             assert error.code == 2 and "\n" not in str(error)
-            return 2
-        except SystemExit as stopped:
-            assert stopped.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
             return 2
         return 0
 
