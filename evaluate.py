@@ -21,6 +21,8 @@ continues what was cut off.
 import argparse
 from pathlib import Path
 
+import advprune.start  # noqa: F401  first, because others may not be installed
+
 from advprune import checkpoint, config, console, data, evaluation, files, models, run, weights
 from advprune.config import RECIPES
 from advprune.errors import UserError

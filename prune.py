@@ -25,6 +25,8 @@ import sys
 import time
 from pathlib import Path
 
+import advprune.start  # noqa: F401  first, because others may not be installed
+
 from tqdm import tqdm
 
 from advprune import (

@@ -13,6 +13,8 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
+import advprune.start  # noqa: F401  first, because others may not be installed
+
 import numpy as np
 import torch
 from scipy.optimize import brentq, minimize

@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+import advprune.start  # noqa: F401  first, because others may not be installed
+
 import numpy as np
 import torch
 import torch.nn.functional as F
