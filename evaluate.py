@@ -23,6 +23,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import advprune.start  # noqa: F401  first, because others may not be installed
+
 from advprune import checkpoint, config, console, data, evaluation, files, models, run, weights
 from advprune.config import RECIPES
 from advprune.errors import UserError
@@ -121,22 +123,6 @@ def default_output(args, n):
     return Path(f"{stem}.json")
 
 
-def finished(out, used):
-    """The record of this evaluation in the file `out`; {} where there is none yet.
-
-    Raises UserError where the file, or the state beside it, is of another evaluation.
-    """
-    if not out.exists() and not out.is_symlink():
-        found = checkpoint.State(out.with_suffix(".state")).read()
-        if not found or found["settings"] == used:
-            return {}
-    else:
-        record = run.read_record(out)
-        if record.get("settings") == used:
-            return record
-    raise UserError(f"{out} is of another evaluation; give another --out, nothing is overwritten")
-
-
 def main(argv=None):
     args = parse(argv)
     device = console.device(args.device)
@@ -152,24 +138,25 @@ def main(argv=None):
         "step": RECIPES[dataset.name]["eval_alpha"] * eps, "seed": args.seed,
         "batch_size": args.batch_size, "until": args.until}
     out = Path(args.out) if args.out else default_output(args, n)
-    finished(out, used)  # refused here, before anything is written beside it
+    if record := run.finished(out, {"settings": used}):
+        report(record)
+        return record
+    state = checkpoint.State(out.with_suffix(".state"))
+    if (begun := state.read()) and begun["settings"] != used:
+        raise UserError(f"{out} was begun by another evaluation; give another --out, nothing is "
+                        "overwritten")
     out.parent.mkdir(parents=True, exist_ok=True)
     with (console.if_interrupted(lambda: "the same command continues the evaluation"),
           files.locked(out.with_name(f".{out.name}.lock"), f"{out}")):
-        if record := finished(out, used):
-            print(f"evaluate.py: {out} is finished", file=sys.stderr)
-            report(record)
-            return record
-        state = checkpoint.State(out.with_suffix(".state"))
         work = Evaluation(model, dataset.test_images.narrow(0, 0, n), dataset.test_labels[:n],
                           used, state)
         if args.weights:
             warn_if_low(args.model, work, classes)
         work.run()
-        record = verdict(args, work, classes)
+        record = {**verdict(args, work, classes), "settings": used,
+                  "command": console.command("evaluate.py", argv), **run.environment(device)}
         report(record)
-        files.write_json(out, {**record, "command": console.command("evaluate.py", argv),
-                               "settings": used, **run.environment(device)})
+        files.write_json(out, record)
         state.delete()
     return record
 

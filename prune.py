@@ -26,6 +26,8 @@ import sys
 import time
 from pathlib import Path
 
+import advprune.start  # noqa: F401  first, because others may not be installed
+
 from tqdm import tqdm
 
 from advprune import (
@@ -41,6 +43,9 @@ from advprune import (
     weights,
 )
 from advprune.errors import UserError
+
+# What a scoring that was cut off leaves in its folder.
+LEFT = (".lock-*", ".state-*", "scores.npz", "pruned.png", ".*.part")
 
 
 def parse(argv):
@@ -97,38 +102,18 @@ def main(argv=None):
     how = options(args, used)
     asked = {"weights": weights.fingerprint(model), "score": args.score, "prune": args.prune,
              "p": args.p, "class_balanced": args.class_balanced, **how}
-    if record := finished(out, asked):
-        print(f"prune.py: {out} is finished", file=sys.stderr)
+    record = run.finished(out / "prune.json", {"asked": asked}, LEFT)
+    if not record:
+        data_dir = args.data_dir or of_run["data_dir"]
+        dataset = data.of_run(used, data_dir, args.cache_dir or of_run["cache_dir"], device)
+        data.check(dataset, of_run["data"], ["train"], data_dir)
+        out.mkdir(parents=True, exist_ok=True)
+        with (console.if_interrupted(lambda: "the same command continues the scoring"),
+              files.locked(out / f".lock-{distributed.rank()}", f"the scoring of {args.run}")):
+            record = score(args, asked, how, used.seed, model, dataset, out)
+    if distributed.rank() == 0:
         report(record)
-        return record
-    data_dir = args.data_dir or of_run["data_dir"]
-    dataset = data.of_run(used, data_dir, args.cache_dir or of_run["cache_dir"], device)
-    data.check(dataset, of_run["data"], ["train"], data_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    with (console.if_interrupted(lambda: "the same command continues the scoring"),
-          files.locked(out / f".lock-{distributed.rank()}", f"the scoring of {args.run}")):
-        return score(args, asked, how, used.seed, model, dataset, out)
-
-
-def finished(out, asked):
-    """The record of a finished scoring in this folder; {} where there is none.
-
-    Raises UserError where the folder holds anything but this scoring.
-    """
-    if not out.exists():
-        return {}
-    names = {path.name for path in out.iterdir()} if out.is_dir() else {"a file"}
-    if "prune.json" in names:
-        record = run.read_record(out / "prune.json", "asked")
-        if record["asked"] == asked:
-            return record
-    elif all(name.startswith((".lock", ".state")) or name in PARTS for name in names):
-        return {}
-    raise UserError(f"{out} exists already and is not of this command; give another --out, "
-                    "nothing is overwritten")
-
-
-PARTS = {"scores.npz", "pruned.png", ".scores.npz.part", ".pruned.png.part", ".prune.json.part"}
+    return record
 
 
 class Progress:
@@ -160,7 +145,7 @@ def score(args, asked, how, seed, model, dataset, out):
     kept = pruning.select(scores, config.strategy(args.prune), args.p, seed, labels)
     record = {"source": args.run, "score": args.score, "prune": args.prune, "p": args.p,
               "n": len(scores), "n_kept": len(kept), "scores_file": str(out / "scores.npz"),
-              "seconds": time.perf_counter() - start}
+              "seconds": time.perf_counter() - start, "asked": asked}
     if args.score == "margin":
         far = pruning.farthest(dataset.images, args.margin_norm)
         record |= {**how, "misclassified": int((scores == 0).sum()),
@@ -173,8 +158,7 @@ def score(args, asked, how, seed, model, dataset, out):
         files.write_figure(out / "pruned.png", plots.pruned(
             dataset, scores, kept, lambda images: models.predict(model, images),
             f"{args.run}: {kind}, {args.prune}, p = {args.p:g}"))
-        files.write_json(out / "prune.json", {**record, "asked": asked})
-        report(record)
+        files.write_json(out / "prune.json", record)
     state.file.delete()
     return record
 

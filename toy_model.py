@@ -10,9 +10,10 @@ data are pruned by squared loss, with train.py's `pruning.select`. Then it is tr
 Writes a folder (runs/toy-model or --out) with toy_model.json and toy_model.png.
 """
 import itertools
-import sys
 from pathlib import Path
 from typing import NamedTuple
+
+import advprune.start  # noqa: F401  first, because others may not be installed
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ TRAINED = (0.25, 0.5, 0.75, 1, 2)  # of attacks in training, in etas
 DROPPED = (0.2, 0.4, 0.6, 0.8)
 STRATEGIES = ("high", "low", "low+high", "random")
 OTHERS = ((0.5, 0.95, 0.55), (0.9, 0.99, 0.6))  # more (p_R, p_robust, p_fragile) for verdicts
+LEFT = ("toy_model.png", ".*.part")  # by a study that was cut off, in its folder
 MATTERS = 0.002  # a smaller change of accuracy counts as no change
 
 
@@ -278,36 +280,19 @@ def main(argv=None):
     except ValueError as error:
         raise UserError(str(error)) from None
     folder, asked = Path(args.out), {**toy._asdict(), "n": args.n, "seed": args.seed}
-    if record := finished(folder, asked):
-        print(f"toy_model.py: {folder} is finished", file=sys.stderr)
+    if record := run.finished(folder / "toy_model.json", asked, LEFT):
         report(record)
         return record
     folder.mkdir(parents=True, exist_ok=True)
     with threadpool_limits(1):  # the products are too small to gain from threads
-        record = {**study(toy, args.n, args.seed), "folder": str(folder)}
+        record = {"command": console.command("toy_model.py", argv),
+                  **study(toy, args.n, args.seed), "folder": str(folder),
+                  **run.environment(torch.device("cpu"))}
     report(record)
     files.write_figure(folder / "toy_model.png", plots.toy(record))
-    files.write_json(folder / "toy_model.json", {
-        "command": console.command("toy_model.py", argv), **record,
-        **run.environment(torch.device("cpu"))})
+    files.write_json(folder / "toy_model.json", record)
     print(f"\nrecord and picture: {folder}")
     return record
-
-
-def finished(folder, asked):
-    """The record of this study in the folder; {} where it is absent or empty.
-
-    Raises UserError where the folder holds anything else.
-    """
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if "toy_model.json" in names:
-        record = run.read_record(folder / "toy_model.json")
-        if all(record.get(name) == value for name, value in asked.items()):
-            return record
-    elif not folder.exists() or (folder.is_dir() and names <= {"toy_model.png"}):
-        return {}
-    raise UserError(f"{folder} exists already and is not of this command; give another --out, "
-                    "nothing is overwritten")
 
 
 if __name__ == "__main__":

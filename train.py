@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+import advprune.start  # noqa: F401  first, because others may not be installed
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -354,8 +356,9 @@ def main(argv=None):
     distributed.join(device)
     with run.Run(settings, args.resume or args.out) as this:
         if this.record:
-            print(f"train.py: {this.folder} is finished; evaluate it: python evaluate.py "
-                  f"{this.folder}", file=sys.stderr)
+            if this.first:
+                print(f"train.py: {this.folder} is finished; evaluate it: python evaluate.py "
+                      f"{this.folder}", file=sys.stderr)
             this.say(this.record)
             return this.record
         about = {"command": console.command("train.py", argv),
@@ -377,15 +380,15 @@ def train(training, this):
     done = sum(row["examples"] for row in training.rows)
     with tqdm(total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
               disable=None if this.first else True) as bar:
-        while (epoch := len(training.rows)) < a.epochs:
+        while not guard.stopped and (epoch := len(training.rows)) < a.epochs:
             if epoch == a.epoch:
                 this.pruned(training, *training.prune(epoch))
             training.epoch(epoch, bar)
             collapsed = guard.watch(training)  # it may go back to the epoch before
             bar.total = images + guard.lost
             this.epoch(training, collapsed)
-            if collapsed and a.on_collapse == "stop":
-                raise Stopped(collapsed)
+    if guard.stopped:
+        raise Stopped(guard.stopped)
 
     right = models.right(training.result, dataset.test_images, dataset.test_labels)
     seconds = training.seconds

@@ -5,11 +5,16 @@
 """
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+if sys.platform == "win32" or sys.version_info < (3, 10):
+    raise ImportError("advprune needs Python 3.10 or later, on Linux or macOS; on Windows use WSL "
+                      "(docs/systems.md)")
 
 
 def load(run: str | Path, device: str = "cpu", trust_code: bool = False) -> torch.nn.Module:

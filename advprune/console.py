@@ -11,7 +11,6 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,7 +35,7 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")  # a value may hold line ends
+        raise UserError(" ".join(message.split()))  # a value may hold line ends
 
 
 @contextlib.contextmanager
@@ -97,11 +96,14 @@ def _explain(error):
         sentence = f"{error.filename or 'its output'} cannot be written or read ({error.strerror})"
     elif memory.exhausted(error):
         code, sentence = 2, "memory ran out; take a smaller --batch-size or network"
+    elif distributed.lost(error):
+        code, sentence = 1, f"process {distributed.rank()} ends, because another one has ended"
     else:
         raise error
     if advice := getattr(error, "advice", None):
         sentence += f"; {advice}"
-    if code != 130 or distributed.rank() == 0:
+    # All processes of a machine are refused or interrupted alike: the first one says so.
+    if distributed.local_rank() == 0 or not isinstance(error, (UserError, KeyboardInterrupt)):
         print(f"{chr(10) * (code == 130)}{script()}: {sentence}", file=sys.stderr)
     sys.exit(code)
 
@@ -115,7 +117,8 @@ def number(kind: type, low: float | None = None, high: float | None = None,
 
     def parse(text: str) -> Any:
         try:
-            value = kind(text) if kind is int or "/" not in text else float(Fraction(text))
+            over, slash, under = text.partition("/")
+            value = float(over) / float(under) if slash and kind is float else kind(text)
         except (ValueError, ZeroDivisionError):
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not {'a whole' if kind is int else 'a'} number"
@@ -161,7 +164,7 @@ def device(name: str | None) -> torch.device:
     if chosen.type == "cpu":
         memory.keep_freed()
     if chosen.type == "cuda" and chosen.index is None:
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        chosen = torch.device("cuda", distributed.local_rank())
     return chosen
 
 

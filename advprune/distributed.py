@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+# Of the errors that gloo and NCCL raise where another process has ended.
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
 PATIENCE = timedelta(days=1)  # process 0 may decode a large folder while the others wait
 
 
@@ -20,6 +22,16 @@ def world() -> int:
 def rank() -> int:
     """The number of this process, from 0. Process 0 prints and writes."""
     return int(os.environ.get("RANK", 0))
+
+
+def local_rank() -> int:
+    """The number of this process among those of its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def lost(error: BaseException) -> bool:
+    """Whether torch raised this error because another process of the group has ended."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST)
 
 
 def join(device: torch.device) -> None:

@@ -78,20 +78,18 @@ class Guard:
             return None
         event = {"epoch": now["epoch"], "lr": now["lr"], "how": how,
                  "attack": training.attack["kind"], "action": a.on_collapse}
-        said = f"epoch {now['epoch']} collapsed: accuracy under PGD went {how} (training examples)"
         self.collapses.append(event)
         remedy = config.remedy(a.dataset, a.epsilon)
         if a.on_collapse != "rollback" or training.attack["kind"] in ("pgd", remedy["kind"]):
             event["action"], self.collapsed = "stop" if a.on_collapse == "stop" else "warn", True
-            return (f"{said}; such a network is no defence: train with --recipe robust, or with "
-                    "--on-collapse rollback")
+            return _words(event)
         event["lost"] = now["examples"]
         seconds, collapses = dict(training.seconds), self.collapses
         training.restore(copy.deepcopy(self.good))
         training.seconds = seconds  # what was lost took time
         self.collapses, training.attack = collapses, remedy
         steps = f" of {remedy['steps']} steps" if remedy["kind"] == "pgd" else ""
-        return (f"{said}; back to the end of epoch {len(training.rows)}, and on with "
+        return (f"{_words(event)}; back to the end of epoch {len(training.rows)}, and on with "
                 f"{remedy['kind']}{steps}")
 
     def undefended(self, row: dict) -> str | None:
@@ -102,12 +100,26 @@ class Guard:
                 "network is no defence: train longer, with --recipe robust or with a smaller "
                 "--epsilon").format(**row)
 
+    @property
+    def stopped(self) -> str | None:
+        """What to tell the user where a collapse was to stop the run; None otherwise."""
+        return next((_words(event) for event in self.collapses if event["action"] == "stop"), None)
+
     def state(self) -> dict:
         return {"collapses": self.collapses, "collapsed": self.collapsed}
 
     def restore(self, state: dict) -> None:
         """Go back to a state that `state` gave."""
         self.collapses, self.collapsed = state["collapses"], state["collapsed"]
+
+
+def _words(event):
+    said = (f"epoch {event['epoch']} collapsed: accuracy under PGD went {event['how']} (training "
+            "examples)")
+    if event["action"] == "rollback":
+        return said
+    return (f"{said}; such a network is no defence: train with --recipe robust, or with "
+            "--on-collapse rollback")
 
 
 def collapse(rows: Sequence[dict]) -> str | None:

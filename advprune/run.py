@@ -85,6 +85,27 @@ def read_record(path: Path, *keys: str) -> dict:
     return content
 
 
+def finished(path: Path, asked: dict, left: tuple[str, ...] | None = None) -> dict:
+    """The record in the JSON file `path` of a command that has ended; {} before it has.
+
+    asked: what the record says if it is of this command. left: patterns of what this command
+    leaves in the folder where it is cut off; None where the folder may hold anything. Raises
+    UserError where the record is damaged or of another command, or where other files are there.
+    """
+    output = path if left is None else path.parent
+    if path.exists() or path.is_symlink():
+        record = read_record(path)
+        if all(record.get(name) == value for name, value in asked.items()):
+            if distributed.rank() == 0:
+                print(f"{output} is finished", file=sys.stderr)
+            return record
+    elif left is None or not output.exists() or (output.is_dir() and all(
+            any(map(file.match, left)) for file in output.iterdir())):
+        return {}
+    raise UserError(f"{output} exists already and is not of this command; give another --out, "
+                    "nothing is overwritten")
+
+
 def write_scores(path: str | Path, scores: Tensor, labels: Tensor, kept: Tensor, kind: str
                  ) -> None:
     """Write scores, labels, kept ids and the scores' kind (pruning.kind_name) as an npz."""

@@ -24,8 +24,10 @@ geometry, perceptron    the statistics of data sets, and PUMA's perceptron; each
 
 experiments/studies.py says which runs an experiment needs; experiments share runs. A run lies in
 runs/SETUP/ARM-SEED and its record is results/SETUP/ARM-SEED.json. What has a record is not
-repeated and an interrupted run is continued, so the same command continues an experiment. --jobs N
-does N runs at a time, each with its share of the cores; what they print is in RUN.log.
+repeated and an interrupted run is continued, so the same command continues an experiment. With
+--again what has a record is repeated: the finished run becomes runs/SETUP/ARM-SEED-2, and the new
+record replaces the old one once it is whole. --jobs N does N runs at a time, each with its share
+of the cores; what they print is in RUN.log.
 """
 import argparse
 import re
@@ -113,6 +115,7 @@ def main(argv=None):
     flag("--n-eval", type=console.positive_int, metavar="N",
          help="attack the first N test images (as the tables)")
     flag("--arms", metavar="A,B", help="only these arms (all)")
+    flag("--again", action="store_true", help="run what has a record too")
     flag("--jobs", type=console.positive_int, default=1, help="how many runs at a time, each "
          "with its share of the cores (1)")
     flag("--budget", type=console.number(float, 1), default=600, help="seconds for gpu (600)")
@@ -127,7 +130,14 @@ def main(argv=None):
         return gpu.records(args)
     chosen = names if args.experiment == "all" else [args.experiment]
     parts = {name: parts_of(name, args) for name in chosen}
-    if (args.dataset or args.arms) and not any(parts.values()):
+    if args.again and args.experiment == "all":
+        raise UserError("--again needs one experiment, because experiments share runs")
+    known = {arm: None for name in chosen for part in studies.EXPERIMENTS.get(name, ())
+             if args.dataset in (None, part.dataset) for arm in part.arms}
+    unknown = [arm for arm in (args.arms or "").split(",") if arm not in known]
+    if args.arms and known and unknown:
+        raise UserError(f"{unknown[0]!r} of --arms is none of {', '.join(known)}")
+    if (args.dataset or args.arms or args.again) and not any(parts.values()):
         raise UserError(f"{args.experiment} has no such runs")
     results = []
     for name in chosen:

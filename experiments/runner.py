@@ -9,7 +9,7 @@ import prune
 import train
 from advprune import console, files
 from advprune.config import RECIPES
-from advprune.run import read_config
+from advprune.run import new_folder, read_config
 from benchmarks.workers import Workers
 from experiments import studies
 from experiments.studies import HALF, MARGINS
@@ -20,9 +20,7 @@ RESULTS, RUNS = Path("results"), Path("runs")
 # --- one run, and its record
 
 def run_arm(run, data_dir, jobs):
-    """Train and evaluate this run, unless that is done; its record, which is written too."""
-    if found := studies.record(RESULTS, run):
-        return found
+    """Train and evaluate this run, as far as that is not done; write and return its record."""
     setup = studies.SETUPS[run.setup]
     folder, trained = RUNS / run.name, train_arm(run, data_dir)
     judged = judge(run, setup.attack, run.n, f"eval-{run.n}", data_dir)
@@ -83,9 +81,9 @@ def measure_margins(run, data_dir):
 # --- an experiment
 
 def run_all(name, parts, args):
-    """Do what has no record yet of these parts, and print what the records say."""
+    """Do what has no record yet of these parts, or all again; print what the records say."""
     wanted = [run for part in parts for run in part.runs(args.seeds)]
-    todo = [run for run in wanted if not studies.record(RESULTS, run)]
+    todo = [run for run in wanted if args.again or not studies.record(RESULTS, run)]
     todo.sort(key=lambda run: run.seed)  # what is cut off has all arms of some seeds
     if todo:
         print(f"{name}: {len(wanted)} runs, {len(wanted) - len(todo)} of them have records",
@@ -97,13 +95,29 @@ def run_all(name, parts, args):
                 root = RUNS / setup
                 root.mkdir(parents=True, exist_ok=True)
                 held.enter_context(files.locked(root / ".lock", f"the study {root}"))
+            for run in todo:
+                set_aside(run)
             work(todo, args)
+    else:
+        print(f"{name}: nothing was run: {len(wanted)} stored records", file=sys.stderr)
     summaries = {}
     for part in parts:
         rows = [studies.record(RESULTS, run) for run in part.runs(args.seeds)]
         summaries[part.setup] = studies.summary(rows)
         report(part, summaries[part.setup])
     return {"experiment": name, "runs": len(wanted), "summary": summaries}
+
+
+def set_aside(run):
+    """Make room for a run that has a record already: a finished one is renamed to RUN-2.
+
+    One that was cut off goes on. The record stays until the new one replaces it.
+    """
+    if not studies.record(RESULTS, run):
+        return
+    ends = [RUNS / run.name / "train.json", *[margins_of(run)] * (run.arm == "full")]
+    for folder in (path.parent for path in ends if path.exists()):
+        folder.rename(new_folder(str(folder)))
 
 
 def work(todo, args):
@@ -150,6 +164,9 @@ def needs_margins(run):
 def report(part, table):
     print(f"{part.setup}, n = {part.n}\n{'arm':24}  seeds  clean             robust")
     for arm, row in table.items():
-        cells = (f"{row[name]:.4f} +- {row[f'{name}_std'] or 0:.4f}"
-                 for name in ("clean_accuracy", "robust_accuracy"))
-        print(f"{arm:24}  {row['seeds']:5}  {'  '.join(cells)}")
+        cells = f"{arm:24}  {row['seeds']:5}"
+        for name in ("clean_accuracy", "robust_accuracy"):
+            deviation = row[f"{name}_std"]  # None for one seed
+            cell = f"{row[name]:.4f}" + (f" +- {deviation:.4f}" if deviation is not None else "")
+            cells += f"  {cell:16}"
+        print(cells.rstrip())

@@ -77,7 +77,8 @@ class Command:
                   "WORLD_SIZE": str(self.processes)}
         started = []
         for rank in range(self.processes):
-            environ = {**common, "RANK": str(rank)} if self.processes > 1 else None
+            ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environ = {**common, **ranks} if self.processes > 1 else None
             started.append(self.context.Process(target=script, args=(
                 self.name, list(argv), self.log, environ, self.collapse)))
             started[-1].start()

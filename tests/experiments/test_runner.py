@@ -26,6 +26,10 @@ def tiny(monkeypatch):
     return tiny_study.add
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def records():
     return {path.stem: json.loads(path.read_text())
             for path in Path().glob("results/tiny/*.json")}
@@ -52,6 +56,34 @@ def test_the_study_continues_and_loses_nothing(tmp_path, tiny, capsys):
         assert record["n_kept"] == (200 if name == "full-0" else 140)
         assert record["n"] == len(record["robust"]) == 5
         assert record["robust_accuracy"] == record["robust"].count("1") / 5
+
+
+def test_what_has_a_record_is_said_and_repeated_only_with_again(tiny, monkeypatch, capsys):
+    tiny(("full", "margin-0.3"))
+    experiments.main(["puma"])
+    made, before = weights_time("full-0"), records()
+    capsys.readouterr()
+    experiments.main(["puma"])
+    out, err = capsys.readouterr()
+    assert err == "puma: nothing was run: 2 stored records\n" and "+-" not in out  # of one seed
+    again = ["puma", "--arms", "full", "--again"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner, "judge", interrupt)
+        experiments.main(again)
+    assert records() == before and weights_time("full-0-2") == made  # nothing is lost
+    assert not Path("runs/tiny/margins-0").exists()  # they were of the older run
+    experiments.main(again)
+    assert records()["full-0"]["train_seconds"] != before["full-0"]["train_seconds"]
+    assert records()["margin-0.3-0"] == before["margin-0.3-0"]
+    assert {path.name for path in Path("runs/tiny").glob("full*")} == {
+        "full-0", "full-0-2", "full-0-3"}
+
+
+def test_an_unknown_arm_is_refused_with_the_names(tiny, capsys):
+    tiny()
+    said = refused(experiments.main, ["puma", "--arms", "full,puma-0.9"], capsys)
+    assert "'puma-0.9'" in said and all(arm in said for arm in tiny_study.ARMS)
+    assert not records()
 
 
 def test_what_lacks_only_its_record_is_not_trained_again(tiny):
@@ -185,7 +217,8 @@ def test_one_job_measures_the_margins_of_a_seed(tiny):
 
 
 @pytest.mark.parametrize("flags", [[], ["nosuch"], ["gpu"], ["puma", "--arms", "nosuch"],
-                                   ["puma", "--jobs", "0"], ["puma", "--dataset", "digits"],
+                                   ["puma", "--jobs", "0"], ["all", "--again"],
+                                   ["figure5", "--again"], ["puma", "--dataset", "digits"],
                                    ["digits", "--seeds", "3-1"], ["digits", "--seeds", "0"]])
 def test_bad_use(flags, capsys, tmp_path):
     refused(experiments.main, flags, capsys)

@@ -94,12 +94,16 @@ def test_warning_names_epoch_and_remedy_once(measured, capsys):
     assert [event["epoch"] for event in record["collapses"]] == [2] and record["collapsed"]
 
 
-def test_stop_ends_with_3_and_keeps_the_run(measured):
-    measured([0.8, 0.1])
-    with pytest.raises(Stopped) as stopped:
-        train.main([*FLAGS, "--on-collapse", "stop", "--out", "r"])
-    assert stopped.value.code == 3
-    assert len(Path("r/log.csv").read_text().splitlines()) - 1 == 2
+@pytest.mark.parametrize("robust", [[0.8, 0.1], [0.8, 0.8, 0.8, 0.1]])
+def test_stop_ends_with_3_as_often_as_the_command_is_given(measured, monkeypatch, robust):
+    """The last value: the collapse is in the last epoch."""
+    measured(robust)
+    for command in ([*FLAGS, "--on-collapse", "stop", "--out", "r"], ["--resume", "r"]):
+        with pytest.raises(Stopped, match=f"epoch {len(robust)} collapsed.* --recipe") as stopped:
+            train.main(command)
+        assert stopped.value.code == 3
+        assert len(Path("r/log.csv").read_text().splitlines()) - 1 == len(robust)
+        monkeypatch.setattr(train.Training, "epoch", None)  # it trains no further
 
 
 def by_hand(epochs, before):

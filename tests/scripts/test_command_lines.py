@@ -23,11 +23,11 @@ import evaluate
 import prune
 import toy_model
 import train
-from advprune import config, data, plots
+from advprune import config, data, evaluation, plots
 from advprune.errors import UserError
 
 WHOLE = ["1", "2", "3", "0", "-1", "x", "1.5", "", "9" * 30]
-REAL = ["0.1", "0.3", "8/255", "0", "1", "-1", "2", "nan", "inf", "1e38", "1/0", "x", "1e-3"]
+REAL = ["0.1", "0.3", "8./255", "0", "1", "-1", "2", "nan", "inf", "1e38", "1/0", "x", "1e-3"]
 SHARE = ["0.2", "0.5", "0", "0.9", "1", "1.5", "-0.1", "nan", "x"]
 SEED = ["0", "1", "7", "-1", str(2**64), "x"]
 FOLDER = ["new", "deep/new", "new ü", "a$b$_{", "afile/x", ".", "afile", "ready", "x" * 300]
@@ -93,7 +93,7 @@ def lines(script, first, flags):
         lambda pair: (script, [*pair[0], *(word for flag in pair[1] for word in flag)]))
 
 
-TINY = ["--dataset", "synthetic", "--limit", "40", "--epochs", "4", "--width", "1"]
+TINY = ["--dataset", "synthetic", "--limit", "24", "--epochs", "3", "--width", "1"]
 COMMANDS = st.one_of(
     lines(train, [TINY], {k: v for k, v in TRAIN.items() if k != "--limit"}),
     lines(train, [TINY], {k: TRAIN[k] for k in ("--prune", "--p", "--epoch", "--score", "--lr",
@@ -111,9 +111,20 @@ def no_download(*_, **__):
     raise RuntimeError("this test downloads nothing")
 
 
+class Short(evaluation.AutoAttack):
+    """AutoAttack with fewer steps and queries."""
+
+    def __init__(self, *args, **how):
+        super().__init__(*args, **how)
+        self.square.n_queries = 50
+        self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 5
+
+
 @pytest.fixture
 def small(monkeypatch):
-    """No downloads, few test images, and no study of the toy model."""
+    """No downloads, few test images, short attacks, no waiting for the disk, and no toy model."""
+    monkeypatch.setattr(evaluation, "AutoAttack", Short)
+    monkeypatch.setattr(os, "fsync", lambda file: None)
     monkeypatch.setattr(sys, "argv", ["script.py"])  # argparse's name of every script here
     for kind in ("MNIST", "FashionMNIST", "CIFAR10"):
         monkeypatch.setattr(getattr(torchvision.datasets, kind), "download", no_download)
@@ -157,11 +168,12 @@ def listing(place):
 
 
 def check(script, words, template, place, capsys):
-    """Run one command line in a copy of the template; its exit code."""
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(template, place)
-    os.chdir(place)
-    before = listing(place)
+    """Run one command line in a copy of the template, a new one if need be; its exit code."""
+    before = listing(template)
+    if not place.exists() or listing(place) != before:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(template, place)
+        os.chdir(place)
     records = []
     code, out, said = ended(lambda words: records.append(script.main(words)) or records[-1],
                             words, capsys)
@@ -178,19 +190,22 @@ def check(script, words, template, place, capsys):
 
 def explore(examples, at_least, one_of, judge):
     """Draw so many command lines. judge(script, words): the exit code of one."""
-    counts, failures = Counter(), []
+    counts, failures, codes = Counter(), [], {}
 
     @settings(max_examples=examples, derandomize=True, deadline=None, database=None,
               suppress_health_check=list(HealthCheck))
     @given(one_of)
     def one(command):
         script, words = command
+        line = f"{script.__name__}.py {shlex.join(words)}"
+        if line in codes:  # drawn again: it is judged once
+            return
         try:
             code = judge(script, words)
         except Exception:  # the others are worth knowing too, and are not to be shrunk
             code = "failed"
-            failures.append(f"{script.__name__}.py {shlex.join(words)}\n"
-                            + "\n".join(traceback.format_exc().splitlines()[-6:]))
+            failures.append("\n".join([line, *traceback.format_exc().splitlines()[-6:]]))
+        codes[line] = code
         counts[code] += 1
         counts[script.__name__, code] += 1
 
@@ -208,23 +223,19 @@ def test_command_lines(template, small, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_thousand_command_lines(template, small, tmp_path, capsys):
-    explore(2000, 300, COMMANDS, lambda script, words: check(
+    explore(2000, 120, COMMANDS, lambda script, words: check(
         script, words, template, tmp_path / "place", capsys))
 
 
-def test_a_thousand_command_lines_are_parsed(small, capsys):
+def test_a_thousand_command_lines_are_parsed(small):
     """Parsing alone costs little."""
     def judge(script, words):
         if script not in PARSED:
             return 0
-        capsys.readouterr()
         try:
             PARSED[script](words)
         except UserError as error:
             assert error.code == 2 and "\n" not in str(error)
-            return 2
-        except SystemExit as stopped:
-            assert stopped.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
             return 2
         return 0
 

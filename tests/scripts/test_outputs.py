@@ -1,4 +1,4 @@
-"""Outputs that are not free are refused before any work is done, and left as they are."""
+"""Outputs that are not free are refused before any work is done; a finished one is said again."""
 import pytest
 from conftest import ended
 
@@ -31,3 +31,14 @@ def test_refused(script, flags, out, places, trained, monkeypatch, tmp_path, cap
     assert (code, printed, len(said)) == (2, "", 1)
     assert out.partition("/")[0] in said[0]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("script", "words"), [
+    (train, ["--dataset", "synthetic", "--limit", "40", "--epochs", "1"]),
+    (toy_model, ["--n", "100"]), (prune, ["RUN"]), (prune, ["RUN", "--score", "margin"]),
+    (evaluate, ["RUN", "--attack", "fgsm", "--n", "9", "--until", "0.5"])])
+def test_the_same_command_says_the_same_record_again(script, words, trained, capsys):
+    argv = [str(trained()) if word == "RUN" else word for word in [*words, "--out", "out"]]
+    (_, first, _), (code, again, said) = (ended(script.main, argv, capsys) for _ in range(2))
+    assert code == 0 and any("out is finished" in line for line in said)
+    assert again.splitlines()[-1] == first.splitlines()[-1]

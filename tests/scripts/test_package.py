@@ -121,6 +121,23 @@ def test_an_installation_is_the_library_alone_and_runs_the_examples(crowded, tmp
         assert re.search(WORDS[path.stem], said), path
 
 
+@pytest.mark.parametrize("words", [[f"{name}.py"] for name in sorted(SCRIPTS - {"setup"})]
+                         + [["-m", "benchmarks"], ["-m", "experiments"]], ids=" ".join)
+def test_a_missing_package_is_one_sentence(words):
+    """-S: without site-packages."""
+    done = subprocess.run([sys.executable, "-S", *words], cwd=ROOT, env={}, text=True,
+                          capture_output=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("other", ["platform = 'win32'", "version_info = (3, 9, 18)"])
+def test_an_import_on_another_system_says_what_is_needed(other):
+    done = subprocess.run([sys.executable, "-c", f"import sys; sys.{other}; import advprune"],
+                          cwd=ROOT, text=True, capture_output=True)
+    assert done.stderr.splitlines()[-1].startswith("ImportError: advprune needs Python 3.10")
+
+
 def test_every_promise_names_tests_that_exist():
     text = (ROOT / "docs/promises.md").read_text()
     promises = re.findall(r"`(\w+/test_\w+\.py)(?:::(\w+))?`", text)

@@ -1,4 +1,4 @@
-"""Runs of several processes: torchrun restarts them, and the same command continues."""
+"""Runs of several processes: refused in one sentence; restarted by torchrun, they continue."""
 import json
 import os
 import signal
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import killing
 import pytest
+
+from advprune import files
 
 FLAGS = ["--dataset", "synthetic", "--limit", "1000", "--epochs", "5", "--prune", "high",
          "--epoch", "1"]
@@ -56,3 +58,21 @@ def test_torchrun_restarts_into_the_same_run(whole, tmp_path, backend, rank, mom
     assert "SIGKILL" in errors or "exitcode: -9" in errors  # it did have to restart
     assert json.loads(printed.splitlines()[-1])["run"] == str(run)
     assert killing.results(run) == killing.results(whole)
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--epochs", "0"], "must be at least 1"), (["--out", "taken"], "taken exists already"),
+    (["--out", "locked"], "is in use by another process"),
+    (["--dataset", "folder", "--data-dir", "nothing"], "holds no images")])
+def test_what_is_refused_is_one_sentence_of_all_processes(forks, tmp_path, flags, words):
+    for name in ("taken", "locked"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "taken/file").touch()
+    command = killing.Command(forks, "train", tmp_path / "output", processes=2)
+    with files.locked(tmp_path / "locked/.lock"):
+        started = command.start("--dataset", "synthetic", "--limit", "40", *flags)
+        for process in started:
+            process.join()
+    said = (tmp_path / "output").read_text()
+    assert all(process.exitcode for process in started) and "Traceback" not in said
+    assert said.count(words) == 1

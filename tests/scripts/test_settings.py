@@ -77,6 +77,16 @@ def test_what_the_recipes_and_flags_give(flags, wanted):
     assert {name: getattr(a, name) for name in wanted} == wanted
 
 
+@pytest.mark.parametrize("text", ["8/255", "8./255", "8/255.", "80e-1/255", f"{8 / 255}"])
+def test_a_number_may_be_a_fraction(text):
+    assert config.parse(["--epsilon", text])[1].epsilon == 8 / 255
+
+
+@pytest.mark.parametrize("text", ["1/0", "a/b", "8/", "/255", "8/255/1", "nan/1", "9/8"])
+def test_a_fraction_that_is_no_number_is_refused(text, capsys):
+    assert text in refused(train.main, ["--epsilon", text], capsys)
+
+
 @pytest.mark.parametrize(("flags", "words"), [
     (["--optimizer", "sgd"], ["--lr", "synthetic"]), (["--optimizer", "adamw"], ["--lr"]),
     (["--optimizer", "rmsprop"], ["rmsprop"]), (["--momentum", "0.5"], ["--momentum"]),

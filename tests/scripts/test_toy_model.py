@@ -106,11 +106,11 @@ def test_the_script_reports_what_it_simulated(tmp_path, monkeypatch, capsys):
         assert sum(f"in {count} of 30 settings" in line for line in lines) >= 1
     assert (tmp_path / "toy/toy_model.png").stat().st_size > 10_000
     written = json.loads((tmp_path / "toy/toy_model.json").read_text())
-    assert written | record == written
+    assert written == record
     assert written["command"] == "python toy_model.py --n 20000 --d 40 --seed 7 --out toy"
     monkeypatch.setattr(toy_model, "study", None)
     code, printed, said = ended(toy_model.main, command, capsys)
-    assert (code, said) == (0, ["toy_model.py: toy is finished"])
+    assert (code, said) == (0, ["toy is finished"])
     assert json.loads(printed.splitlines()[-1]) == written
     assert "toy exists already" in refused(toy_model.main, [*command, "--eta", "1"], capsys)
 
