@@ -108,13 +108,14 @@ def _refuse_inference_mode():
 def _budget(name, value, x, most, meaning):
     """The value as a float, or [B] on the device of x."""
     if not torch.is_tensor(value):
-        value = float(value)
-    elif value.dim() == 0 or value.shape == (len(x),):
-        value = value.to(x.device).expand(len(x))
-    else:
+        if not 0 <= value <= most:
+            raise ValueError(f"{name} {meaning}")
+        return float(value)
+    if value.dim() > 0 and value.shape != (len(x),):
         raise ValueError(f"{name} must be one number, or one for each of the {len(x)} images, not "
                          f"a tensor of shape {list(value.shape)}")
-    _require(torch.as_tensor(value), most, f"{name} {meaning}")
+    value = value.to(x.device).expand(len(x))
+    _require(value, most, f"{name} {meaning}")
     return value
 
 
