@@ -182,7 +182,7 @@ def test_another_form_or_normalisation_is_another_evaluation(cifar, capsys):
     cifar("--out", "x.json")
     for flags in (["--model", "preactresnet18-v2"], ["--mean", "0.5", "--std", "0.5"]):
         capsys.readouterr()
-        with pytest.raises(UserError, match="x.json is of another"):
+        with pytest.raises(UserError, match="x.json exists already and is not of this"):
             cifar("--out", "x.json", *flags)
 
 
