@@ -191,7 +191,8 @@ def verdict(args, work, classes):
         record |= {"until": args.until, "stopped_early": n < len(work.labels)}
     if "autoattack" in args.attack:
         record["standard"] = classes not in FEW_CLASSES
-    # 1: the image stood all attacks
+    # 1: the image itself is classified right; it stood all attacks
+    record["right"] = "".join(map(str, work.right[:n].int().tolist()))
     record["robust"] = "".join(map(str, work.robust[:n].int().tolist()))
     return record
 

@@ -19,6 +19,8 @@ Strategies      high, low     drop the highest, or the lowest, scores
                 extremes      drop the scores farthest from it, from whichever side
                 random        drop any examples        none     drop nothing
                 puma          high with --score margin (train.py also adapts the budgets)
+                FILE.py:NAME  a rule of your own; --score takes a score of your own so too
+                              (docs/strategies.md)
 
 The same command again continues a scoring that was interrupted.
 """
@@ -38,6 +40,7 @@ from advprune import (
     distributed,
     files,
     models,
+    own_code,
     pruning,
     run,
     weights,
@@ -52,11 +55,13 @@ def parse(argv):
     parser = console.Parser(__doc__)
     flag = parser.add_argument
     flag("run", help="a finished run's directory")
-    flag("--score", choices=pruning.SCORES, help="default: loss; margin for --prune puma")
+    flag("--score", type=config.own_or(tuple(pruning.SCORES), "score"), metavar="SCORE",
+         help=f"{', '.join(pruning.SCORES)}, or FILE.py:NAME (loss; margin for --prune puma)")
     flag("--margin-norm", choices=["linf", "l2"], help="norm of --score margin (linf)")
     flag("--margin-classes", type=console.number(int, 2), metavar="K",
          help="for --score margin: search boundaries to the K - 1 next best classes only (all)")
-    flag("--prune", choices=config.STRATEGIES, default="high", help="what to drop (high)")
+    flag("--prune", type=config.rule_name, default="high", metavar="RULE",
+         help=f"what to drop: {', '.join(config.STRATEGIES)}, or FILE.py:NAME (high)")
     flag("--p", type=console.fraction, default=config.P,
          help=f"fraction to drop, 0 <= p < 1 ({config.P})")
     flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
@@ -70,6 +75,8 @@ def parse(argv):
     args = parser.parse_args(argv)
     if args.prune == "puma" and args.score not in (None, "margin"):
         raise UserError(f"--prune puma drops by margin, not by --score {args.score}")
+    if args.class_balanced and own_code.is_file(args.prune):
+        raise UserError("--class-balanced is for the built-in rules; yours gets the labels")
     args.score = args.score or ("margin" if args.prune == "puma" else "loss")
     for name in ("margin_norm", "margin_classes"):
         if args.score != "margin" and getattr(args, name) is not None:
@@ -92,16 +99,20 @@ def main(argv=None):
     used = of_run["settings"]
     device = console.device(args.device)
     distributed.join(device)
-    kind = pruning.kind_name(args.score, args.margin_norm)
+    codes = {flag: own_code.source(name, flag) for flag in ("score", "prune")
+             if own_code.is_file(name := getattr(args, flag))}
+    kind = pruning.kind_name(own_code.short(args.score), args.margin_norm)
     balanced = "-balanced" if args.class_balanced else ""
-    out = Path(args.out or f"{args.run}/prune-{kind}-{args.prune}{balanced}-{args.p:g}")
+    named = f"prune-{kind}-{own_code.short(args.prune)}{balanced}-{args.p:g}".replace(".py:", "-")
+    out = Path(args.out or f"{args.run}/{named}")
     model = weights.of_run(args.run, args.trust_code).to(device)
     if run.record(args.run).get("collapsed"):
         print(f"prune.py: {args.run} collapsed, so its scores say little: the network withstands "
               "no attack; train it with --recipe robust", file=sys.stderr)
     how = options(args, used)
     asked = {"weights": weights.fingerprint(model), "score": args.score, "prune": args.prune,
-             "p": args.p, "class_balanced": args.class_balanced, **how}
+             "p": args.p, "class_balanced": args.class_balanced, **how,
+             **{f"{flag}_sha256": own_code.digest(code) for flag, code in codes.items()}}
     record = run.finished(out / "prune.json", {"asked": asked}, LEFT)
     if not record:
         data_dir = args.data_dir or of_run["data_dir"]
@@ -110,7 +121,7 @@ def main(argv=None):
         out.mkdir(parents=True, exist_ok=True)
         with (console.if_interrupted(lambda: "the same command continues the scoring"),
               files.locked(out / f".lock-{distributed.rank()}", f"the scoring of {args.run}")):
-            record = score(args, asked, how, used.seed, model, dataset, out)
+            record = score(args, asked, how, used.seed, model, dataset, out, codes)
     if distributed.rank() == 0:
         report(record)
     return record
@@ -133,16 +144,22 @@ class Progress:
         self.file.write({"asked": self.asked, "content": content})
 
 
-def score(args, asked, how, seed, model, dataset, out):
+def score(args, asked, how, seed, model, dataset, out, codes):
     """Score, select, and write what the folder `out` is to hold; the record."""
+    scorer, rule = (own_code.loaded(getattr(args, flag), codes[flag], flag) if flag in codes
+                    else name for flag, name in (("score", args.score),
+                                                 ("prune", config.strategy(args.prune))))
+    if isinstance(scorer, type):
+        raise UserError(f"--score {own_code.short(args.score)} is a class, which sees a training: "
+                        "it is for train.py")
     start, first = time.perf_counter(), distributed.rank() == 0
     state = Progress(out, asked)
     with tqdm(total=len(dataset.labels), unit="img", desc="scoring",
               disable=None if first else True) as bar:
-        scores = pruning.score(model, dataset.images, dataset.labels, args.score, **how,
+        scores = pruning.score(model, dataset.images, dataset.labels, scorer, **how,
                                batch_size=args.batch_size, bar=bar, state=state)
-    labels = dataset.labels if args.class_balanced else None
-    kept = pruning.select(scores, config.strategy(args.prune), args.p, seed, labels)
+    kept, weights = pruning.keep(rule, scores, dataset.labels, args.p, seed=seed,
+                                 epoch=how.get("epoch", 0), class_balanced=args.class_balanced)
     record = {"source": args.run, "score": args.score, "prune": args.prune, "p": args.p,
               "n": len(scores), "n_kept": len(kept), "scores_file": str(out / "scores.npz"),
               "seconds": time.perf_counter() - start, "asked": asked}
@@ -153,11 +170,11 @@ def score(args, asked, how, seed, model, dataset, out):
     if first:
         from advprune import plots  # here, because matplotlib's import takes a second
 
-        kind = pruning.kind_name(args.score, args.margin_norm)
-        run.write_scores(out / "scores.npz", scores, dataset.labels, kept, kind)
+        kind = pruning.kind_name(own_code.short(args.score), args.margin_norm)
+        run.write_scores(out / "scores.npz", scores, dataset.labels, kept, kind, weights)
         files.write_figure(out / "pruned.png", plots.pruned(
             dataset, scores, kept, lambda images: models.predict(model, images),
-            f"{args.run}: {kind}, {args.prune}, p = {args.p:g}"))
+            f"{args.run}: {kind}, {own_code.short(args.prune)}, p = {args.p:g}"))
         files.write_json(out / "prune.json", record)
     state.file.delete()
     return record

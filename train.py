@@ -67,11 +67,13 @@ def optimizer(settings, weights):
 class Training:
     """A run in progress: the network, its optimiser, the kept ids, and the log so far."""
 
-    def __init__(self, settings, dataset, device, network, code=None, margin_model=None,
+    def __init__(self, settings, dataset, device, network, codes=None, margin_model=None,
                  scores=None, fresh=True):
-        """network, code: what models.build takes. scores: what run.read_scores gives. fresh:
-        whether it begins, so that it needs --pretrained.
+        """network: what models.build takes. codes: the source of the user's own network, score
+        and rule, by flag. scores: what run.read_scores gives. fresh: whether it begins, so that
+        it needs --pretrained.
         """
+        codes = codes or {}
         a = self.settings = settings
         self.dataset, self.device, self.scores = dataset, device, scores
         torch.manual_seed(a.seed)
@@ -79,7 +81,7 @@ class Training:
         torch.backends.cudnn.allow_tf32 = a.precision == "tf32"
         torch.backends.cudnn.benchmark = True
         self.autocast = torch.autocast(device.type, torch.bfloat16, a.precision == "bf16")
-        self.model = models.build(**network, code=code)
+        self.model = models.build(**network, code=codes.get("model"))
         if a.pretrained and fresh:
             weights.load(self.model, a.pretrained, new_head=True)
         self.model.to(device)
@@ -99,7 +101,12 @@ class Training:
         self.margin_model = margin_model or self.result
         self.eps = None  # the budget of every example [N], once adapted
         self.kept = torch.arange(len(dataset.labels), device=device)
-        self.running = torch.zeros(len(dataset.labels), device=device)  # last epoch's losses
+        self.weights = None  # of every example [N] in the loss, where a rule gives them
+        self.seen = torch.zeros(len(dataset.labels), dtype=torch.bool, device=device)
+        self.rule, self.scorer = (
+            own_code.loaded(getattr(a, flag), codes[flag], flag) if flag in codes else name
+            for flag, name in (("prune", config.strategy(a.prune)), ("score", a.score)))
+        self.observer = self.begin_observer()
         self.rows, self.seconds = [], dict.fromkeys(("train", "prune", "guard", "draw"), 0.0)
         # The attack of the settings, until a rollback replaces it.
         self.attack = {"kind": a.attack, "alpha": a.alpha, "steps": a.pgd_steps}
@@ -109,6 +116,32 @@ class Training:
     def result(self):
         """The network that the run saves: the averaged one with --ema, else the trained one."""
         return self.average.module if self.average else self.model
+
+    def begin_observer(self):
+        """The score that sees the training, where the settings have one."""
+        a, n = self.settings, len(self.dataset.labels)
+        maker = pruning.OBSERVERS.get(self.scorer) if isinstance(self.scorer, str) else self.scorer
+        if not isinstance(maker, type) or a.prune in ("none", "random") or a.scores:
+            return None
+        if not (hasattr(maker, "see") and hasattr(maker, "scores")):
+            raise UserError(f"--score: {maker.__name__} must be a function, or a class with the "
+                            "methods see and scores")
+        if self.dataset.original < n:
+            raise UserError("with --extra-data an epoch does not visit every example, so there is "
+                            f"no --score {own_code.short(a.score)}")
+        with self.device:
+            return pruning.call(maker, n)
+
+    def observe(self, batch, logits, losses, epoch):
+        """Show the observer the whole batch, of which this process has its share."""
+        def whole(share):
+            full = share.new_zeros(len(batch), *share.shape[1:])
+            full[distributed.rank()::distributed.world()] = share
+            return distributed.total(full)
+
+        ids = batch.to(self.device)
+        pruning.call(self.observer.see, ids, self.dataset.labels[ids],
+                     whole(logits.detach().float()), whole(losses.detach().float()), epoch)
 
     def budget(self, ids):
         """(eps, alpha) of these examples: floats, or [B] where each has its own."""
@@ -165,7 +198,7 @@ class Training:
         a, start = self.settings, time.perf_counter()
         torch.manual_seed(data.mixed_seed(a.seed, epoch, distributed.rank()))  # of dropout, if any
         self.model.train()
-        self.running.zero_()
+        self.seen[self.kept] = True
         sums = torch.zeros(2, device=self.device)  # loss and correct, on adversarial examples
         batches = self.dataset.batches(self.kept, a.batch_size, a.seed, epoch, a.extra_fraction,
                                        self.smallest)
@@ -186,11 +219,13 @@ class Training:
                 losses, logits = self.losses(x, y, ids, epoch)
             self.opt.zero_grad()
             size = a.batch_size if a.full_batches else len(batch)
-            (losses.sum() * distributed.world() / size).backward()  # line 29, on x + delta
+            counted = losses if self.weights is None else losses * self.weights[ids]
+            (counted.sum() * distributed.world() / size).backward()  # line 29, on x + delta
             self.opt.step()
             if self.average:
                 self.average.update_parameters(self.model)
-            self.running[ids] = losses.detach().float()
+            if self.observer:
+                self.observe(batch, logits, losses, epoch)
             sums += torch.stack([losses.detach().sum(), (attacks.predicted(logits) == y).sum()])
             bar.update(len(batch))
             if not bar.disable and step % 20 == 0:
@@ -211,23 +246,34 @@ class Training:
         self.rows.append(row)
 
     def prune(self, epoch):
-        """Score, select and adapt the budgets, once (lines 3-23): (scores [N], their kind)."""
+        """Score, select and adapt the budgets (lines 3-23): (scores [N], their kind)."""
         a, start = self.settings, time.perf_counter()
         scores, kind = self.scores or self.score(epoch)
-        balance = self.dataset.labels if a.class_balanced else None
-        self.kept = pruning.select(scores, config.strategy(a.prune), a.p, a.seed, balance)
+        seed = a.seed if epoch == a.epoch else data.mixed_seed(a.seed, epoch)
+        self.kept, self.weights = pruning.keep(
+            self.rule, scores, self.dataset.labels, a.p, seed=seed, epoch=epoch,
+            class_balanced=a.class_balanced)
+        if len(self.kept) < self.smallest:
+            raise UserError(f"{own_code.short(a.prune)} keeps {len(self.kept)} examples; a batch "
+                            f"needs {self.smallest}")
         if a.adapt_eps:
             self.eps = pruning.adapt(scores, self.kept, a.epsilon, a.adapt_fraction, a.eps_floor)
-        self.seconds["prune"] = time.perf_counter() - start
+        self.seconds["prune"] += time.perf_counter() - start
         return scores, kind
+
+    def keep_all(self):
+        """Train on all data again."""
+        self.kept, self.weights = torch.arange(len(self.seen), device=self.device), None
 
     def score(self, epoch):
         """(scores [N], their kind) of all examples, as the network is now (lines 4-7)."""
         a = self.settings
         if a.prune == "random":
-            return torch.zeros_like(self.running), "random"
-        if a.score == "running-loss":
-            return distributed.total(self.running.clone()), a.score
+            return torch.zeros(len(self.seen), device=self.device), "random"
+        if self.observer:
+            maker = type(self.observer)
+            scores = pruning.numbers(maker, pruning.call(self.observer.scores), len(self.seen))
+            return pruning.finite(maker, scores.to(self.device)), own_code.short(a.score)
         if a.score == "margin":  # in float32
             model, precision = self.margin_model, torch.autocast(self.device.type, enabled=False)
             how = dict(norm=a.margin_norm, classes=a.margin_classes)
@@ -235,13 +281,13 @@ class Training:
             model, precision = self.result, self.autocast
             how = dict(eps=a.epsilon, alpha=a.score_alpha, seed=a.seed, epoch=epoch,
                        clip_start=a.clip_start)
-        with precision, tqdm(total=len(self.running), unit="img", desc="scoring", leave=False,
+        with precision, tqdm(total=len(self.seen), unit="img", desc="scoring", leave=False,
                              disable=None if distributed.rank() == 0 else True) as bar:
             images = self.dataset.images
             if a.score_augmented:
                 images = data.Augmented(self.dataset, a.seed, epoch, a.pad, a.flip)
-            scores = pruning.score(model, images, self.dataset.labels, a.score, **how, bar=bar)
-        return scores, pruning.kind_name(a.score, a.margin_norm)
+            scores = pruning.score(model, images, self.dataset.labels, self.scorer, **how, bar=bar)
+        return scores, pruning.kind_name(own_code.short(a.score), a.margin_norm)
 
     def budget_statistics(self):
         """The mean budget of the kept, and the share below the full one; {} if not adapted."""
@@ -254,17 +300,18 @@ class Training:
     def state(self):
         return {"model": self.model.state_dict(), "opt": self.opt.state_dict(), "eps": self.eps,
                 "average": self.average.state_dict() if self.average else None,
-                "kept": self.kept, "running": self.running, "rows": self.rows,
+                "kept": self.kept, "weights": self.weights, "seen": self.seen,
+                "observer": vars(self.observer) if self.observer else None, "rows": self.rows,
                 "seconds": self.seconds, "attack": self.attack, "guard": self.guard.state()}
 
     def restore(self, state):
         """Go back to a state that `state` gave."""
-        if len(state["running"]) != len(self.running):
-            raise UserError(f"the run was trained on {len(state['running'])} examples, but its "
-                            f"files now have {len(self.running)}")
         self.model.load_state_dict(state["model"])
         self.opt.load_state_dict(state["opt"])
-        self.kept, self.running, self.rows = state["kept"], state["running"], state["rows"]
+        self.kept, self.weights, self.seen = state["kept"], state["weights"], state["seen"]
+        if self.observer:
+            vars(self.observer).update(state["observer"])
+        self.rows = state["rows"]
         self.seconds, self.eps, self.attack = state["seconds"], state["eps"], state["attack"]
         self.guard.restore(state["guard"])
         if self.average:
@@ -304,7 +351,7 @@ def margin_model(settings, network, code, device, trust_code):
 def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False, folder=None,
              state=None):
     """(the Training that these settings begin, or continue from a state; what models.build takes;
-    the source of its own network).
+    the source of the user's own network, score and rule, by flag).
 
     folder: the run's, where it exists already and may have the only copy of that source.
     """
@@ -322,18 +369,21 @@ def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False
         of_run = run.read_config(folder)
         data.check(dataset, of_run["data"], ["train", "test"], data_dir)
     network = of_run["network"] if folder else models.spec(settings, dataset)
-    code = own_code.of_run(folder, network, trust_code)
+    own = {"model": network, **(of_run["own"] if folder else {
+        flag: {"name": getattr(settings, flag)} for flag in ("score", "prune")})}
+    codes = {flag: code for flag, record in own.items()
+             if (code := own_code.of_run(folder, record, trust_code, flag)) is not None}
     margins = scores = None
     done = len(state["rows"]) if state else 0
-    if settings.epoch is not None and done <= settings.epoch:  # it has not pruned yet
-        margins = margin_model(settings, network, code, device, trust_code)
+    if any(map(settings.prunes, range(done, settings.epochs))):
+        margins = margin_model(settings, network, codes.get("model"), device, trust_code)
         if settings.scores:
             scores = run.read_scores(settings.scores, dataset.labels,
                                      "margin" if settings.adapt_eps else None)
-    training = Training(settings, dataset, device, network, code, margins, scores, not state)
+    training = Training(settings, dataset, device, network, codes, margins, scores, not state)
     if state:
         training.restore(state)
-    return training, network, code
+    return training, network, codes
 
 
 def has_bf16(device):
@@ -364,10 +414,10 @@ def main(argv=None):
         about = {"command": console.command("train.py", argv),
                  "data_dir": absolute(args.data_dir or this.config.get("data_dir", "data")),
                  "cache_dir": absolute(args.cache_dir or this.config.get("cache_dir"))}
-        training, network, code = prepared(
+        training, network, codes = prepared(
             this.settings, device, about["data_dir"], about["cache_dir"], args.trust_code,
             this.folder if this.config else None, this.state(device))
-        this.begin(training, network, code, about)
+        this.begin(training, network, codes, about)
         return this.finish(training, train(training, this))
 
 
@@ -376,13 +426,16 @@ def train(training, this):
     a, dataset, guard = training.settings, training.dataset, training.guard
     guard.keep(training)
     n = len(dataset.labels)
-    images = dataset.examples_of(a.epochs, a.epoch, round(a.p * n))
+    images = dataset.examples_of(a.epochs, sum(map(a.pruned_in, range(a.epochs))),
+                                 round(a.p * n))
     done = sum(row["examples"] for row in training.rows)
     with tqdm(total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
               disable=None if this.first else True) as bar:
         while not guard.stopped and (epoch := len(training.rows)) < a.epochs:
-            if epoch == a.epoch:
-                this.pruned(training, *training.prune(epoch))
+            if a.prunes(epoch):
+                this.pruned(training, epoch, *training.prune(epoch))
+            elif epoch == a.until_epoch:
+                training.keep_all()
             training.epoch(epoch, bar)
             collapsed = guard.watch(training)  # it may go back to the epoch before
             bar.total = images + guard.lost
@@ -391,15 +444,15 @@ def train(training, this):
         raise Stopped(guard.stopped)
 
     right = models.right(training.result, dataset.test_images, dataset.test_labels)
-    seconds = training.seconds
+    seconds, images = training.seconds, sum(row["examples"] for row in training.rows) + guard.lost
     return {
         "dataset": a.dataset, "prune": a.prune, "p": a.p, "epoch": a.epoch, "epochs": a.epochs,
         "seed": a.seed, "n_train": n, "n_kept": len(training.kept),
         "clean_accuracy": right.double().mean().item(), "train_seconds": seconds["train"],
-        "prune_seconds": seconds["prune"], "images_per_second": bar.total / seconds["train"],
-        "examples": bar.total, "schedule": a.schedule, "progress": training.rows[-1]["progress"],
-        "guard_seconds": seconds["guard"], "draw_seconds": seconds["draw"],
-        "collapses": guard.collapses,
+        "prune_seconds": seconds["prune"], "images_per_second": images / seconds["train"],
+        "examples": images, "n_seen": int(training.seen.sum()), "schedule": a.schedule,
+        "progress": training.rows[-1]["progress"], "guard_seconds": seconds["guard"],
+        "draw_seconds": seconds["draw"], "collapses": guard.collapses,
         "collapsed": guard.collapsed or bool(guard.undefended(training.rows[-1])),
         **training.budget_statistics(), "classes": dataset.classes,
         "weights": weights.fingerprint(training.result)}

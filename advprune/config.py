@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advprune import console, models, pruning
+from advprune import console, models, own_code, pruning
 from advprune.errors import UserError
 
 
@@ -38,6 +38,8 @@ class Settings:
     prune: str
     p: float  # the fraction to drop
     epoch: int | None  # full epochs before pruning
+    every: int | None  # prune again, from all data, after so many epochs
+    until_epoch: int | None  # from here on, train on all data again
     score: str
     score_alpha: float  # the step of the RS+FGSM examples that are scored
     score_augmented: bool  # whether examples are scored as they are trained on: cropped, flipped
@@ -77,6 +79,16 @@ class Settings:
     def adapt_eps(self) -> bool:
         """Whether pruning also gives each example a budget of its own."""
         return self.prune == "puma"
+
+    def pruned_in(self, epoch: int) -> bool:
+        """Whether this epoch is trained on what pruning kept."""
+        return self.epoch is not None and self.epoch <= epoch < (self.until_epoch or self.epochs)
+
+    def prunes(self, epoch: int) -> bool:
+        """Whether it prunes before this epoch."""
+        if self.epoch is None or not self.pruned_in(epoch):
+            return False
+        return epoch == self.epoch or bool(self.every and (epoch - self.epoch) % self.every == 0)
 
 
 # --- recipes
@@ -177,7 +189,7 @@ def shown(name: str) -> str:
 # --- flags
 
 STRATEGIES = (*pruning.STRATEGIES, "puma")
-SCORES = (*pruning.SCORES, "running-loss")
+SCORES = (*pruning.SCORES, *pruning.OBSERVERS)
 MARGIN = ("margin_model", "margin_norm", "margin_classes")
 ADAPT = ("adapt_fraction", "eps_floor")
 FILES = ("scores", "margin_model", "pretrained")
@@ -196,6 +208,27 @@ def model_name(text: str) -> str:
         return models.check_name(text)
     except console.UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def own_or(known: tuple[str, ...], flag: str) -> Callable[[str], str]:
+    """An argparse type: one of these names, or FILE.py:NAME of a file that can be read."""
+
+    def parse(text: str) -> str:
+        if not own_code.is_file(text):
+            if text not in known:
+                raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}, and no "
+                                                 "FILE.py:NAME")
+            return text
+        try:
+            own_code.source(text, flag)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return own_code.resolve(text)
+
+    return parse
+
+
+score_name, rule_name = own_or(SCORES, "score"), own_or(STRATEGIES, "prune")
 
 
 def parser(doc: str | None = None) -> console.Parser:
@@ -226,13 +259,19 @@ def _data_flags(flag: Callable) -> None:
 
 
 def _pruning_flags(flag: Callable) -> None:
-    flag("--prune", choices=STRATEGIES, help="what to drop: high drops the highest "
-         "scores; see prune.py (none)")
+    flag("--prune", type=rule_name, metavar="RULE", help="what to drop: "
+         f"{', '.join(STRATEGIES)} (high drops the highest scores; see prune.py), or a rule of "
+         "your own as FILE.py:NAME (none)")
     flag("--p", type=console.fraction, help=f"fraction to drop, 0 <= p < 1 ({P})")
     flag("--epoch", type=console.number(int, 0), help="full epochs before pruning "
          f"({PRUNE_EPOCH}, or 0 with --scores or --margin-model)")
-    flag("--score", choices=SCORES, help="the score to prune by; prune.py explains them "
-         "(loss; for puma, margin)")
+    flag("--every", type=console.positive_int, metavar="N", help="prune again, from all data and "
+         "with new scores, after each N epochs (once)")
+    flag("--until-epoch", type=console.positive_int, metavar="E", help="after E epochs train on "
+         "all data again (never)")
+    flag("--score", type=score_name, help="the score to prune by: "
+         f"{', '.join(SCORES)} (prune.py explains them), or your own as FILE.py:NAME (loss; for "
+         "puma, margin)")
     flag("--score-augmented", action=argparse.BooleanOptionalAction, help="score examples as they "
          "are trained on, cropped and flipped (no; with --recipe authors, yes)")
     flag("--scores", metavar="FILE", help="prune by the scores in this file of prune.py")
@@ -369,6 +408,9 @@ def settings(args: argparse.Namespace) -> Settings:
                         "--epsilon 0")
     if made.score == "running-loss" and made.epoch == 0 and not made.scores:
         raise UserError("--score running-loss needs an epoch of training first: --epoch 1 or more")
+    if made.until_epoch and not made.epoch < made.until_epoch < made.epochs:  # type: ignore[operator]
+        raise UserError(f"--until-epoch {made.until_epoch} must be after --epoch {made.epoch} and "
+                        f"before the last of the {made.epochs} --epochs")
     return made
 
 
@@ -437,8 +479,13 @@ def _check_training(args, chosen):
 
 
 def _check_pruning(args):
+    if own_code.is_file(args.prune or ""):
+        _refuse(args, ("class_balanced",), "is for the built-in rules; yours gets the labels")
+    if args.scores:
+        _refuse(args, ("every",), "needs new scores each time, and --scores has only one set")
     if args.prune in (None, "none"):
-        _refuse(args, ("p", "class_balanced", "epoch"), "has no effect without --prune")
+        _refuse(args, ("p", "class_balanced", "epoch", "every", "until_epoch"),
+                "has no effect without --prune")
     if args.prune in (None, "none", "random"):
         _refuse(args, ("score", "score_augmented", "scores", *MARGIN),
                 f"has no effect with --prune {args.prune or 'none'}; leave it out")

@@ -76,10 +76,10 @@ class Dataset:
         """
         return max(1, round(self.original * kept / len(self.labels)))
 
-    def examples_of(self, epochs: int, prune_epoch: int | None, drop: int) -> int:
-        """How many images a run of so many epochs visits that drops `drop` after prune_epoch."""
-        n, before = len(self.labels), epochs if prune_epoch is None else prune_epoch
-        return before * self.epoch_size(n) + (epochs - before) * self.epoch_size(n - drop)
+    def examples_of(self, epochs: int, pruned: int, drop: int) -> int:
+        """How many images a run of so many epochs visits, of which `pruned` drop `drop`."""
+        n = len(self.labels)
+        return (epochs - pruned) * self.epoch_size(n) + pruned * self.epoch_size(n - drop)
 
     def batches(self, kept: Tensor, batch_size: int, seed: int, epoch: int,
                 extra_fraction: float | None = None, smallest: int = 1) -> Sequence[Tensor]:

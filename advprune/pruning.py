@@ -1,20 +1,33 @@
 """Which training examples to keep: score them, select by score, adapt their budgets.
 
-Scores          loss          cross-entropy on the RS+FGSM example (Algorithm 1, line 6)
-                clean-loss    cross-entropy on the example itself (section 5.1)
-                margin        DeepFool's distance to the decision boundary; 0 where misclassified,
-                              the largest possible distance where no boundary was found
-Strategies      high, low     drop the highest, or the lowest, scores
-                low+high      drop half from each end
-                middle        drop the scores nearest the mean
-                extremes      drop the scores farthest from it, from whichever side
-                random        drop any examples        none     drop nothing
+A score is a function of (model, x, labels, ids, ...) that gives one number for each image of a
+batch; or a class that sees each batch of the training:
+
+    loss          cross-entropy on the RS+FGSM example (Algorithm 1, line 6)
+    clean-loss    cross-entropy on the example itself (section 5.1)
+    margin        DeepFool's distance to the decision boundary; 0 where misclassified, the largest
+                  possible distance where no boundary was found
+    running-loss  the loss of each example when it was trained on last (train.py alone)
+
+A rule is a function of (scores, labels, p, seed, epoch) that gives the ids of those that stay; or
+these ids and their weights:
+
+    high, low     drop the highest, or the lowest, scores
+    low+high      drop half from each end
+    middle        drop the scores nearest the mean
+    extremes      drop the scores farthest from it, from whichever side
+    random        drop any examples        none     drop nothing
 
 So `high` drops the hardest examples when the score is a loss, and the easiest when it is a margin.
-This module needs torch and numpy.
+Your own scores and rules have the same form (docs/strategies.md). This module needs torch and
+numpy.
 """
+import inspect
 import math
 import time
+import traceback
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,9 +37,80 @@ from torch import Tensor, nn
 from advprune import attacks, distributed, memory, ops
 from advprune.errors import UserError
 
-SCORES = ("loss", "clean-loss", "margin")
-STRATEGIES = ("none", "random", "high", "low", "low+high", "middle", "extremes")
 SAVE_SECONDS = 10.0  # between saves: an interruption loses at most this much work
+
+
+# --- scores of a batch: x [B, C, H, W] float32 in [0, 1], labels and ids [B] int64 -> [B]
+
+def loss(model: nn.Module, x: Tensor, labels: Tensor, ids: Tensor, *, eps: float, alpha: float,
+         seed: int, epoch: int, clip_start: bool) -> Tensor:
+    adv = attacks.rs_fgsm(model, x, labels, ids, eps=eps, alpha=alpha, seed=seed, epoch=epoch,
+                          clip_start=clip_start)
+    return clean_loss(model, adv, labels, ids)
+
+
+def clean_loss(model: nn.Module, x: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+    return ops.cross_entropy_scores(attacks.logits_of(model, x).float(), labels)[0]
+
+
+def margin(model: nn.Module, x: Tensor, labels: Tensor, ids: Tensor, *, norm: str,
+           classes: int | None) -> Tensor:
+    found = attacks.deepfool(model, x, labels, norm, classes=classes)
+    # Where DeepFool did not cross a boundary, its distance is too short: it only says how far it
+    # went. Such an example counts as the farthest possible. NaN stays NaN.
+    return torch.where(found.crossed, found.distance, found.distance.clamp(min=farthest(x, norm)))
+
+
+SCORES: dict[str, Callable] = {"loss": loss, "clean-loss": clean_loss, "margin": margin}
+
+
+# --- scores that see the training
+
+class RunningLoss:
+    """The training loss of each example when it was trained on last; 0 before.
+
+    What such an object keeps, tensors and numbers, goes into the run's checkpoints.
+    """
+
+    def __init__(self, n: int) -> None:
+        """n: the number of training examples. Tensors made here lie on the training's device."""
+        self.losses = torch.zeros(n)
+
+    def see(self, ids: Tensor, labels: Tensor, logits: Tensor, losses: Tensor, epoch: int
+            ) -> None:
+        """A batch of the training: ids, labels, losses [B] and logits [B, K] under attack."""
+        self.losses[ids] = losses
+
+    def scores(self) -> Tensor:
+        """The score of each example [n]."""
+        return self.losses
+
+
+OBSERVERS = {"running-loss": RunningLoss}
+
+
+# --- rules: scores [n] float32, labels [n] -> the ids that stay
+
+def keep_all(scores: Tensor, labels: Tensor | None, p: float, seed: int, epoch: int
+             ) -> Tensor:
+    return torch.arange(len(scores), device=scores.device)
+
+
+def keep_random(scores: Tensor, labels: Tensor | None, p: float, seed: int, epoch: int
+                ) -> Tensor:
+    order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(seed))
+    return order[round(p * len(scores)):].sort().values.to(scores.device)
+
+
+def keep_by(how: str, scores: Tensor, labels: Tensor | None, p: float, seed: int, epoch: int
+            ) -> Tensor:
+    return ops.select_kept(scores, round(p * len(scores)), how)
+
+
+RULES: dict[str, Callable] = {
+    "none": keep_all, "random": keep_random,
+    **{how: partial(keep_by, how) for how in ("high", "low", "low+high", "middle", "extremes")}}
+STRATEGIES = tuple(RULES)
 
 
 def at_once(device: torch.device) -> int:
@@ -34,7 +118,7 @@ def at_once(device: torch.device) -> int:
     return 128 if device.type == "cpu" else 500
 
 
-def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
+def score(model: nn.Module, images: Any, labels: Any, kind: str | Callable = "loss", *,
           eps: float | None = None, alpha: float | None = None, seed: int = 0, epoch: int = 0,
           clip_start: bool = False, norm: str = "linf",
           classes: int | None = None, batch_size: int | None = None, bar: Any = None,
@@ -44,7 +128,8 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
     images: a tensor or array [N, C, H, W], uint8 or in [0, 1], or any object whose images[ids] is
     such a batch, for a tensor of ids. labels: N whole numbers. An example's id is its place in
     both. Batches of `at_once` images go to the model's device. The work is shared by torchrun's
-    distributed.
+    processes. kind: one of SCORES, or a function of their form; it gets those of the arguments
+    below, up to classes, that it takes.
 
     kind `loss` needs eps, the l-infinity budget in [0, 1] pixels; its step is alpha (default
     1.25 eps, as fast_adversarial); seed and epoch choose the noise; clip_start keeps the random
@@ -52,18 +137,21 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
     bar to move. state keeps the progress, and continues it: an object with read(device) and
     write(content), such as checkpoint.State. Use another one for other arguments.
 
-    Raises ValueError for an unknown kind, a missing eps, lengths that differ, scores that are not
-    finite (it says how many), and what attacks.checked refuses.
+    Raises ValueError for an unknown kind, a missing eps, lengths that differ, and what
+    attacks.checked refuses; UserError for scores that are not finite (it says how many), and where
+    a function of the user's own fails or gives anything but a number for each image.
     """
-    if kind not in SCORES:
-        also = "; train.py collects running-loss itself" if kind == "running-loss" else ""
+    function = SCORES.get(kind) if isinstance(kind, str) else kind
+    if function is None:
+        also = "; train.py collects running-loss itself" if kind in OBSERVERS else ""
         raise ValueError(f"unknown score {kind!r}: choose from {', '.join(SCORES)}{also}")
     if kind == "loss" and eps is None:
         raise ValueError("the score 'loss' needs eps, the l-infinity budget in [0, 1] pixels; "
                          "give eps=8/255, for example")
     eps = 0.0 if eps is None else float(eps)
-    alpha = 1.25 * eps if alpha is None else alpha
     attacks.norm_order(norm)
+    how = dict(eps=eps, alpha=1.25 * eps if alpha is None else alpha, seed=seed, epoch=epoch,
+               clip_start=clip_start, norm=norm, classes=classes)
     labels = attacks.class_labels(labels, len(images))
     device = next((p.device for p in model.parameters()), labels.device)
     batch_size = batch_size or at_once(device)
@@ -78,14 +166,9 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
     def work(first, end):
         nonlocal done, saved
         batch = shard[first:end]
-        x, y = _gather(images, batch, device), labels[batch].to(device)
-        if kind == "loss":
-            x = attacks.rs_fgsm(model, x, y, batch.to(device), eps=eps, alpha=alpha, seed=seed,
-                                epoch=epoch, clip_start=clip_start)
-        found = (_margins(model, x, y, norm, classes) if kind == "margin"
-                 else ops.cross_entropy_scores(
-                     attacks.logits_of(model, ops.pixels(x)).float(), y)[0])
-        scores[batch] = found.to(scores.device)
+        x = ops.pixels(_gather(images, batch, device))
+        found = call(function, model, x, labels[batch].to(device), batch.to(device), **how)
+        scores[batch] = numbers(function, found, len(batch)).to(scores.device)
         done = end
         if bar is not None:
             bar.update(len(batch) * distributed.world())
@@ -99,10 +182,53 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
     finally:
         if state:
             state.write((scores, done))
-    scores = distributed.total(scores)
+    return finite(function, distributed.total(scores))
+
+
+def call(function: Callable, *args: Any, **options: Any) -> Any:
+    """What a score or rule gives, with those of the options that it takes.
+
+    Raises UserError, with the line, where a user's function fails.
+    """
+    takes = inspect.signature(function).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        options = {name: value for name, value in options.items() if name in takes}
+    try:
+        return function(*args, **options)
+    except Exception as error:
+        if function in (*SCORES.values(), *RULES.values()) or memory.exhausted(error):
+            raise
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(f"{named(function)} failed with {type(error).__name__}: "
+                        f"{str(error).partition(chr(10))[0]} (line {line.lineno} of "
+                        f"{line.filename})") from error
+
+
+def named(function: Callable) -> str:
+    """How a sentence calls a score or rule."""
+    known = {value: name for name, value in (SCORES | RULES | OBSERVERS).items()}
+    return known.get(function) or str(getattr(function, "__name__", type(function).__name__))
+
+
+def numbers(function: Callable, found: Any, n: int) -> Tensor:
+    """The n scores that a score function gave, as float32. Raises UserError for anything else."""
+    try:
+        scores = torch.as_tensor(found).detach().float()
+    except (TypeError, ValueError, RuntimeError):
+        scores = torch.empty(())
+    if scores.shape != (n,):
+        given = list(scores.shape) if scores.dim() else type(found).__name__
+        raise UserError(f"{named(function)} must give one number for each example, [{n}], not "
+                        f"{given}")
+    return scores
+
+
+def finite(function: Callable, scores: Tensor) -> Tensor:
+    """The scores. Raises UserError, which says how many, where some are not finite."""
     if bad := int((~scores.isfinite()).sum()):
-        raise UserError(f"{bad} of the {len(scores)} {kind} scores are not finite: the "
-                        "network gives NaN or infinite logits for them")
+        why = (": the network gives NaN or infinite logits for them"
+               if function in SCORES.values() else "")
+        raise UserError(f"{bad} of the {len(scores)} {named(function)} scores are not finite{why}")
     return scores
 
 
@@ -121,13 +247,6 @@ def farthest(images: Any, norm: str) -> float:
     return 1.0 if norm == "linf" else math.sqrt(math.prod(images.shape[1:]))
 
 
-def _margins(model, x, y, norm, classes):
-    found = attacks.deepfool(model, x, y, norm, classes=classes)
-    # Where DeepFool did not cross a boundary, its distance is too short: it only says how far it
-    # went. Such an example counts as the farthest possible. NaN stays NaN.
-    return torch.where(found.crossed, found.distance, found.distance.clamp(min=farthest(x, norm)))
-
-
 def select(scores: Any, how: str, p: float, seed: int = 0, labels: Tensor | None = None
            ) -> Tensor:
     """The sorted ids of the n - round(p n) examples that stay, given scores [n], as float32.
@@ -137,34 +256,61 @@ def select(scores: Any, how: str, p: float, seed: int = 0, labels: Tensor | None
     result depends on the arguments alone. Raises ValueError for p outside [0, 1), an unknown
     `how`, and scores that are not finite (it says how many).
     """
-    if how not in STRATEGIES:
+    if how not in RULES:
         raise ValueError(f"unknown strategy {how!r}: choose from {', '.join(STRATEGIES)}")
     if not 0 <= p < 1:
         raise ValueError(f"p is the fraction to drop, at least 0 and below 1, not {p}")
-    scores = torch.as_tensor(scores).detach().float()
-    ids = torch.arange(len(scores), device=scores.device)
-    drop = 0 if how == "none" else round(p * len(scores))
-    generator = torch.Generator().manual_seed(seed)
-    if labels is None or drop == 0:
-        return _keep(scores, ids, how, drop, generator)
-    members = [ids[labels == c] for c in labels.unique()]
+    rule, scores = RULES[how], torch.as_tensor(scores).detach().float()
+    drop = round(p * len(scores))
+    if labels is None or how == "none" or drop == 0:
+        return rule(scores, labels, p, seed, 0)
+    members = [(labels == c).nonzero()[:, 0] for c in labels.unique()]
     shares = [p * len(member) for member in members]
     quota = [int(share) for share in shares]
     by_remainder = sorted(range(len(shares)), key=lambda c: quota[c] - shares[c])
     for c in by_remainder[:drop - sum(quota)]:
         quota[c] += 1
-    kept = [_keep(scores[m], m, how, q, generator) for m, q in zip(members, quota, strict=True)]
+    kept = [m[rule(scores[m], labels[m], q / len(m), seed + c, 0)]
+            for c, (m, q) in enumerate(zip(members, quota, strict=True))]
     return torch.cat(kept).sort().values
 
 
-def _keep(scores, ids, how, drop, generator):
-    """The sorted rest of these ids when `drop` of them go."""
-    if drop == 0:
-        return ids
-    if how == "random":
-        kept = torch.randperm(len(ids), generator=generator)[drop:]
-        return ids[kept.sort().values.to(ids.device)]
-    return ids[ops.select_kept(scores, drop, how)]
+def keep(rule: str | Callable, scores: Tensor, labels: Tensor, p: float, *, seed: int = 0,
+         epoch: int = 0, class_balanced: bool = False) -> tuple[Tensor, Tensor | None]:
+    """(the sorted ids that stay, their weights in the loss [n], or None where all count alike).
+
+    rule: one of STRATEGIES, or a function of (scores [n], labels [n], p, seed, epoch) that gives
+    ids, or ids and their weights. In the weights [n] the others have 0. Raises UserError, which
+    names the function, for ids that are outside, twice or none, and for weights that are not
+    finite, or below 0.
+    """
+    if isinstance(rule, str):
+        balance = labels if class_balanced else None
+        return select(scores, rule, p, seed, balance), None
+    n, name = len(scores), named(rule)
+    found = call(rule, scores, labels, p, seed, epoch)
+    ids, weights = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    try:
+        ids = torch.as_tensor(ids, device=scores.device)
+    except (TypeError, ValueError, RuntimeError):
+        ids = torch.empty(())
+    if ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise UserError(f"{name} must give the ids that stay, a vector of whole numbers, not "
+                        f"{type(found).__name__} of {ids.dtype} {list(ids.shape)}")
+    ids = ids.long()
+    if len(ids) == 0:
+        raise UserError(f"{name} keeps no example")
+    if int(ids.min()) < 0 or int(ids.max()) >= n:
+        raise UserError(f"{name} gives the id {int(ids.min() if ids.min() < 0 else ids.max())}, "
+                        f"but ids go from 0 to {n - 1}")
+    if twice := len(ids) - len(ids.unique()):
+        raise UserError(f"{name} gives {twice} of its {len(ids)} ids twice")
+    if weights is None:
+        return ids.sort().values, None
+    weights = numbers(rule, weights, len(ids)).to(scores.device)
+    if not (weights.isfinite().all() and (weights >= 0).all()):
+        raise UserError(f"{name} gives weights that are not finite, or below 0")
+    return ids.sort().values, torch.zeros(n, device=scores.device).index_copy(0, ids, weights)
 
 
 def adapt(margins: Tensor, kept: Tensor, eps: float, fraction: float = 1.0, floor: float = 0.0

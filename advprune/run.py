@@ -2,9 +2,11 @@
 
 A run is a directory that describes itself and is never overwritten:
     config.json         command, settings, checksums of the data, network, commit, versions, device
-    network.py          the source of the network, where --model names a file
+    network.py          the source of the network, where --model names a file; score.py and
+                        rule.py, where --score and --prune do
     log.csv             one row for each epoch
-    scores.npz          scores, labels and kept ids, if it pruned; pruned.png shows them
+    scores.npz          scores, labels and kept ids, if it pruned; pruned.png shows them. With
+                        --every those of the last time, and scores-EPOCH.npz of each
     model.safetensors   the final weights
     train.json          the record that train.py prints; eval-*.json are evaluate.py's
     state.pt            what the run continues from, with its checksum; state.previous.pt is the
@@ -30,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from advprune import checkpoint, console, distributed, files, models, ops
+from advprune import checkpoint, console, distributed, files, models, ops, own_code
 from advprune.config import Settings
 from advprune.errors import UserError
 
@@ -59,7 +61,7 @@ def read_config(folder: str | Path) -> dict:
                                     for name, value in content["settings"].items()}
         content["settings"] = Settings(**settings)
         content["network"]["name"], content["data_dir"], content["cache_dir"]
-        content["data"] = {**content.get("data", {})}  # runs of earlier versions have no checksums
+        content["data"], content["own"] = {**content["data"]}, {**content["own"]}
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{folder}/config.json is damaged; put back the file that was written"
                         ) from None
@@ -106,11 +108,17 @@ def finished(path: Path, asked: dict, left: tuple[str, ...] | None = None) -> di
                     "nothing is overwritten")
 
 
-def write_scores(path: str | Path, scores: Tensor, labels: Tensor, kept: Tensor, kind: str
-                 ) -> None:
-    """Write scores, labels, kept ids and the scores' kind (pruning.kind_name) as an npz."""
-    files.write_npz(path, scores=scores.cpu().numpy(), labels=labels.cpu().numpy(),
-                    kept=kept.cpu().numpy(), kind=np.array(kind))
+def write_scores(path: str | Path, scores: Tensor, labels: Tensor, kept: Tensor, kind: str,
+                 weights: Tensor | None = None) -> None:
+    """Write scores, labels, kept ids and the scores' kind (pruning.kind_name) as an npz.
+
+    With weights [N] those too; examples that are not kept have 0.
+    """
+    arrays = dict(scores=scores, labels=labels, kept=kept)
+    if weights is not None:
+        arrays["weights"] = weights
+    files.write_npz(path, kind=np.array(kind),
+                    **{name: value.cpu().numpy() for name, value in arrays.items()})
 
 
 def read_scores(path: str | Path, labels: Tensor, kind: str | None = None) -> tuple[Tensor, str]:
@@ -261,10 +269,11 @@ class Run:
                             "another --out")
         return None
 
-    def begin(self, training: Any, network: dict, code: str | None, about: dict) -> None:
+    def begin(self, training: Any, network: dict, codes: dict[str, str], about: dict) -> None:
         """Make the directory of a new run, and print the head of the table.
 
-        network: what models.build took. about: the command, and where the data lie.
+        network: what models.build took. codes: the source of the user's own code, by flag. about:
+        the command, and where the data lie.
         """
         self.printed = len(training.rows)
         self.segment = training.rows[-1]["segment"] + 1 if training.rows else 1
@@ -273,12 +282,15 @@ class Run:
         if not self.config:
             self._try_saving(training)
             self._make()
-            if code is not None:
-                files.write(self.folder / "network.py", code)
+            for flag, code in codes.items():
+                files.write(self.folder / own_code.COPIES[flag], code)
             files.write_json(self.folder / "config.json", {
                 "format": FORMAT, **about, "settings": dataclasses.asdict(self.settings),
                 "data": {part: training.dataset.checksum(part) for part in ("train", "test")},
-                "network": network, "kernels": ops.KERNELS,
+                "network": network, "own": {
+                    flag: {"name": getattr(self.settings, flag), "sha256": own_code.digest(code)}
+                    for flag, code in codes.items() if flag != "model"},
+                "kernels": ops.KERNELS,
                 "layout": "channels-last" if training.channels_last else "contiguous",
                 **environment(training.device)})
         tqdm.write("epoch        lr  examples    loss  accuracy  robust   clean  seconds  "
@@ -308,31 +320,43 @@ class Run:
     def _name(self):
         a = self.settings
         how = "trades" if a.loss == "trades" else a.attack
-        pruned = f"-{a.prune}-p{a.p:g}-e{a.epoch}" if a.prune != "none" else ""
+        rule = own_code.short(a.prune).replace(".py:", "-")
+        pruned = f"-{rule}-p{a.p:g}-e{a.epoch}" if a.prune != "none" else ""
         return f"{a.dataset}-{how}{pruned}-s{a.seed}"
 
-    def pruned(self, training: Any, scores: Tensor, kind: str) -> None:
-        """Write scores.npz and pruned.png, and say how many examples are kept."""
-        from advprune import plots  # here, because matplotlib's import takes a second
-
+    def pruned(self, training: Any, epoch: int, scores: Tensor, kind: str) -> None:
+        """Write scores.npz and, the last time, pruned.png; say how many examples are kept."""
         if not self.first:
             return
         a, dataset, kept = self.settings, training.dataset, training.kept
-        start = time.perf_counter()
-        write_scores(self.folder / "scores.npz", scores, dataset.labels, kept, kind)
-        model = training.margin_model if kind.startswith("margin") else training.result
-        files.write_figure(self.folder / "pruned.png", plots.pruned(
-            dataset, scores, kept, lambda images: models.predict(model, images),
-            f"{a.dataset}: {a.prune} by {kind}, p = {a.p:g}, epoch {a.epoch}"))
+        rule, start = own_code.short(a.prune), time.perf_counter()
+        for name in ("scores", f"scores-{epoch}")[:2 if a.every else 1]:
+            write_scores(self.folder / f"{name}.npz", scores, dataset.labels, kept, kind,
+                         training.weights)
+        if not any(map(a.prunes, range(epoch + 1, a.epochs))):
+            self._draw(training, scores, kind, f"{a.dataset}: {rule} by {kind}, p = {a.p:g}, "
+                       f"epoch {epoch}")
         if training.guard.collapsed and kind not in ("random", "clean-loss"):
             tqdm.write("train.py: these scores say little, because the network has collapsed: it "
                        "withstands no attack", file=sys.stderr)
-        training.seconds["draw"] = time.perf_counter() - start
-        tqdm.write(f"{a.prune} pruning kept {len(kept):,} of {len(scores):,} "
+        training.seconds["draw"] += time.perf_counter() - start
+        tqdm.write(f"{rule} pruning kept {len(kept):,} of {len(scores):,} "
                    "({prune:.1f} s, and {draw:.1f} s to draw)".format(**training.seconds))
         if budgets := training.budget_statistics():
             tqdm.write("budgets of the kept examples: mean {mean_eps:.4g}; {adapted:.1%} are "
                        "below {full:.4g}".format(full=a.epsilon, **budgets))
+
+    def _draw(self, training, scores, kind, title):
+        """Draw what was dropped; with --every, say how many examples were ever trained on."""
+        from advprune import plots  # here, because matplotlib's import takes a second
+
+        seen = training.seen.index_fill(0, training.kept, True)
+        if self.settings.every:
+            title += f"; trained on so far, or now: {int(seen.sum()):,} of {len(seen):,}"
+        model = training.margin_model if kind.startswith("margin") else training.result
+        files.write_figure(self.folder / "pruned.png", plots.pruned(
+            training.dataset, scores, training.kept,
+            lambda images: models.predict(model, images), title))
 
     def epoch(self, training: Any, collapsed: str | None) -> None:
         """Print the newest row and what the guard says; write log.csv and the state."""
@@ -397,7 +421,8 @@ def new_folder(name: str) -> Path:
     raise AssertionError("itertools.count has no end")
 
 
-BEFORE_CONFIG = {".lock", ".config.json.part", "network.py", ".network.py.part"}
+BEFORE_CONFIG = {".lock", ".config.json.part", *own_code.COPIES.values(),
+                 *(f".{name}.part" for name in own_code.COPIES.values())}
 
 
 def at_chance(accuracy: float, labels: Tensor, classes: int) -> bool:

@@ -21,6 +21,7 @@ gpu      headline, the GPU's tests and benchmarks; each that ends within the bud
 render   makes what the records in results/ say; it trains nothing.
 
 geometry, perceptron    the statistics of data sets, and PUMA's perceptron; each has --help.
+compare  your own finished runs: do these do better than those? `compare --help`
 
 experiments/studies.py says which runs an experiment needs; experiments share runs. A run lies in
 runs/SETUP/ARM-SEED and its record is results/SETUP/ARM-SEED.json. What has a record is not
@@ -30,6 +31,7 @@ record replaces the old one once it is whole. --jobs N does N runs at a time, ea
 of the cores; what they print is in RUN.log.
 """
 import argparse
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -84,7 +86,7 @@ def toy(args):
             by_script("perceptron", perceptron, [], "perceptron.json")]
 
 
-STATISTICS = {"geometry": geometry, "perceptron": perceptron}  # scripts of their own
+COMMANDS = ("geometry", "perceptron", "compare")  # modules with a command line of their own
 SCRIPTS = {"figure5": scale, "figure8": statistics, "table2": statistics, "toy": toy}
 
 
@@ -102,12 +104,12 @@ def seeds(text):
 
 def main(argv=None):
     words = sys.argv[1:] if argv is None else argv
-    if words and words[0] in STATISTICS:
-        return STATISTICS[words[0]].main(words[1:])
+    if words and words[0] in COMMANDS:
+        return importlib.import_module(f"experiments.{words[0]}").main(words[1:])
     parser = console.Parser(__doc__)
     flag = parser.add_argument
     names = list(dict.fromkeys([*studies.EXPERIMENTS, *SCRIPTS]))
-    flag("experiment", choices=[*names, "all", "gpu", "render", *STATISTICS])
+    flag("experiment", choices=[*names, "all", "gpu", "render", *COMMANDS])
     flag("--dataset", choices=list(dict.fromkeys(
         part.dataset for parts in studies.EXPERIMENTS.values() for part in parts)),
          help="only the runs on this data set (all)")
