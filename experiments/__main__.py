@@ -22,6 +22,7 @@ render   makes what the records in results/ say; it trains nothing.
 
 geometry, perceptron    the statistics of data sets, and PUMA's perceptron; each has --help.
 compare  your own finished runs: do these do better than those? `compare --help`
+study    your own arms over seeds, from a file: `study --help`
 
 experiments/studies.py says which runs an experiment needs; experiments share runs. A run lies in
 runs/SETUP/ARM-SEED and its record is results/SETUP/ARM-SEED.json. What has a record is not
@@ -86,7 +87,7 @@ def toy(args):
             by_script("perceptron", perceptron, [], "perceptron.json")]
 
 
-COMMANDS = ("geometry", "perceptron", "compare")  # modules with a command line of their own
+COMMANDS = ("geometry", "perceptron", "compare", "study")  # with a command line of their own
 SCRIPTS = {"figure5": scale, "figure8": statistics, "table2": statistics, "toy": toy}
 
 

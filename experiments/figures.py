@@ -96,12 +96,13 @@ def maps(panels: list[tuple]) -> Figure:
 
 
 @style
-def study(rows: list[dict], title: str) -> Figure:
+def study(rows: list[dict], title: str, attacked: str = "") -> Figure:
     """Both accuracies of each arm of a study: a dot for each seed, a bar at the mean."""
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     drawn = figure(0.38 * len(arms) + 1.5)
     drawn.suptitle(title, fontsize="large")
-    panels = {"robust_accuracy": "accuracy under AutoAttack, {n:,} test images".format(**rows[0]),
+    attacked = attacked or "accuracy under AutoAttack, {n:,} test images".format(**rows[0])
+    panels = {"robust_accuracy": attacked,
               "clean_accuracy": "accuracy without attack, all test images"}
     grid = drawn.subplots(1, 2, sharey=True)
     for axes, (name, label) in zip(grid, panels.items(), strict=True):

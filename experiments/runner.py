@@ -21,7 +21,7 @@ RESULTS, RUNS = Path("results"), Path("runs")
 
 def run_arm(run, data_dir, jobs):
     """Train and evaluate this run, as far as that is not done; write and return its record."""
-    setup = studies.SETUPS[run.setup]
+    setup = run.how
     folder, trained = RUNS / run.name, train_arm(run, data_dir)
     judged = judge(run, setup.attack, run.n, f"eval-{run.n}", data_dir)
     config = read_config(folder)

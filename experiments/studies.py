@@ -4,15 +4,24 @@ A setup is what all its runs share: data set, network, recipe. An arm is what di
 A run is a setup, an arm and a seed; experiments share runs. Its record is
 results/SETUP/ARM-SEED.json.
 """
+import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from advprune import config
 from advprune.errors import UserError
 from advprune.run import read_record
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 MARGINS, HALF = "{margins}", "{half}"  # of an arm: filled in for each run
 
@@ -46,14 +55,20 @@ class Run(NamedTuple):
     arm: str
     seed: int
     n: int  # test images to attack
+    file: str | None = None  # of a study that a user wrote
 
     @property
     def name(self) -> str:
         return f"{self.setup}/{self.arm}-{self.seed}"
 
     @property
+    def how(self) -> Setup:
+        return read(self.file).setup if self.file else SETUPS[self.setup]
+
+    @property
     def settings(self) -> dict[str, Any]:
-        return {**SETUPS[self.setup].settings, **ARMS[self.arm].settings}
+        arms = read(self.file).arms if self.file else ARMS
+        return {**self.how.settings, **arms[self.arm].settings}
 
     @property
     def flags(self) -> str:
@@ -69,6 +84,7 @@ class Part(NamedTuple):
     seeds: int
     n: int
     first: int = 0  # the first seed
+    file: str | None = None  # of a study that a user wrote
 
     @property
     def dataset(self) -> str:
@@ -76,7 +92,7 @@ class Part(NamedTuple):
 
     def runs(self, seeds: Iterable[int] | None = None) -> list[Run]:
         """Its runs, with these seeds or its own."""
-        return [Run(self.setup, arm, seed, self.n)
+        return [Run(self.setup, arm, seed, self.n, self.file)
                 for seed in (range(self.first, self.first + self.seeds) if seeds is None
                              else seeds) for arm in self.arms]
 
@@ -85,10 +101,65 @@ def flags(settings: dict[str, Any]) -> list[str]:
     """The words of train.py's command line for these settings."""
     words = []
     for name, value in settings.items():
-        words.append(f"--{name.replace('_', '-')}")
-        if value is not True:
+        if value is not False:
+            words.append(f"--{name.replace('_', '-')}")
+        if not isinstance(value, bool):
             words.append(str(value))
     return words
+
+
+# --- a study that a user wrote
+
+class Study(NamedTuple):
+    setup: Setup
+    arms: dict[str, Arm]
+    part: Part
+    compare: dict[str, str]  # arm -> the arm that it is compared with
+
+
+KEYS = {"setup": dict, "arms": dict, "attack": str, "n": int, "seeds": int, "first_seed": int,
+        "also": str, "also_n": int, "compare": dict}
+
+
+@cache
+def read(path: str) -> Study:
+    """The study of a TOML file, as experiments/study.py explains it. Raises UserError for others.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # of TOML, or of UTF-8
+        raise UserError(f"{path} is no TOML: {error}") from None
+    for name, value in content.items():
+        if name not in KEYS:
+            raise UserError(f"{path}: there is no {name!r}; a study has {', '.join(KEYS)}")
+        if not isinstance(value, KEYS[name]) or (KEYS[name] is int and value < 0):
+            raise UserError(f"{path}: {name} must be of type {KEYS[name].__name__}, not {value!r}")
+    if absent := [name for name in ("setup", "arms", "n", "seeds") if not content.get(name)]:
+        raise UserError(f"{path} has no {absent[0]}")
+    setup = Setup(content["setup"], content.get("attack", "pgd-20"), content.get("also", ""),
+                  content.get("also_n", 0))
+    arms, name = {}, Path(path).stem
+    for arm, settings in content["arms"].items():
+        if not isinstance(settings, dict) or not re.fullmatch(r"[\w.+-]+", arm):
+            raise UserError(f"{path}: an arm is a table of settings, with a name of letters, "
+                            f"digits and .+-_, not {arm!r}")
+        arms[arm] = Arm(settings)
+        for setting in {**setup.settings, **settings}:
+            if setting not in config.Settings.__annotations__ or setting == "seed":
+                raise UserError(f"{path}: arm {arm}: {setting!r} is no setting of a study; the "
+                                "command line has --data-dir and --jobs")
+        try:
+            config.parse(flags({**setup.settings, **settings}))
+        except UserError as error:
+            raise UserError(f"{path}: arm {arm}: {error}") from None
+    compare = content.get("compare", {})
+    if unknown := [arm for pair in compare.items() for arm in pair if arm not in arms]:
+        raise UserError(f"{path}: compare names {unknown[0]!r}, which is none of its arms")
+    part = Part(name, tuple(arms), content["seeds"], content["n"], content.get("first_seed", 0),
+                str(Path(path).resolve()))
+    return Study(setup, arms, part, compare)
 
 
 SETUPS = {

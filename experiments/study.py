@@ -1,0 +1,96 @@
+"""Your own study: arms over seeds, attacked and compared, from a file.
+
+    python -m experiments study mine.toml [--jobs N] [--data-dir DIR]
+
+The file, in TOML:
+
+    seeds = 5                     # 0 to 4; first_seed = 10 begins at 10
+    attack = "pgd-20"             # as for evaluate.py
+    n = 10000                     # test images to attack
+    # also = "autoattack"         # a second attack, and on how many images
+    # also_n = 500
+
+    [setup]                       # flags of train.py that all runs share
+    dataset = "digits"
+    recipe = "robust"
+
+    [arms.all]                    # of each arm the flags that differ
+    [arms.fewer]                  # fewer epochs on all data, as many examples as with pruning
+    epochs = 19
+    [arms.random]
+    prune = "random"
+    p = 0.4
+    epoch = 3
+    [arms.mine]
+    prune = "mine.py:my_rule"
+    p = 0.4
+    epoch = 3
+
+    [compare]                     # an arm, and the arm that it is compared with
+    random = "fewer"
+    mine = "fewer"
+
+Runs lie in runs/mine/ARM-SEED, records in results/mine/ARM-SEED.json. What has a record is not
+repeated, and what was cut off goes on, so the same command continues the study. It prints, and
+writes into results/mine/: table.md, of the arms and the comparisons, and arms.png. A comparison is
+by seed, with Student's 95 % interval from three seeds on.
+"""
+import sys
+from pathlib import Path
+
+from advprune import console, files
+from experiments import runner, studies
+from experiments.claims import CLEAN, ROBUST, by_seed, less, with_interval
+from experiments.compare import UNFAIR
+from experiments.records import as_table, spread
+
+
+def main(argv=None):
+    parser = console.Parser(__doc__)
+    flag = parser.add_argument
+    flag("file", help="the study, FILE.toml")
+    flag("--jobs", type=console.positive_int, default=1, help="how many runs at a time (1)")
+    flag("--again", action="store_true", help="run what has a record too")
+    flag("--data-dir", default="data", help="where the data sets are (data)")
+    args = parser.parse_args(argv)
+    args.seeds, args.data_dir = None, str(Path(args.data_dir).resolve())
+    study = studies.read(str(Path(args.file).resolve()))
+    result = runner.run_all(study.part.setup, [study.part], args)
+    rows = studies.rows(runner.RESULTS, study.part)
+    text, folder = tables(study, rows), runner.RESULTS / study.part.setup
+    print(text)
+    files.write(folder / "table.md", text)
+    from experiments import figures  # here, because it imports matplotlib
+
+    label = f"accuracy under {study.setup.attack}, {study.part.n:,} test images"
+    files.write_figure(folder / "arms.png", figures.study(rows, study.part.setup, label))
+    return {**result, "table": str(folder / "table.md"), "figure": str(folder / "arms.png")}
+
+
+def tables(study, rows):
+    """The arms, and the comparisons, in Markdown."""
+    attack = study.setup.attack
+    arms = [[arm, str(row["seeds"]), *(
+        spread(row, name) if row["seeds"] > 1 else f"{row[name]:.3f}" for name in (CLEAN, ROBUST)),
+        *(f"{mean(rows, arm, name):,.0f}" for name in ("examples", "train_seconds"))]
+        for arm, row in studies.summary(rows).items()]
+    text = as_table(["arm", "seeds", "clean", attack, "examples", "seconds"], arms)
+    pairs = []
+    for one, other in study.compare.items():
+        differences = [by_seed(rows, less(one, other, name)) for name in (CLEAN, ROBUST)]
+        more = mean(rows, one, "examples") / mean(rows, other, "examples") - 1
+        if abs(more) > UNFAIR:
+            print(f"not a fair comparison: {one} has seen {abs(more):.0%} "
+                  f"{'more' if more > 0 else 'fewer'} examples than {other}", file=sys.stderr)
+        pairs.append([f"{one} less {other}", str(len(differences[0])), *(
+            with_interval(values) if len(values) >= studies.LEAST else f"{values.mean():+.3f}"
+            for values in differences), f"{more:+.1%}"])
+    if pairs:
+        head = ["comparison, by seed", "seeds", "clean", attack, "examples"]
+        text += "\n" + as_table(head, pairs)
+    return text
+
+
+def mean(rows, arm, name):
+    values = [row[name] for row in rows if row["arm"] == arm]
+    return sum(values) / len(values)

@@ -1,0 +1,104 @@
+"""study FILE.toml: from a file of 20 lines to runs, records, a table and a picture."""
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import refused
+from scipy import stats
+
+import evaluate
+from experiments import __main__ as experiments
+from experiments import studies
+
+STUDY = """
+seeds = 3
+attack = "fgsm"
+n = 50
+[setup]
+dataset = "synthetic"
+limit = 100
+width = 2
+epochs = 3
+[arms.fewer]
+epochs = 2
+[arms.random]
+prune = "random"
+p = 0.5
+epoch = 1
+[arms.mine]
+prune = "mine.py:rule"
+p = 0.5
+epoch = 1
+[compare]
+mine = "random"
+"""
+RULE = """
+def rule(scores, labels, p, seed, epoch):
+    return scores.argsort()[round(p * len(scores)):]
+"""
+
+
+@pytest.fixture(autouse=True)
+def file(tmp_path):
+    studies.read.cache_clear()
+    (tmp_path / "mine.py").write_text(RULE)
+    (tmp_path / "idea.toml").write_text(STUDY)
+
+
+def test_a_study_is_interrupted_once_and_ends_in_a_table_and_a_picture(monkeypatch, capsys):
+    calls, main = [], evaluate.main
+
+    def third(argv):
+        calls.append(argv)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return main(argv)
+
+    monkeypatch.setattr(evaluate, "main", third)
+    with pytest.raises(KeyboardInterrupt):
+        experiments.main(["study", "idea.toml"])
+    before = {path: path.read_bytes() for path in Path("results/idea").glob("*.json")}
+    assert len(before) == 2
+    result = experiments.main(["study", "idea.toml"])
+    assert len(list(Path("results/idea").glob("*.json"))) == 9
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert len(calls) == 3 + 7  # nothing is done twice
+    records = {(arm, seed): json.loads(Path(f"results/idea/{arm}-{seed}.json").read_text())
+               for arm in ("mine", "random") for seed in range(3)}
+    differences = [records["mine", seed]["robust_accuracy"]
+                   - records["random", seed]["robust_accuracy"] for seed in range(3)]
+    low, high = stats.t.interval(0.95, 2, sum(differences) / 3, stats.sem(differences))
+    text = Path(result["table"]).read_text()
+    assert f"({low:+.3f} to {high:+.3f})" in text and "| fewer | 3 |" in text
+    assert Path(result["figure"]).stat().st_size > 5000
+    assert "mine.py:rule" in records["mine", 0]["flags"]
+    experiments.main(["study", "idea.toml"])
+    assert "nothing was run: 9 stored records" in capsys.readouterr().err
+
+
+def test_side_by_side(monkeypatch):
+    Path("idea.toml").write_text(STUDY.replace("seeds = 3", "seeds = 1\nfirst_seed = 7"))
+    experiments.main(["study", "idea.toml", "--jobs", "2"])
+    assert {path.stem for path in Path("results/idea").glob("*.json")} == {
+        "fewer-7", "random-7", "mine-7"}
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (("n = 50", "n ="), "is no TOML"), (("n = 50", ""), "has no n"),
+    (("n = 50", 'n = "50"'), "n must be of type int"), (("n = 50", "m = 50"), "there is no 'm'"),
+    (("epochs = 2", "epoch = 2"), "arm fewer: .*--epoch"),
+    (("epochs = 2", "epocs = 2"), "arm fewer: 'epocs' is no setting"),
+    (("limit = 100", "seed = 3"), "'seed' is no setting"),
+    (("mine.py:rule", "gone.py:rule"), "arm mine: .*gone.py"),
+    (('mine = "random"', 'mine = "other"'), "compare names 'other'"),
+    (("[arms.fewer]", '[arms."a/b"]'), "not 'a/b'")])
+def test_bad_files_are_one_sentence(change, words, capsys):
+    Path("idea.toml").write_text(STUDY.replace(*change))
+    said = refused(experiments.main, ["study", "idea.toml"], capsys)
+    assert re.search(words, said), said
+    assert not Path("runs").exists()
+
+
+def test_no_file(capsys):
+    assert "cannot be read" in refused(experiments.main, ["study", "gone.toml"], capsys)
