@@ -55,7 +55,7 @@ def judge(run, attack, n, name, data_dir):
 
 def train_arm(run, data_dir):
     """What train.py says of this run, once it has ended."""
-    settings = dict(run.settings)
+    settings = studies.resolved(run.settings, run.file)
     if settings.get("scores") == MARGINS:
         settings["scores"] = measure_margins(run, data_dir)
     if settings.get("eps_floor") == HALF:

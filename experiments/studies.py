@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from advprune import config
+from advprune import config, own_code
 from advprune.errors import UserError
 from advprune.run import read_record
 
@@ -88,7 +88,7 @@ class Part(NamedTuple):
 
     @property
     def dataset(self) -> str:
-        return SETUPS[self.setup].dataset
+        return (read(self.file).setup if self.file else SETUPS[self.setup]).dataset
 
     def runs(self, seeds: Iterable[int] | None = None) -> list[Run]:
         """Its runs, with these seeds or its own."""
@@ -108,7 +108,16 @@ def flags(settings: dict[str, Any]) -> list[str]:
     return words
 
 
-# --- a study that a user wrote
+# --- a study in a file
+
+def resolved(settings: dict[str, Any], file: str | None) -> dict[str, Any]:
+    """The settings, in which a FILE.py:NAME lies beside the study's own file."""
+    if not file:
+        return settings
+    return {name: str(Path(file).parent / value)
+            if isinstance(value, str) and own_code.is_file(value) else value
+            for name, value in settings.items()}
+
 
 class Study(NamedTuple):
     setup: Setup
@@ -151,7 +160,7 @@ def read(path: str) -> Study:
                 raise UserError(f"{path}: arm {arm}: {setting!r} is no setting of a study; the "
                                 "command line has --data-dir and --jobs")
         try:
-            config.parse(flags({**setup.settings, **settings}))
+            config.parse(flags(resolved({**setup.settings, **settings}, path)))
         except UserError as error:
             raise UserError(f"{path}: arm {arm}: {error}") from None
     compare = content.get("compare", {})
@@ -270,6 +279,10 @@ EXPERIMENTS = {  # in the order of `all`
     "headline": (Part("cifar10-epoch", ("full", "bf16"), 1, 300),
                  Part("cifar10", ("high-0.4", "random-0.4", "full"), 1, 300)),
 }
+
+
+for _path in sorted(Path(__file__).parent.glob("*.toml")):  # experiments of this repository
+    EXPERIMENTS[_path.stem] = (read(str(_path)).part,)
 
 
 def record(results: Path, run: Run) -> dict | None:

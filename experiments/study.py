@@ -30,10 +30,11 @@ The file, in TOML:
     random = "fewer"
     mine = "fewer"
 
-Runs lie in runs/mine/ARM-SEED, records in results/mine/ARM-SEED.json. What has a record is not
-repeated, and what was cut off goes on, so the same command continues the study. It prints, and
-writes into results/mine/: table.md, of the arms and the comparisons, and arms.png. A comparison is
-by seed, with Student's 95 % interval from three seeds on.
+mine.py lies beside the study's file. Runs lie in runs/mine/ARM-SEED, records in results/mine/
+ARM-SEED.json. What has a record is not repeated, and what was cut off goes on, so the same command
+continues the study. It prints, and writes into results/mine/: table.md, of the arms and the
+comparisons, and arms.png. A comparison is by seed; from three seeds on it has Student's 95 %
+interval.
 """
 import sys
 from pathlib import Path
