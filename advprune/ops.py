@@ -48,7 +48,7 @@ def rs_start(x: Tensor, ids: Tensor, eps: float | Tensor, seed: int, epoch: int,
     _check_flags("rs_start", clip_start=clip_start)
     noise_scale = _number("rs_start", "noise_scale", noise_scale)
     ids = _integers("rs_start", "ids", ids, x.shape[0], x)
-    start = _Start.apply if _needs_grad(x) else torch.ops.advprune.rs_start
+    start = _Start.apply if _needs_grad("rs_start", "x", x) else torch.ops.advprune.rs_start
     return start(x, ids, *_split("rs_start", "eps", eps, x), seed, epoch, clip_start, noise_scale)
 
 
@@ -86,10 +86,11 @@ def augment(images: Tensor, ids: Tensor, seed: int, epoch: int, pad: int = 0, fl
     """Images [N, C, H, W] uint8 of these ids [B], zero-padded, cropped, flipped; float32 / 255.
 
     Offsets 0 to 2 pad of the crop are equally likely, a flip has probability 1/2; pad is at most
-    the images' longer side. A replay of a CUDA graph repeats them: it keeps seed and epoch. No graph may capture the first call of this
-    operator or of cross_entropy_scores. rows [B] gives the place of each id's image where images
-    hold only a part of the set. Raises RuntimeError for an id, or with rows a row, outside the
-    images. On a card the kernel makes its image NaN, and a later call raises.
+    the images' longer side. A replay of a CUDA graph repeats them: it keeps seed and epoch. No
+    graph may capture the first call of this operator or of cross_entropy_scores. rows [B] gives
+    the place of each id's image where images hold only a part of the set. Raises RuntimeError for
+    an id, or with rows a row, outside the images. On a card the kernel makes its image NaN, and a
+    later call raises.
     """
     _check_tensor("augment", "images", images, (torch.uint8,), "uint8")
     if images.dim() != 4 or not images.is_contiguous():
@@ -122,7 +123,8 @@ def cross_entropy_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
         raise ValueError("cross_entropy_scores: logits must be [B, K], K at least 1, not "
                          f"{list(logits.shape)}")
     labels = _integers("cross_entropy_scores", "labels", labels, logits.shape[0], logits)
-    scores = _Scores.apply if _needs_grad(logits) else torch.ops.advprune.cross_entropy_scores
+    needs_grad = _needs_grad("cross_entropy_scores", "logits", logits)
+    scores = _Scores.apply if needs_grad else torch.ops.advprune.cross_entropy_scores
     return scores(logits, labels)
 
 
@@ -163,8 +165,8 @@ def select_kept(scores: Tensor, drop: int, how: str) -> Tensor:
 FLOATS = torch.float32, torch.float16, torch.bfloat16
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16,
             torch.uint32, torch.uint64)
-WHOLE: Any = Integral, torch.SymInt  # numpy's numbers too
-REAL: Any = Real
+WHOLE: Any = int, Integral, torch.SymInt  # numpy's too; the usual one first, which is found faster
+REAL: Any = float, int, Real
 
 
 def _check_tensor(op, name, value, dtypes, words):
@@ -173,12 +175,10 @@ def _check_tensor(op, name, value, dtypes, words):
     if value.dtype not in dtypes or value.layout != torch.strided:
         found = value.dtype if value.layout == torch.strided else value.layout
         raise TypeError(f"{op}: {name} must be a tensor of {words}, not {found}")
-    if unpack_dual(value).tangent is not None:
-        raise ValueError(f"{op}: there is no forward-mode gradient for {name}")
 
 
 def _shown(value):
-    return repr(value) if isinstance(value, (REAL, str)) else type(value).__name__
+    return repr(value) if isinstance(value, (*REAL, str)) else type(value).__name__
 
 
 def _check_pixels(op, x):
@@ -211,12 +211,14 @@ def _number(op, name, value, form="a number from 0 on"):
     return float(value)
 
 
-def _needs_grad(x):
-    return torch.is_grad_enabled() and x.requires_grad
+def _needs_grad(op, name, value):
+    if unpack_dual(value).tangent is not None:
+        raise ValueError(f"{op}: there is no forward-mode gradient for {name}")
+    return torch.is_grad_enabled() and value.requires_grad
 
 
 def _check_constant(op, name, value):
-    if _needs_grad(value):
+    if _needs_grad(op, name, value):
         raise ValueError(f"{op}: there is no gradient for {name}; give {name}.detach()")
 
 
