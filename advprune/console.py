@@ -95,7 +95,8 @@ def _explain(error):
         code = 2
         sentence = f"{error.filename or 'its output'} cannot be written or read ({error.strerror})"
     elif memory.exhausted(error):
-        code, sentence = 2, "memory ran out; take a smaller --batch-size or network"
+        code = 2
+        sentence = "memory ran out; take a smaller batch (--batch-size, --shape) or network"
     elif distributed.lost(error):
         code, sentence = 1, f"process {distributed.rank()} ends, because another one has ended"
     else:

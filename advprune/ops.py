@@ -13,11 +13,13 @@ import hashlib
 import math
 import os
 import sys
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from advprune.reference import OPERATORS
 from advprune.reference import per_example as per_example
@@ -31,18 +33,22 @@ def rs_start(x: Tensor, ids: Tensor, eps: float | Tensor, seed: int, epoch: int,
     """The random start of RS+FGSM: x + noise_scale U(-eps_i, eps_i) (Algorithm 1, line 26).
 
     x [B, ...] uint8 (read as x / 255) or float32, float16, bfloat16 in [0, 1]; ids [B] whole
-    numbers, of which the lowest 32 bits count; eps a float, or a tensor of one value, [B] or
-    [B, 1, 1, 1], in units of [0, 1] pixels; clip_start keeps the start in [0, 1]. Returns float32
-    for uint8, else x's own type, in x's memory layout. The gradient for x is 1, and 0 where
-    clip_start moved the start to the box. A captured CUDA graph keeps seed and epoch as they were,
-    so that each replay draws the same noise.
+    numbers, of which the lowest 32 bits count; eps a number from 0 on, or a tensor [], [B] or
+    [B, 1, 1, 1], in units of [0, 1] pixels; clip_start keeps the start in [0, 1]. Returns
+    contiguous float32 for uint8, else x's own type in x's memory layout. The gradient for x is 1,
+    and 0 where clip_start moved the start to the box. A captured CUDA graph keeps seed and epoch
+    as they were, so that each replay draws the same noise.
 
     This and the other operators raise TypeError or ValueError for arguments of another type, shape
-    or device, and for a tensor that requires a gradient which does not exist.
+    or device, and for a tensor that requires a gradient which does not exist. The values of
+    tensors eps and alpha are not checked.
     """
     _check_pixels("rs_start", x)
+    _check_whole("rs_start", seed=seed, epoch=epoch)
+    _check_flags("rs_start", clip_start=clip_start)
+    noise_scale = _number("rs_start", "noise_scale", noise_scale)
     ids = _integers("rs_start", "ids", ids, x.shape[0], x)
-    start = _Start.apply if _needs_grad(x) else torch.ops.advprune.rs_start
+    start = _Start.apply if _needs_grad("rs_start", "x", x) else torch.ops.advprune.rs_start
     return start(x, ids, *_split("rs_start", "eps", eps, x), seed, epoch, clip_start, noise_scale)
 
 
@@ -59,11 +65,15 @@ def fgsm_step(x: Tensor, grad: Tensor, ids: Tensor, eps: float | Tensor, alpha: 
     """
     _check_pixels("fgsm_step", x)
     _check_constant("fgsm_step", "x", x)
-    _check_constant("fgsm_step", "grad", grad)
+    _check_whole("fgsm_step", seed=seed, epoch=epoch)
+    _check_flags("fgsm_step", clip_start=clip_start, clip_ball=clip_ball)
+    noise_scale = _number("fgsm_step", "noise_scale", noise_scale)
     dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
-    if grad.shape != x.shape or grad.dtype != dtype:
-        raise ValueError(f"fgsm_step: grad must be {dtype} {list(x.shape)} as the start, not "
-                         f"{grad.dtype} {list(grad.shape)}")
+    _check_tensor("fgsm_step", "grad", grad, (dtype,), f"{dtype}, as the start")
+    _check_constant("fgsm_step", "grad", grad)
+    if grad.shape != x.shape:
+        raise ValueError(f"fgsm_step: grad must be {list(x.shape)}, as the start, not "
+                         f"{list(grad.shape)}")
     _check_device("fgsm_step", "grad", grad, x)
     ids = _integers("fgsm_step", "ids", ids, x.shape[0], x)
     return torch.ops.advprune.fgsm_step(x, grad, ids, *_split("fgsm_step", "eps", eps, x),
@@ -75,20 +85,26 @@ def augment(images: Tensor, ids: Tensor, seed: int, epoch: int, pad: int = 0, fl
             channels_last: bool = False, rows: Tensor | None = None) -> Tensor:
     """Images [N, C, H, W] uint8 of these ids [B], zero-padded, cropped, flipped; float32 / 255.
 
-    Offsets 0 to 2 pad of the crop are equally likely, a flip has probability 1/2. A replay of a
-    CUDA graph repeats them: it keeps seed and epoch. No graph may capture the first call of this
-    operator or of cross_entropy_scores. rows [B] gives the place of each id's image where images
-    hold only a part of the set. Raises RuntimeError for an id, or with rows a row, outside the
-    images. On a card the kernel makes its image NaN, and a later call raises.
+    Offsets 0 to 2 pad of the crop are equally likely, a flip has probability 1/2; pad is at most
+    the images' longer side. A replay of a CUDA graph repeats them: it keeps seed and epoch. No
+    graph may capture the first call of this operator or of cross_entropy_scores. rows [B] gives
+    the place of each id's image where images hold only a part of the set. Raises RuntimeError for
+    an id, or with rows a row, outside the images. On a card the kernel makes its image NaN, and a
+    later call raises.
     """
-    if images.dtype != torch.uint8 or images.dim() != 4 or not images.is_contiguous():
-        raise ValueError("augment: images must be contiguous uint8 [N, C, H, W], not "
-                         f"{images.dtype} {list(images.shape)} of strides {images.stride()}")
-    if pad < 0:
-        raise ValueError(f"augment: pad must be at least 0, not {pad}")
-    ids = _integers("augment", "ids", ids, ids.numel(), images)
+    _check_tensor("augment", "images", images, (torch.uint8,), "uint8")
+    if images.dim() != 4 or not images.is_contiguous():
+        raise ValueError("augment: images must be contiguous [N, C, H, W], not "
+                         f"{list(images.shape)} of strides {images.stride()}")
+    _check_whole("augment", seed=seed, epoch=epoch, pad=pad)
+    _check_flags("augment", flip=flip, channels_last=channels_last)
+    side = max(images.shape[2:])
+    if not 0 <= pad <= side:
+        raise ValueError(f"augment: pad must be from 0 to {side}, the images' longer side, not "
+                         f"{pad}")
+    ids = _integers("augment", "ids", ids, None, images)
     if rows is not None:
-        rows = _integers("augment", "rows", rows, ids.numel(), images)
+        rows = _integers("augment", "rows", rows, len(ids), images)
     return torch.ops.advprune.augment(images, ids, seed, epoch, pad, flip, channels_last, rows)
 
 
@@ -101,14 +117,14 @@ def cross_entropy_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     RuntimeError for a label that is no class; on a card the kernel makes its loss NaN, and a later
     call raises.
     """
-    if logits.dtype not in FLOATS:
-        raise TypeError("cross_entropy_scores: logits must be float32, float16 or bfloat16, not "
-                        f"{logits.dtype}")
+    _check_tensor("cross_entropy_scores", "logits", logits, FLOATS,
+                  "float32, float16 or bfloat16")
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise ValueError("cross_entropy_scores: logits must be [B, K], K at least 1, not "
                          f"{list(logits.shape)}")
     labels = _integers("cross_entropy_scores", "labels", labels, logits.shape[0], logits)
-    scores = _Scores.apply if _needs_grad(logits) else torch.ops.advprune.cross_entropy_scores
+    needs_grad = _needs_grad("cross_entropy_scores", "logits", logits)
+    scores = _Scores.apply if needs_grad else torch.ops.advprune.cross_entropy_scores
     return scores(logits, labels)
 
 
@@ -120,19 +136,23 @@ def select_kept(scores: Tensor, drop: int, how: str) -> Tensor:
     Among equal scores at a cut the lowest ids stay. There is no gradient. Raises ValueError for
     non-finite scores, drop outside [0, n] or an unknown `how`.
     """
-    if scores.dtype != torch.float32 or scores.dim() != 1:
-        raise TypeError("select_kept: scores must be float32 [n], not "
-                        f"{scores.dtype} {list(scores.shape)}")
+    _check_tensor("select_kept", "scores", scores, (torch.float32,), "float32")
+    if scores.dim() != 1 or scores.is_meta:
+        raise ValueError("select_kept: scores must be a vector of values, not "
+                         f"{list(scores.shape)} on {scores.device}")
     _check_constant("select_kept", "scores", scores)
+    _check_whole("select_kept", drop=drop)
     n = len(scores)
     if not 0 <= drop <= n:
         raise ValueError(f"select_kept: cannot drop {drop} of {n} examples")
     tails = {"high": 0, "low": drop, "low+high": drop // 2, "middle": drop, "extremes": 0}
-    if how not in tails:
+    if how not in [*tails]:
         raise ValueError(f"select_kept: unknown strategy {how!r}: choose {', '.join(tails)}")
     centre = None
     if how in ("middle", "extremes"):  # summed in pieces: a float64 copy would double the memory
         centre = math.fsum(float(part.double().sum()) for part in scores.split(2**20)) / max(n, 1)
+        if not math.isfinite(centre):  # nor is a score, and then all distances are NaN
+            centre = None
     low = tails[how]
     kept, bad = torch.ops.advprune.select_kept(scores.contiguous(), low, drop - low, centre)
     if bad := int(bad):
@@ -143,12 +163,26 @@ def select_kept(scores: Tensor, drop: int, how: str) -> Tensor:
 # --- the checks, the same with kernels and without; none waits for the device
 
 FLOATS = torch.float32, torch.float16, torch.bfloat16
-INTEGERS = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16,
+            torch.uint32, torch.uint64)
+WHOLE: Any = int, Integral, torch.SymInt  # numpy's too; the usual one first, which is found faster
+REAL: Any = float, int, Real
+
+
+def _check_tensor(op, name, value, dtypes, words):
+    if not torch.is_tensor(value):
+        raise TypeError(f"{op}: {name} must be a tensor of {words}, not {_shown(value)}")
+    if value.dtype not in dtypes or value.layout != torch.strided:
+        found = value.dtype if value.layout == torch.strided else value.layout
+        raise TypeError(f"{op}: {name} must be a tensor of {words}, not {found}")
+
+
+def _shown(value):
+    return repr(value) if isinstance(value, (*REAL, str)) else type(value).__name__
 
 
 def _check_pixels(op, x):
-    if x.dtype != torch.uint8 and x.dtype not in FLOATS:
-        raise TypeError(f"{op}: x must be uint8, float32, float16 or bfloat16, not {x.dtype}")
+    _check_tensor(op, "x", x, (torch.uint8, *FLOATS), "uint8, float32, float16 or bfloat16")
     if x.dim() == 0:
         raise ValueError(f"{op}: x must have a batch dimension")
 
@@ -159,20 +193,39 @@ def _check_device(op, name, value, x):
                          f"{value.device}")
 
 
-def _needs_grad(x):
-    return torch.is_grad_enabled() and x.requires_grad
+def _check_whole(op, **values):
+    for name, value in values.items():
+        if not isinstance(value, WHOLE) or not -2**63 <= value < 2**63:
+            raise TypeError(f"{op}: {name} must be a whole number of 64 bits, not {_shown(value)}")
+
+
+def _check_flags(op, **values):
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{op}: {name} must be True or False, not {_shown(value)}")
+
+
+def _number(op, name, value, form="a number from 0 on"):
+    if not isinstance(value, REAL) or not 0 <= value < 2.0**128:  # the range of float32
+        raise ValueError(f"{op}: {name} must be {form}, not {_shown(value)}")
+    return float(value)
+
+
+def _needs_grad(op, name, value):
+    if unpack_dual(value).tangent is not None:
+        raise ValueError(f"{op}: there is no forward-mode gradient for {name}")
+    return torch.is_grad_enabled() and value.requires_grad
 
 
 def _check_constant(op, name, value):
-    if _needs_grad(value):
+    if _needs_grad(op, name, value):
         raise ValueError(f"{op}: there is no gradient for {name}; give {name}.detach()")
 
 
 def _integers(op, name, value, count, x):
-    """An integer vector of this length as contiguous int64."""
-    if value.dtype not in INTEGERS:
-        raise TypeError(f"{op}: {name} must be whole numbers, int64 for example, not "
-                        f"{value.dtype}")
+    """An integer vector, of this length where one is given, as contiguous int64."""
+    _check_tensor(op, name, value, INTEGERS, "whole numbers, int64 for example")
+    count = value.numel() if count is None else count
     if value.dim() != 1 or value.shape[0] != count:
         raise ValueError(f"{op}: {name} must be a vector of {count}, one for each example, not "
                          f"{list(value.shape)}")
@@ -181,15 +234,18 @@ def _integers(op, name, value, count, x):
 
 
 def _split(op, name, value, x):
-    """A float, or a value per example, as the pair of arguments that the schemas have for it."""
+    """A number, or a value per example, as the pair of arguments that the schemas have for it."""
     if not torch.is_tensor(value):
-        return float(value), None
+        return _number(op, name, value, "a number from 0 on, or a tensor"), None
+    _check_tensor(op, name, value, (*FLOATS, torch.float64, *INTEGERS), "real numbers")
     _check_constant(op, name, value)
+    if value.device.type != "cpu":  # from there it may come along
+        _check_device(op, name, value, x)
     count = x.shape[0]
     if value.dim() == 0:
         value = value.expand(count)  # float() would wait for the device
     if value.shape[0] != count or value.numel() != count:
-        raise ValueError(f"{op}: {name} must be a float or one value for each of the {count} "
+        raise ValueError(f"{op}: {name} must be a number or one value for each of the {count} "
                          f"examples, not {list(value.shape)}")
     return 0.0, value.to(x.device, torch.float32).reshape(count).contiguous()
 
@@ -200,21 +256,25 @@ def _split(op, name, value, x):
 class _Start(torch.autograd.Function):
     """rs_start; its gradient for x is 1, and 0 where clip_start moved the start to the box."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ids: Tensor, eps: float, eps_i: Tensor | None, *how: Any
-                ) -> Tensor:
-        ctx.save_for_backward(x, ids, eps_i)
-        ctx.eps, ctx.how = eps, how
-        return torch.ops.advprune.rs_start(x, ids, eps, eps_i, *how)
+    def forward(*args: Any) -> Tensor:
+        return torch.ops.advprune.rs_start(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, ids, ctx.eps, eps_i, ctx.seed, ctx.epoch, ctx.clip_start, ctx.noise_scale = inputs
+        if ctx.clip_start:
+            ctx.save_for_backward(x, ids, eps_i)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, ids, eps_i = ctx.saved_tensors
-        seed, epoch, clip_start, noise_scale = ctx.how
-        if clip_start:
+        if ctx.clip_start:
+            x, ids, eps_i = ctx.saved_tensors
             x = x.float()
-            noise = torch.ops.advprune.rs_start(torch.zeros_like(x), ids, ctx.eps, eps_i, seed,
-                                                epoch, False, noise_scale)
+            noise = torch.ops.advprune.rs_start(torch.zeros_like(x), ids, ctx.eps, eps_i, ctx.seed,
+                                                ctx.epoch, False, ctx.noise_scale)
             grad = torch.where((noise >= -x) & (noise <= 1 - x), grad, 0)
         return grad, *[None] * 7
 
@@ -222,12 +282,16 @@ class _Start(torch.autograd.Function):
 class _Scores(torch.autograd.Function):
     """cross_entropy_scores; the loss' gradient for logits is softmax(logits) - one_hot(labels)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(logits, labels)
-        loss, correct = torch.ops.advprune.cross_entropy_scores(logits, labels)
-        ctx.mark_non_differentiable(correct)
-        return loss, correct
+    def forward(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ops.advprune.cross_entropy_scores(logits, labels)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None]:

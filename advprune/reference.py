@@ -120,9 +120,9 @@ def cross_entropy_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
 def select_kept(scores: Tensor, low: int, high: int, centre: float | None
                 ) -> tuple[Tensor, Tensor]:
     """(sorted ids that stay, how many scores are not finite)."""
-    n, bad = len(scores), (~torch.isfinite(scores)).sum()
     if centre is not None:
         scores = (scores.double() - centre).abs().float()
+    n, bad = len(scores), (~torch.isfinite(scores)).sum()
     # Sorting reversed ids stably puts the highest id first among equals: it is dropped first.
     ascending = n - 1 - torch.sort(scores.flip(0), stable=True).indices
     rest = ascending[low:].sort().values

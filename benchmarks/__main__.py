@@ -36,6 +36,8 @@ versions  times the operators of another checkout, with its kernels built, and o
 Numbers are medians of rounds in which the things to compare take turns, so that a machine that
 slows down meanwhile does not decide. docs/kernels.md and docs/speed.md explain the tables.
 """
+import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -72,7 +74,10 @@ USES = {  # flag -> what it is for
 
 def shape(text):
     """An argparse type: whole numbers above 0, such as 128,3,32,32."""
-    return tuple(map(console.positive_int, text.split(",")))
+    sizes = tuple(map(console.positive_int, text.split(",")))
+    if math.prod(sizes) >= 2**40:
+        raise argparse.ArgumentTypeError(f"{text} are more values than any memory holds")
+    return sizes
 
 
 def parser():

@@ -21,6 +21,7 @@ from advprune.errors import UserError
 from benchmarks.timing import sync
 
 EPS, ALPHA = 8 / 255, 10 / 255
+PAD = 4  # of the crop
 ROUNDS = 15  # of a row; fewer, but at least 3, where they take longer than a row may
 AT_LEAST, ROW = 1e-3, 2.5  # seconds: of one reading, and of all rounds of a row
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -125,8 +126,8 @@ def both(shape, dtype, layout, device, compiled):
 def augment(shape, dtype, layout, device, compiled):
     images, ids, pixels = batch(shape, dtype, torch.contiguous_format, device)
     last = layout == torch.channels_last
-    return Case(lambda: ops.augment(images, ids, 0, 0, 4, True, last), size_of(images, pixels),
-                images, {"eager": lambda: eager_augment(images, ids, 0, 0, 4, True, last)})
+    return Case(lambda: ops.augment(images, ids, 0, 0, PAD, True, last), size_of(images, pixels),
+                images, {"eager": lambda: eager_augment(images, ids, 0, 0, PAD, True, last)})
 
 
 def cross_entropy_scores(shape, dtype, layout, device, compiled):
@@ -192,6 +193,12 @@ class Operator(NamedTuple):
     dtypes: tuple  # that it takes; the first is the default
     layouts: tuple = ("contiguous",)
     cpu_only: bool = False
+    takes: Callable = lambda shape: True
+
+
+def has_variance(shape):
+    """Whether a channel has more than one value."""
+    return shape[0] * shape[2] * shape[3] > 1
 
 
 IMAGES, NORMS = ((128, 3, 32, 32), (1024, 3, 32, 32)), ((128, 16, 32, 32), (128, 64, 16, 16))
@@ -200,12 +207,17 @@ OPERATORS = {
     "rs_start": Operator(rs_start, IMAGES, (*FLOATS, "uint8"), tuple(LAYOUTS)),
     "fgsm_step": Operator(fgsm_step, IMAGES, (*FLOATS, "uint8"), tuple(LAYOUTS)),
     "rs_start + fgsm_step": Operator(both, IMAGES, (*FLOATS, "uint8"), tuple(LAYOUTS)),
-    "augment": Operator(augment, IMAGES, ("uint8",), tuple(LAYOUTS)),
+    "augment": Operator(augment, IMAGES, ("uint8",), tuple(LAYOUTS),
+                        takes=lambda shape: max(shape[2:]) >= PAD),
     "cross_entropy_scores": Operator(cross_entropy_scores, ((128, 10), (2048, 1000)), FLOATS),
-    "select_kept": Operator(select_kept, ((50_000,), (5_000_000,)), ("fp32",)),
-    "batch_norm_relu": Operator(batch_norm_relu, NORMS, ("fp32", "bf16"), LAST, True),
-    "batch_norm_relu_grad": Operator(batch_norm_relu_grad, NORMS, ("fp32", "bf16"), LAST, True),
-    "conv_input_grad": Operator(conv_input_grad, ((100, 1, 28, 28),), ("fp32",), LAST, True)}
+    "select_kept": Operator(select_kept, ((50_000,), (5_000_000,)), ("fp32",),
+                            takes=lambda shape: shape[0] >= 3),  # one goes
+    "batch_norm_relu": Operator(batch_norm_relu, NORMS, ("fp32", "bf16"), LAST, True,
+                                has_variance),
+    "batch_norm_relu_grad": Operator(batch_norm_relu_grad, NORMS, ("fp32", "bf16"), LAST, True,
+                                     has_variance),
+    "conv_input_grad": Operator(conv_input_grad, ((100, 1, 28, 28),), ("fp32",), LAST, True,
+                                lambda shape: shape[1] == 1 and min(shape[2:]) >= 2)}
 
 
 def wanted(args, device):
@@ -219,13 +231,15 @@ def wanted(args, device):
             continue
         dtype = args.dtype or operator.dtypes[0]
         for shape in [args.shape] if args.shape else operator.shapes:
-            if dtype in operator.dtypes and len(shape) == len(operator.shapes[0]):
+            if (dtype in operator.dtypes and len(shape) == len(operator.shapes[0])
+                    and operator.takes(shape)):
                 one = len(shape) == 4 and shape[1] == 1  # with one channel, both layouts are one
                 rows += [(name, shape, dtype, layout)
                          for layout in operator.layouts[:1 if one else None]]
     if not rows:
         raise UserError("no operator takes this --shape and --dtype: images are B,C,H,W, logits "
-                        f"B,K and scores N; {', '.join(DTYPES)} are not for all")
+                        f"B,K and scores N; {', '.join(DTYPES)}, a few values, and several "
+                        "channels are not for all")
     return rows
 
 
@@ -275,12 +289,13 @@ def row_of(name, shape, dtype, layout, device, rounds, compiled) -> dict[str, An
 
 
 def words(row):
-    """A row's cells: all but the alternatives, and these."""
+    """A row's cells: all but the alternatives, and these. Fewer than 3 rounds have no spread."""
+    few = row["rounds"] < 3
     return [row["operator"], "x".join(map(str, row["shape"])), row["dtype"], row["layout"],
-            f"{row['us']:,.1f}", f"{row['spread']:.0%}", f"{row['GB/s']:.1f}",
+            f"{row['us']:,.1f}", "-" if few else f"{row['spread']:.0%}", f"{row['GB/s']:.1f}",
             f"{row['of copy']:.2f}", ", ".join(
                 f"{name} {other['times']:.2g}"
-                + (" (no clear difference)" if other["low"] <= 1 <= other["high"] else "")
+                + (" (no clear difference)" if few or other["low"] <= 1 <= other["high"] else "")
                 for name, other in row["others"].items())]
 
 

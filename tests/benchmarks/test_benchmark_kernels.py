@@ -57,9 +57,18 @@ def test_rows_of_an_operator_a_shape_and_a_type(small):
 
 @pytest.mark.parametrize("flags", [
     ["--operator", "augment", "--dtype", "bf16"], ["--operator", "select_kept", "--shape", "3,3"],
-    ["--shape", "1,2,3"], ["--shape", "0,3,4,4"], ["--shape", "x"], ["--operator", "conv"]])
+    ["--shape", "1,2,3"], ["--shape", "0,3,4,4"], ["--shape", "x"], ["--operator", "conv"],
+    ["--operator", "conv_input_grad", "--shape", "2,3,8,8"], ["--shape", "9" * 20],
+    ["--shape", f"{2**20},{2**20}"], ["--operator", "select_kept", "--shape", "1"]])
 def test_what_no_operator_takes_is_one_sentence(flags, capsys):
     refused(benchmark.main, ["kernels", *flags, "--device", "cpu"], capsys)
+
+
+@pytest.mark.parametrize("shape", ["1,1,1,1", "2,3,8,8", "1,1,2,1", "3,1,4,1", "1,1", "3"])
+def test_a_small_shape_gives_the_rows_of_those_that_take_it(small, shape, capsys):
+    flags = ["--shape", shape, "--rounds", "1", "--device", "cpu"]
+    assert benchmark.main(["kernels", *flags])["rows"]
+    assert "%" not in capsys.readouterr().out  # one round has no spread
 
 
 def test_a_difference_within_the_spread_is_none(monkeypatch):

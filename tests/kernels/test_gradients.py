@@ -56,3 +56,51 @@ def test_the_loss_trains():
         ends.append(loss.item())
     assert ends[0] < 0.5
     assert ends[0] == pytest.approx(ends[1], rel=1e-4)
+
+
+IDS = torch.arange(3)
+
+
+def start(x):
+    return ops.rs_start(x, IDS, 0.3, 5, 1, True)
+
+
+def plain_start(x):
+    return x + torch.clamp(ops.rs_start(torch.zeros(3, 4), IDS, 0.3, 5, 1), -x, 1 - x)
+
+
+def scores(x):
+    return ops.cross_entropy_scores(x, IDS)[0]
+
+
+def plain_scores(x):
+    return F.cross_entropy(x, IDS, reduction="none")
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch.func, of any operator
+@pytest.mark.parametrize(("call", "plain"), [(start, plain_start), (scores, plain_scores)])
+def test_torch_func_gives_first_and_second_gradients(call, plain):
+    x = torch.rand(3, 4)
+    grads = [torch.func.grad(lambda x, f=f: (f(x) ** 3).sum()) for f in (call, plain)]
+    for transform in (lambda grad: grad, torch.func.jacrev, torch.func.vmap):
+        xs = torch.rand(2, 3, 4) if transform is torch.func.vmap else x
+        found, wanted = (transform(grad)(xs) for grad in grads)
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(("op", "call"), [
+    ("rs_start", start), ("cross_entropy_scores", scores),
+    ("fgsm_step", lambda x: ops.fgsm_step(x, x, IDS, 0.3, 0.3, 5, 1)),
+    ("select_kept", lambda x: ops.select_kept(x.flatten(), 1, "high"))])
+def test_forward_mode_is_refused(op, call):
+    with pytest.raises(ValueError, match=f"{op}: there is no forward-mode gradient"):
+        torch.func.jvp(call, (torch.rand(3, 4),), (torch.ones(3, 4),))
+
+
+def test_the_start_does_not_need_x_for_its_gradient_where_nothing_is_clipped():
+    x = torch.rand(3, 4, requires_grad=True)
+    moved = x * 2
+    out = ops.rs_start(moved, IDS, 0.3, 5, 1)
+    moved.mul_(2)  # as after x + noise
+    out.sum().backward()
+    assert torch.equal(x.grad, torch.full((3, 4), 2.0))
