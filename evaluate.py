@@ -110,7 +110,9 @@ def subject(args, device):
         eps = recipe["epsilon"]
     if args.epsilon is not None:
         eps = args.epsilon
-    return model.to(device).eval().requires_grad_(False), dataset, eps, assumed
+    for weight in model.parameters():  # torch.jit's networks have no requires_grad_
+        weight.requires_grad = False
+    return model.to(device).eval(), dataset, eps, assumed
 
 
 def default_output(args, n):

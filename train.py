@@ -56,12 +56,13 @@ def lr_at(progress, lr, peak, schedule="cyclic"):
 
 def optimizer(settings, weights):
     """The optimiser that the settings name, over these parameters."""
-    a = settings
+    a, weights = settings, list(weights)
+    fused = not any(weight.is_complex() for weight in weights)
     if a.optimizer == "sgd":
         return torch.optim.SGD(weights, a.lr, momentum=a.momentum, nesterov=a.nesterov,
-                               weight_decay=a.weight_decay, fused=True)
+                               weight_decay=a.weight_decay, fused=fused)
     adam = torch.optim.Adam if a.optimizer == "adam" else torch.optim.AdamW
-    return adam(weights, a.lr, weight_decay=a.weight_decay, fused=True)
+    return adam(weights, a.lr, weight_decay=a.weight_decay, fused=fused)
 
 
 class Training:

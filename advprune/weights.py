@@ -45,9 +45,9 @@ def load(model: nn.Module, path: str | Path, new_head: bool = False) -> nn.Modul
 
     Accepts what the field publishes: a bare state dict, or one under any key; names with a common
     prefix such as `module.`; half precision. Where the file has a normalisation (mean and std, or
-    mu and sigma), in the state dict or beside it, it must be the model's. new_head keeps the model's own last layer where the
-    file's has another number of classes, and says so. Raises UserError where the file is
-    unreadable or does not fit.
+    mu and sigma), in the state dict or beside it, it must be the model's. new_head keeps the
+    model's own last layer where the file's has another number of classes, and says so. Raises
+    UserError where the file is unreadable or does not fit.
     """
     path, wanted = Path(path), model.state_dict()
     state = _without_prefix(_state_dict(_content(path), path), wanted)
@@ -102,7 +102,7 @@ def _state_dict(content, path):
 
     A normalisation beside it, or in a dict beside it, is added.
     """
-    beside = {}
+    beside: dict[str, Tensor] = {}
     while not _is_state_dict(content):
         inside = content if isinstance(content, dict) else {}
         dicts = {key: value for key, value in inside.items() if isinstance(value, dict)}
