@@ -78,10 +78,12 @@ def perturb(attack: str, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, ep
         return attacks.pgd(model, x, y, ids, eps=eps, alpha=step, steps=steps, restarts=restarts,
                            seed=seed)
     x, y, *_ = attacks.checked(x, y, eps)
-    x = ops.pixels(x)
+    x, model = ops.pixels(x), InParts(model)  # which takes float32 for any network
+    logits = model(x[:1])
+    attacks.check_classes(y, logits)
     standard = AutoAttack(model, eps=eps, seed=seed, device=x.device)
     standard.attacks_to_run = [attack]
-    others = model(x[:1]).shape[1] - 1  # its default is nine target classes, whatever there are
+    others = logits.shape[1] - 1  # its default is nine target classes, whatever there are
     standard.apgd_targeted.n_target_classes = standard.fab.n_target_classes = min(9, others)
     return standard.run_standard_evaluation(x, y, batch_size=len(x))[0]
 
@@ -151,7 +153,7 @@ class Evaluation:
         checks.check_randomized(self.model, x, y, logger=LOGGER)
         checks.check_range_output(self.model, x, logger=LOGGER)
         checks.check_dynamic(self.model, x, logger=LOGGER)
-        grad = attacks.input_grad(self.model, x, y)
+        grad = attacks.input_grad(self.model, x, y).nan_to_num(0)  # NaN moves no pixel either
         checks.check_zero_gradients(grad.contiguous(), logger=LOGGER)
 
     def heard(self, record: logging.LogRecord) -> bool:

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advprune import layers, memory, own_code
-from advprune.attacks import evaluating, logits_of, predicted
+from advprune import layers, memory, ops, own_code
+from advprune.attacks import evaluating, in_range, logits_of, predicted
 from advprune.errors import UserError
 
 if TYPE_CHECKING:
@@ -363,14 +363,15 @@ def channels_last(model: nn.Module) -> bool:
 
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = 200) -> Tensor:
-    """The classes [N] that the model, in eval mode, predicts for images [N, C, H, W] uint8.
+    """The classes [N] that the model, in eval mode, predicts for images [N, C, H, W].
 
-    It is -1 where it predicts none (attacks.predicted).
+    It is -1 where it predicts none (attacks.predicted). Images are uint8, or floats in [0, 1];
+    for others it raises ValueError.
     """
     classes: list[Tensor] = []
 
     def work(first, end):
-        classes.append(predicted(logits_of(model, images[first:end].float() / 255)))
+        classes.append(predicted(logits_of(model, ops.pixels(in_range(images[first:end])))))
 
     with evaluating(model), torch.no_grad():
         memory.in_parts(work, len(images), batch_size)

@@ -82,9 +82,12 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str = "loss", *,
         if kind == "loss":
             x = attacks.rs_fgsm(model, x, y, batch.to(device), eps=eps, alpha=alpha, seed=seed,
                                 epoch=epoch, clip_start=clip_start)
-        found = (_margins(model, x, y, norm, classes) if kind == "margin"
-                 else ops.cross_entropy_scores(
-                     attacks.logits_of(model, ops.pixels(x)).float(), y)[0])
+        if kind == "margin":
+            found = _margins(model, x, y, norm, classes)
+        else:
+            logits = attacks.logits_of(model, ops.pixels(x)).float()
+            attacks.check_classes(y, logits)
+            found = ops.cross_entropy_scores(logits, y)[0]
         scores[batch] = found.to(scores.device)
         done = end
         if bar is not None:
