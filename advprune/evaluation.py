@@ -68,7 +68,8 @@ def perturb(attack: str, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, ep
             step: float, seed: int) -> Tensor:
     """One attack's adversarial examples of x [B, C, H, W] in [0, 1], all classified as y [B].
 
-    The members of AutoAttack are the package's own. Raises what attacks.checked does.
+    The members of AutoAttack are the package's own, and take one eps for all images. Raises what
+    attacks.checked does.
     """
     if attack == "fgsm":
         return attacks.rs_fgsm(model, x, y, ids, eps=eps, alpha=eps, seed=seed, epoch=0,
@@ -81,7 +82,7 @@ def perturb(attack: str, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, ep
     x, model = ops.pixels(x), InParts(model)  # which takes float32 for any network
     logits = model(x[:1])
     attacks.check_classes(y, logits)
-    standard = AutoAttack(model, eps=eps, seed=seed, device=x.device)
+    standard = AutoAttack(model, eps=float(eps), seed=seed, device=x.device)
     standard.attacks_to_run = [attack]
     others = logits.shape[1] - 1  # its default is nine target classes, whatever there are
     standard.apgd_targeted.n_target_classes = standard.fab.n_target_classes = min(9, others)

@@ -81,6 +81,18 @@ def test_other_data_of_the_same_size_are_refused(images, cut, capsys, change, pa
     assert works.main([cut, "--p", "0.5"] if works is prune else [cut, "--attack", "clean"])
 
 
+@pytest.mark.parametrize("change", [other_pixel, other_labels, other_images])
+def test_an_evaluation_of_weights_is_of_the_same_data(images, capsys, change):
+    train.main([*FLAGS, "--data-dir", str(images), "--out", "run"])
+    argv = ["--weights", "run/model.safetensors", *FLAGS[:-2], "--attack", "clean", "--data-dir"]
+    first = evaluate.main([*argv, str(images)])
+    shutil.copytree(images, "moved")
+    assert evaluate.main([*argv, "moved"]) == first
+    change(images, "val")
+    assert "exists already and is not of this command" in refused(
+        evaluate.main, [*argv, str(images)], capsys)
+
+
 def test_the_checksum_is_the_same_in_files_and_in_memory(images, monkeypatch):
     stored = data.load("folder", images, image_size=8)
     wanted = stored.checksum("train"), stored.checksum("test")
