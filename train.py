@@ -365,8 +365,9 @@ def main(argv=None):
         about = {"command": console.command("train.py", argv),
                  "data_dir": absolute(args.data_dir or this.config.get("data_dir", "data")),
                  "cache_dir": absolute(args.cache_dir or this.config.get("cache_dir"))}
+        used = config.moved(this.settings, args.extra_data)
         training, network, code = prepared(
-            this.settings, device, about["data_dir"], about["cache_dir"], args.trust_code,
+            used, device, about["data_dir"], about["cache_dir"], args.trust_code,
             this.folder if this.config else None, this.state(device))
         this.begin(training, network, code, about)
         return this.finish(training, train(training, this))

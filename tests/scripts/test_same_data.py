@@ -1,5 +1,6 @@
 """Where the data of a run lie may change; what they are may not."""
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +46,21 @@ def test_a_run_goes_on_where_its_data_were_moved_to(images, cut, how):
     assert train.main([*argv, "--data-dir", "moved"])["n_train"] == 12
     assert prune.main([cut, "--data-dir", "moved"])["n"] == 12
     assert evaluate.main([cut, "--data-dir", "moved", "--attack", "clean"])["n"] == 6
+
+
+def test_generated_images_may_be_moved_too(capsys, cut_off):
+    pixels = np.random.default_rng(0).integers(256, size=(30, 28, 28), dtype=np.uint8)
+    for name, images in (("extra.npz", pixels), ("other.npz", pixels // 2)):
+        np.savez(name, image=images, label=np.arange(30) % 10)
+    with cut_off(1):
+        train.main(["--dataset", "synthetic", "--limit", "40", "--epochs", "2", "--out", "cut",
+                    "--extra-data", "extra.npz"])
+    Path("extra.npz").rename("moved.npz")
+    resume = ["--resume", "cut", "--extra-data"]
+    assert "is not the data" in refused(train.main, [*resume, "other.npz"], capsys)
+    assert train.main([*resume, "moved.npz"])["n_train"] == 70
+    assert "is not the data" in refused(prune.main, ["cut", "--extra-data", "other.npz"], capsys)
+    assert prune.main(["cut", "--extra-data", "moved.npz"])["n"] == 70
 
 
 def other_pixel(images, part):
