@@ -82,7 +82,7 @@ class Training:
         self.autocast = torch.autocast(device.type, torch.bfloat16, a.precision == "bf16")
         self.model = models.build(**network, code=code)
         if a.pretrained and fresh:
-            weights.load(self.model, a.pretrained, new_head=True)
+            from_file(self.model, a.model, a.pretrained, new_head=True)
         self.model.to(device)
         self.channels_last = models.channels_last(self.model)
         if not any(weight.requires_grad for weight in self.model.parameters()):
@@ -289,13 +289,20 @@ def smallest_batch(settings, dataset, model):
     return smallest
 
 
+def from_file(model, name, path, new_head=False):
+    """The model, called `name`, with the weights of a file; says what the file does not say."""
+    weights.load(model, path, new_head)
+    distributed.say(f"train.py: {path} is taken as {models.described(name, model)}")
+    return model
+
+
 def margin_model(settings, network, code, device, trust_code):
     """The network of --margin-model, from a run or a weights file; None without the flag."""
     path = settings.margin_model
     if not path:
         return None
     if not Path(path).is_dir():
-        return weights.load(models.build(**network, code=code), path).to(device)
+        return from_file(models.build(**network, code=code), settings.model, path).to(device)
     theirs = run.read_config(path)["network"]
     if odd := [name for name in ("channels", "classes", "size") if theirs[name] != network[name]]:
         raise UserError(f"--margin-model {path} was trained on other data: its {odd[0]} differ")

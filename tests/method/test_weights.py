@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+import train
 from advprune import models, weights
 from advprune.errors import UserError
 
@@ -91,6 +92,16 @@ def test_what_is_more_than_tensors_is_one_sentence_that_says_how_to_save(content
 def test_a_file_without_a_state_dict_is_one_sentence_that_says_how_to_save(content):
     with pytest.raises(UserError, match=r"torch\.save\(model\.state_dict\(\), FILE\)"):
         loaded(content)
+
+
+@pytest.mark.parametrize("flags", [
+    ["--pretrained", "w.pth"], ["--prune", "puma", "--margin-model", "w.pth"]])
+def test_training_says_how_it_took_a_weights_file(flags, capsys):
+    torch.save(models.build("preactresnet18-v2", 1, width=2).state_dict(), "w.pth")
+    train.main(["--dataset", "synthetic", "--limit", "20", "--epochs", "1", "--model",
+                "preactresnet18-v2", "--width", "2", "--out", "run", *flags])
+    assert ("w.pth is taken as preactresnet18-v2 (the shortcut takes relu(bn1(x))), "
+            "normalisation: none") in capsys.readouterr().err
 
 
 # --- normalisation
