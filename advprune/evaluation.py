@@ -105,7 +105,7 @@ class Evaluation:
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, settings: dict[str, Any],
                  state: checkpoint.State) -> None:
-        """images [N, C, H, W] uint8, labels [N]; state: where an interrupted one has its work."""
+        """images, labels: as models.right takes them; state: where its work is, if cut off."""
         self.images, self.labels, self.settings, self.state = images, labels, settings, state
         self.right = models.right(model, images, labels)  # [N], of the images themselves
         self.robust = self.right.clone()  # [N]
@@ -150,7 +150,7 @@ class Evaluation:
     def check(self, first: int, end: int) -> None:
         """pyautoattack's checks of the network, which only some attacks bring along."""
         checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # it never forgets an earlier network
-        x, y = self.images[first:end].float() / 255, self.labels[first:end]
+        x, y = ops.pixels(self.images[first:end]), self.labels[first:end]
         checks.check_randomized(self.model, x, y, logger=LOGGER)
         checks.check_range_output(self.model, x, logger=LOGGER)
         checks.check_dynamic(self.model, x, logger=LOGGER)
@@ -202,7 +202,7 @@ class Evaluation:
     def batch(self, name: str, ids: Tensor) -> None:
         """Attack the images of these ids at once."""
         start, eps = time.perf_counter(), self.settings["epsilon"]
-        x, y = self.images[ids].float() / 255, self.labels[ids]
+        x, y = ops.pixels(self.images[ids]), self.labels[ids]
         adv = perturb(name, self.model, x, y, ids, eps, self.settings["step"],
                       self.settings["seed"])
         distance = (adv - x).abs().max().item()

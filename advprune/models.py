@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advprune import layers, memory, ops, own_code
-from advprune.attacks import evaluating, in_range, logits_of, predicted
+from advprune.attacks import class_labels, evaluating, in_range, logits_of, predicted
 from advprune.errors import UserError
 
 if TYPE_CHECKING:
@@ -379,10 +379,12 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 200) -> Tensor:
 
 
 def right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Which test images [N, C, H, W] uint8 the model, in eval mode, classifies as labels [N].
+    """Which test images [N, C, H, W] the model, in eval mode, classifies as labels [N].
 
-    Raises UserError where it predicts no class for some.
+    Raises UserError where it predicts no class for some, and ValueError for what is no images or
+    labels (`predict`, attacks.class_labels).
     """
+    labels = class_labels(labels, len(images))
     classes = predict(model, images)
     if none := int((classes < 0).sum()):
         raise UserError(f"the network gives NaN or infinite logits for {none} of the "

@@ -186,6 +186,15 @@ def test_predictions_are_of_bytes_or_of_floats_in_0_1():
             models.predict(model, images)
 
 
+@pytest.mark.parametrize(("labels", "words"), [
+    (Y[:, None], "whole numbers"), (Y.float(), "whole numbers"), (Y[:5], "6 images but 5")])
+def test_what_is_right_is_judged_by_one_label_for_each_image(labels, words):
+    model = linear_model()[0]
+    assert torch.equal(models.right(model, X, Y.numpy()), models.right(model, X, Y.int()))
+    with pytest.raises(ValueError, match=words):
+        models.right(model, X, labels)
+
+
 INF, NAN = torch.inf, torch.nan
 
 
