@@ -85,8 +85,11 @@ def parse(argv):
 
 
 def subject(args, device):
-    """(model, data set, budget) of the run or the weights file; what was assumed of the latter."""
-    assumed = None
+    """(model, data set, budget) of the run or the weights file; what is recorded of the latter.
+
+    That is the network that was assumed, and the test set's checksum. A run has both.
+    """
+    assumed = checksum = None
     if args.run:
         of_run = run.read_config(args.run)
         model, used = weights.of_run(args.run, args.trust_code), of_run["settings"]
@@ -106,11 +109,13 @@ def subject(args, device):
         model = models.build(args.model, shape[1], len(dataset.classes), args.width, shape[-1],
                              **args.normalisation)
         weights.load(model, args.weights)
-        assumed = models.described(args.model, model)
+        assumed, checksum = models.described(args.model, model), dataset.checksum("test")
         eps = recipe["epsilon"]
     if args.epsilon is not None:
         eps = args.epsilon
-    return model.to(device).eval().requires_grad_(False), dataset, eps, assumed
+    for weight in model.parameters():  # torch.jit's networks have no requires_grad_
+        weight.requires_grad = False
+    return model.to(device).eval(), dataset, eps, assumed, checksum
 
 
 def default_output(args, n):
@@ -126,14 +131,15 @@ def default_output(args, n):
 def main(argv=None):
     args = parse(argv)
     device = console.device(args.device)
-    model, dataset, eps, assumed = subject(args, device)
+    model, dataset, eps, assumed, checksum = subject(args, device)
     every, classes = len(dataset.test_labels), len(dataset.classes)
     n = min(every, args.n or (every if args.attack == ["clean"] or args.until else 1000))
     if "apgd-t" in args.attack and classes in FEW_CLASSES:
         raise UserError(f"apgd-t is not defined for {classes} classes; leave it out of --attack, "
                         "or take autoattack")
     used = {
-        "weights": weights.fingerprint(model), "network": assumed, "dataset": dataset.name, "n": n,
+        "weights": weights.fingerprint(model), "network": assumed, "dataset": dataset.name,
+        "data": checksum, "n": n,
         "attacks": evaluation.of_names(args.attack, classes), "epsilon": eps,
         "step": RECIPES[dataset.name]["eval_alpha"] * eps, "seed": args.seed,
         "batch_size": args.batch_size, "until": args.until}

@@ -68,6 +68,8 @@ def parse(argv):
     flag("--batch-size", type=console.positive_int, help="images at a time (500; 128 on a CPU)")
     flag("--data-dir", help="where the data sets are (as for the run)")
     flag("--cache-dir", metavar="DIR", help="where decoded images are kept (as for the run)")
+    flag("--extra-data", metavar="FILE", action="append",
+         help="where the run's generated images are (as for the run)")
     flag("--out", metavar="DIR", help="the folder for scores.npz and pruned.png")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
     flag("--trust-code", action="store_true",
@@ -96,7 +98,7 @@ def options(args, used):
 def main(argv=None):
     args = parse(argv)
     of_run = run.read_config(args.run)
-    used = of_run["settings"]
+    used = config.moved(of_run["settings"], args.extra_data)
     device = console.device(args.device)
     distributed.join(device)
     codes = {flag: own_code.source(name, flag) for flag in ("score", "prune")

@@ -56,12 +56,13 @@ def lr_at(progress, lr, peak, schedule="cyclic"):
 
 def optimizer(settings, weights):
     """The optimiser that the settings name, over these parameters."""
-    a = settings
+    a, weights = settings, list(weights)
+    fused = not any(weight.is_complex() for weight in weights)
     if a.optimizer == "sgd":
         return torch.optim.SGD(weights, a.lr, momentum=a.momentum, nesterov=a.nesterov,
-                               weight_decay=a.weight_decay, fused=True)
+                               weight_decay=a.weight_decay, fused=fused)
     adam = torch.optim.Adam if a.optimizer == "adam" else torch.optim.AdamW
-    return adam(weights, a.lr, weight_decay=a.weight_decay, fused=True)
+    return adam(weights, a.lr, weight_decay=a.weight_decay, fused=fused)
 
 
 class Training:
@@ -83,7 +84,7 @@ class Training:
         self.autocast = torch.autocast(device.type, torch.bfloat16, a.precision == "bf16")
         self.model = models.build(**network, code=codes.get("model"))
         if a.pretrained and fresh:
-            weights.load(self.model, a.pretrained, new_head=True)
+            from_file(self.model, a.model, a.pretrained, new_head=True)
         self.model.to(device)
         self.channels_last = models.channels_last(self.model)
         if not any(weight.requires_grad for weight in self.model.parameters()):
@@ -335,13 +336,20 @@ def smallest_batch(settings, dataset, model):
     return smallest
 
 
+def from_file(model, name, path, new_head=False):
+    """The model, called `name`, with the weights of a file; says what the file does not say."""
+    weights.load(model, path, new_head)
+    distributed.say(f"train.py: {path} is taken as {models.described(name, model)}")
+    return model
+
+
 def margin_model(settings, network, code, device, trust_code):
     """The network of --margin-model, from a run or a weights file; None without the flag."""
     path = settings.margin_model
     if not path:
         return None
     if not Path(path).is_dir():
-        return weights.load(models.build(**network, code=code), path).to(device)
+        return from_file(models.build(**network, code=code), settings.model, path).to(device)
     theirs = run.read_config(path)["network"]
     if odd := [name for name in ("channels", "classes", "size") if theirs[name] != network[name]]:
         raise UserError(f"--margin-model {path} was trained on other data: its {odd[0]} differ")
@@ -414,8 +422,9 @@ def main(argv=None):
         about = {"command": console.command("train.py", argv),
                  "data_dir": absolute(args.data_dir or this.config.get("data_dir", "data")),
                  "cache_dir": absolute(args.cache_dir or this.config.get("cache_dir"))}
+        used = config.moved(this.settings, args.extra_data)
         training, network, codes = prepared(
-            this.settings, device, about["data_dir"], about["cache_dir"], args.trust_code,
+            used, device, about["data_dir"], about["cache_dir"], args.trust_code,
             this.folder if this.config else None, this.state(device))
         this.begin(training, network, codes, about)
         return this.finish(training, train(training, this))

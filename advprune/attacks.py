@@ -64,21 +64,28 @@ def checked(x: Tensor, y: Any = None, eps: float | Tensor = 0.0, alpha: float | 
     """(x, y, eps, alpha) as an attack takes them: x of uint8 or float32 or more, y of int64.
 
     x [B, ...] uint8, or floats in [0, 1]; y as in `class_labels`, or None; eps in [0, 1] and alpha
-    in [0, 2], each a number or [B]. Raises ValueError for all else, and in torch.inference_mode.
-    Values on a GPU are checked there, without a wait: it prints the sentence, and the next call
-    that waits for it raises.
+    in [0, 2], each a number or one for each image. Raises ValueError for all else, and in
+    torch.inference_mode. Values on a GPU are checked there, without a wait: it prints the
+    sentence, and the next call that waits for it raises.
     """
     _refuse_inference_mode()
-    if x.dtype != torch.uint8:
-        if not x.is_floating_point():
-            raise ValueError(f"{IMAGES}; they are {x.dtype}")
-        _require(x, 1, IMAGES)
-        x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    x = in_range(x)
     y = y if y is None else class_labels(y, len(x))
     eps = _budget("eps", eps, x, 1, "is the budget in [0, 1] pixels: give 8/255, not 8")
     # No step is longer than from one end of the largest ball to the other.
     alpha = _budget("alpha", alpha, x, 2, "is the step in [0, 1] pixels: give 10/255, not 10")
     return x, y, eps, alpha
+
+
+def in_range(x: Any) -> Tensor:
+    """The images x as uint8 or float32 or more. Raises ValueError unless they are in [0, 1]."""
+    x = torch.as_tensor(x).detach()
+    if x.dtype == torch.uint8:
+        return x
+    if not x.is_floating_point():
+        raise ValueError(f"{IMAGES}; they are {x.dtype}")
+    _require(x, 1, IMAGES)
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def class_labels(y: Any, n: int) -> Tensor:
@@ -107,14 +114,15 @@ def _refuse_inference_mode():
 
 def _budget(name, value, x, most, meaning):
     """The value as a float, or [B] on the device of x."""
-    if not torch.is_tensor(value):
+    if not hasattr(value, "__len__"):
         if not 0 <= value <= most:
             raise ValueError(f"{name} {meaning}")
         return float(value)
-    if value.dim() > 0 and value.shape != (len(x),):
+    value = torch.as_tensor(value)
+    if value.numel() not in (1, len(x)):
         raise ValueError(f"{name} must be one number, or one for each of the {len(x)} images, not "
                          f"a tensor of shape {list(value.shape)}")
-    value = value.to(x.device).expand(len(x))
+    value = value.to(x.device).flatten().expand(len(x))
     _require(value, most, f"{name} {meaning}")
     return value
 
@@ -138,6 +146,16 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def check_classes(y: Tensor, logits: Tensor) -> None:
+    """Raise ValueError where a label of y [B] is no class of logits [B, K].
+
+    On a GPU this would wait; there the loss refuses them.
+    """
+    if not y.is_cuda and (y >= logits.shape[1]).any():
+        raise ValueError(f"the label {y.max()} is no class: the network gives {logits.shape[1]} "
+                         "logits, for classes that begin with 0")
+
+
 def predicted(logits: Tensor) -> Tensor:
     """The classes [B] int64 of logits [B, K]; -1, which is no class, where they predict none.
 
@@ -156,7 +174,9 @@ def input_grad(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     _refuse_inference_mode()
     x, y = x.detach().requires_grad_(), class_labels(y, len(x))
     with torch.enable_grad():
-        loss = F.cross_entropy(logits_of(model, x), y, reduction="sum")
+        logits = logits_of(model, x)
+        check_classes(y, logits)
+        loss = F.cross_entropy(logits, y, reduction="sum")
         return torch.autograd.grad(loss, x)[0]
 
 
@@ -218,6 +238,7 @@ def _climb(model, adv, y, low, high, alpha, steps, judge):
         adv = adv.detach().requires_grad_()
         with torch.enable_grad():
             logits = logits_of(model, adv)
+            check_classes(y, logits)
             loss = F.cross_entropy(logits, y, reduction="none")
             active = predicted(logits) == y
             if steps == 0 or not active.any():
@@ -285,6 +306,7 @@ def deepfool(model: nn.Module, x: Tensor, y: Tensor, norm: str = "linf", steps: 
     x, order = x if x.dtype == torch.float64 else ops.pixels(x), norm_order(norm)
     with evaluating(model), torch.no_grad():
         logits = logits_of(model, x)
+        check_classes(y, logits)
         others = logits.scatter(1, y[:, None], -torch.inf)
         count = min(classes or logits.shape[1], logits.shape[1])
         rivals = torch.cat([y[:, None], others.topk(count - 1).indices], 1)  # [B, k]
@@ -384,6 +406,7 @@ def class_grads(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, T
 
     One backward pass for each class; is_grads_batched and larger batches were slower on a CPU.
     """
+    _refuse_inference_mode()
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         logits = logits_of(model, x).float().gather(1, classes)

@@ -5,8 +5,8 @@ values. `settings` checks them and gives the Settings, which config.json records
 here: neither data nor weights.
 """
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +194,7 @@ MARGIN = ("margin_model", "margin_norm", "margin_classes")
 ADAPT = ("adapt_fraction", "eps_floor")
 FILES = ("scores", "margin_model", "pretrained")
 # What --resume may go with: where data lie and how a run is run are no settings of it.
-PLACES = ("resume", "data_dir", "cache_dir", "device", "trust_code")
+PLACES = ("resume", "data_dir", "cache_dir", "extra_data", "device", "trust_code")
 
 
 def strategy(prune: str) -> str:
@@ -253,7 +253,8 @@ def _data_flags(flag: Callable) -> None:
          help=f"side of the images of --dataset folder ({shown('image_size')})")
     flag("--skip-bad", action="store_true", help="leave out images that cannot be used")
     flag("--extra-data", metavar="FILE", action="append",
-         help="an npz of generated images to train on too; may be given several times")
+         help="an npz of generated images to train on too; may be given several times (with "
+         "--resume, as for the run)")
     flag("--extra-fraction", type=console.number(float, 0, 1, open_low=True),
          help=f"share of --extra-data in a batch ({EXTRA_FRACTION})")
 
@@ -381,6 +382,12 @@ def parse(argv: list[str] | None, doc: str | None = None
         if getattr(args, name) != made.get_default(name):
             raise UserError(f"--resume keeps the run's settings; leave out {_flag(name)}")
     return args, None
+
+
+def moved(settings: Settings, extra_data: Sequence[str] | None) -> Settings:
+    """The settings of a run whose --extra-data lie here now; None: where they were."""
+    paths = tuple(str(Path(path).resolve()) for path in extra_data or ())
+    return replace(settings, extra_data=paths or settings.extra_data)
 
 
 def settings(args: argparse.Namespace) -> Settings:

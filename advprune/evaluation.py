@@ -68,7 +68,8 @@ def perturb(attack: str, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, ep
             step: float, seed: int) -> Tensor:
     """One attack's adversarial examples of x [B, C, H, W] in [0, 1], all classified as y [B].
 
-    The members of AutoAttack are the package's own. Raises what attacks.checked does.
+    The members of AutoAttack are the package's own, and take one eps for all images. Raises what
+    attacks.checked does.
     """
     if attack == "fgsm":
         return attacks.rs_fgsm(model, x, y, ids, eps=eps, alpha=eps, seed=seed, epoch=0,
@@ -78,10 +79,12 @@ def perturb(attack: str, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, ep
         return attacks.pgd(model, x, y, ids, eps=eps, alpha=step, steps=steps, restarts=restarts,
                            seed=seed)
     x, y, *_ = attacks.checked(x, y, eps)
-    x = ops.pixels(x)
-    standard = AutoAttack(model, eps=eps, seed=seed, device=x.device)
+    x, model = ops.pixels(x), InParts(model)  # which takes float32 for any network
+    logits = model(x[:1])
+    attacks.check_classes(y, logits)
+    standard = AutoAttack(model, eps=float(eps), seed=seed, device=x.device)
     standard.attacks_to_run = [attack]
-    others = model(x[:1]).shape[1] - 1  # its default is nine target classes, whatever there are
+    others = logits.shape[1] - 1  # its default is nine target classes, whatever there are
     standard.apgd_targeted.n_target_classes = standard.fab.n_target_classes = min(9, others)
     return standard.run_standard_evaluation(x, y, batch_size=len(x))[0]
 
@@ -102,7 +105,7 @@ class Evaluation:
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, settings: dict[str, Any],
                  state: checkpoint.State) -> None:
-        """images [N, C, H, W] uint8, labels [N]; state: where an interrupted one has its work."""
+        """images, labels: as models.right takes them; state: where its work is, if cut off."""
         self.images, self.labels, self.settings, self.state = images, labels, settings, state
         self.right = models.right(model, images, labels)  # [N], of the images themselves
         self.robust = self.right.clone()  # [N]
@@ -147,11 +150,11 @@ class Evaluation:
     def check(self, first: int, end: int) -> None:
         """pyautoattack's checks of the network, which only some attacks bring along."""
         checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # it never forgets an earlier network
-        x, y = self.images[first:end].float() / 255, self.labels[first:end]
+        x, y = ops.pixels(self.images[first:end]), self.labels[first:end]
         checks.check_randomized(self.model, x, y, logger=LOGGER)
         checks.check_range_output(self.model, x, logger=LOGGER)
         checks.check_dynamic(self.model, x, logger=LOGGER)
-        grad = attacks.input_grad(self.model, x, y)
+        grad = attacks.input_grad(self.model, x, y).nan_to_num(0)  # NaN moves no pixel either
         checks.check_zero_gradients(grad.contiguous(), logger=LOGGER)
 
     def heard(self, record: logging.LogRecord) -> bool:
@@ -199,7 +202,7 @@ class Evaluation:
     def batch(self, name: str, ids: Tensor) -> None:
         """Attack the images of these ids at once."""
         start, eps = time.perf_counter(), self.settings["epsilon"]
-        x, y = self.images[ids].float() / 255, self.labels[ids]
+        x, y = ops.pixels(self.images[ids]), self.labels[ids]
         adv = perturb(name, self.model, x, y, ids, eps, self.settings["step"],
                       self.settings["seed"])
         distance = (adv - x).abs().max().item()

@@ -44,13 +44,16 @@ def open_folder(root: str | Path, part: str, size: int, skip_bad: bool = False,
     files cannot be written.
     """
     folder = Path(root) / part
+    others = Counter[str]()
     try:
         classes, found, others = _find(folder)
     except OSError:
         found = []
+    kinds = listed([f"{count} {kind}" for kind, count in others.most_common()])
     if not found:
-        raise UserError(f"{folder} holds no images in a folder for each class; give the folder "
-                        f"of train/CLASS/* and val/CLASS/* as --data-dir")
+        raise UserError(f"{folder} holds no images in a folder for each class"
+                        f"{', but other files: ' * bool(kinds)}{kinds}; give the folder of "
+                        "train/CLASS/* and val/CLASS/* as --data-dir")
     found = [found[i] for i in np.random.default_rng(0).permutation(len(found))]
     place = Path(cache_dir or root)
     cache = place / f".advprune-{part}-{size}-{_digest(folder, found, bool(cache_dir))}"
@@ -77,7 +80,6 @@ def open_folder(root: str | Path, part: str, size: int, skip_bad: bool = False,
         distributed.say(f"{len(bad)} of the {len(found)} images of {folder} cannot be used and "
                         "are left out")
     if others:
-        kinds = listed([f"{count} {kind}" for kind, count in others.most_common()])
         distributed.say(f"other files of {folder} are left out, {others.total()} in all: {kinds}")
     labels, shape = torch.tensor(index["labels"]), (len(index["labels"]), size, size, 3)
     start = cache.with_suffix(".npy").stat().st_size - prod(shape)

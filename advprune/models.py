@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advprune import layers, memory, own_code
-from advprune.attacks import evaluating, logits_of, predicted
+from advprune import layers, memory, ops, own_code
+from advprune.attacks import class_labels, evaluating, in_range, logits_of, predicted
 from advprune.errors import UserError
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ def build(name: str, channels: int, classes: int = 10, width: int | None = None,
         _check_normalisation(name, channels, mean, std)
         model = normalise(model, mean, std)
     layers.speed_up(model)
-    images = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(0))
     try:
         _try(name, model, images, classes)
     except UserError:  # one that reshapes its features by `view` may take one layout only
@@ -293,37 +293,56 @@ def _check_normalisation(name, channels, mean, std):
 
 
 def _try(name, model, images, classes):
-    """Raise UserError unless a copy of the model can be trained, attacked and evaluated.
+    """Raise UserError unless a copy of the model can be attacked, trained, evaluated and saved.
 
-    images [2, C, H, W]: batch normalisation takes no single one. Random numbers stay as they were.
+    images [3, C, H, W]. Batch normalisation in train mode takes no single one; the last batch of
+    an evaluation may be one. Random numbers stay as they were.
     """
+    try:
+        trial = copy.deepcopy(model)
+    except Exception as error:  # of whatever the user's code keeps in it
+        raise UserError(f"{name} cannot be copied ({_first_line(error)}); keep no results of "
+                        "layers, no generators and no files in its attributes") from None
     shape = "x".join(map(str, images.shape[1:]))
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        for mode in ("train", "eval"):
-            if wrong := _fault(model, mode, images, classes):
+        for mode, n, attacked in (("train", 2, True), ("train", 3, False), ("eval", 1, True)):
+            trial.train(mode == "train")
+            if wrong := _fault(trial, images[:n], classes, attacked):
                 raise UserError(f"{name} on images of {shape} in {mode} mode: {wrong}")
+    before, after = ({key: getattr(value, "shape", None) for key, value in m.state_dict().items()}
+                     for m in (model, trial))
+    if before != after:
+        raise UserError(f"{name} adds or resizes tensors of its state_dict() while it classifies, "
+                        "so it cannot be saved and loaded; make them all in __init__")
 
 
-def _fault(model, mode, images, classes):
-    """What is wrong with a forward and backward pass of a copy in this mode; None if nothing."""
-    x = images.clone().requires_grad_()
+def _fault(model, images, classes, attacked):
+    """What is wrong with an attack, or else an update, of the model on these images; or None."""
+    n, x = len(images), images.clone().requires_grad_(attacked)
     given = x.clone()  # a network may change it in place, unlike x
     try:
-        logits = copy.deepcopy(model).train(mode == "train")(given)
-        if not torch.is_tensor(logits) or logits.shape != (len(x), classes):
+        logits = model(given)
+        if not torch.is_tensor(logits) or logits.shape != (n, classes):
             result = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
-            return f"it gives {result} for {len(x)} images, not logits [{len(x)}, {classes}]"
+            return (f"it gives {result} for {n} image{'s' * (n > 1)}, not logits [{n}, "
+                    f"{classes}]")
         if given._version or not torch.equal(given, images):
             return ("it changes its images in place, which attacks need unchanged; write "
                     "x = x - 0.5 and not x -= 0.5, and begin with no layer of inplace=True")
-        if logits.requires_grad:
-            logits.sum().backward()
-        if x.grad is None:
+        if not attacked:
+            if logits.requires_grad:
+                logits.sum().backward()
+        elif not logits.requires_grad or torch.autograd.grad(
+                logits.sum(), x, allow_unused=True)[0] is None:
             return ("its logits have no gradient with respect to the images, which attacks need; "
                     "remove detach(), no_grad() and numpy from its forward pass")
     except Exception as error:  # a layer's own words, such as a kernel larger than its input
-        return f"it fails with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return f"it fails with {_first_line(error)}"
     return None
+
+
+def _first_line(error):
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def spec(settings: "Settings", dataset: "Dataset") -> dict:
@@ -344,14 +363,15 @@ def channels_last(model: nn.Module) -> bool:
 
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = 200) -> Tensor:
-    """The classes [N] that the model, in eval mode, predicts for images [N, C, H, W] uint8.
+    """The classes [N] that the model, in eval mode, predicts for images [N, C, H, W].
 
-    It is -1 where it predicts none (attacks.predicted).
+    It is -1 where it predicts none (attacks.predicted). Images are uint8, or floats in [0, 1];
+    for others it raises ValueError.
     """
     classes: list[Tensor] = []
 
     def work(first, end):
-        classes.append(predicted(logits_of(model, images[first:end].float() / 255)))
+        classes.append(predicted(logits_of(model, ops.pixels(in_range(images[first:end])))))
 
     with evaluating(model), torch.no_grad():
         memory.in_parts(work, len(images), batch_size)
@@ -359,10 +379,12 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 200) -> Tensor:
 
 
 def right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Which test images [N, C, H, W] uint8 the model, in eval mode, classifies as labels [N].
+    """Which test images [N, C, H, W] the model, in eval mode, classifies as labels [N].
 
-    Raises UserError where it predicts no class for some.
+    Raises UserError where it predicts no class for some, and ValueError for what is no images or
+    labels (`predict`, attacks.class_labels).
     """
+    labels = class_labels(labels, len(images))
     classes = predict(model, images)
     if none := int((classes < 0).sum()):
         raise UserError(f"the network gives NaN or infinite logits for {none} of the "

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from advprune.errors import UserError
 
@@ -131,7 +132,8 @@ def construct(name: str, code: str, **given: Any) -> nn.Module:
     path, _, attribute = name.rpartition(":")
     maker = loaded(name, code)
     takes = inspect.signature(maker).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    named = not takes.keys().isdisjoint({"classes", "num_classes"})
+    anything = not named and any(p.kind is p.VAR_KEYWORD for p in takes.values())
     if "num_classes" in takes and "classes" not in takes:
         given["num_classes"] = given.pop("classes")
     elif "classes" not in takes and not anything:
@@ -147,4 +149,8 @@ def construct(name: str, code: str, **given: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UserError(f"--model: {attribute} of {path} gave a {type(model).__name__}, not an "
                         "nn.Module")
+    if any(map(is_lazy, model.parameters())):
+        images = ", ".join(str(given[name]) for name in ("channels", "size", "size"))
+        raise UserError(f"--model: {attribute} of {path} has lazy layers, whose sizes are not "
+                        f"known yet; call it on torch.zeros(2, {images}) before you return it")
     return model

@@ -50,7 +50,9 @@ def loss(model: nn.Module, x: Tensor, labels: Tensor, ids: Tensor, *, eps: float
 
 
 def clean_loss(model: nn.Module, x: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-    return ops.cross_entropy_scores(attacks.logits_of(model, x).float(), labels)[0]
+    logits = attacks.logits_of(model, x).float()
+    attacks.check_classes(labels, logits)
+    return ops.cross_entropy_scores(logits, labels)[0]
 
 
 def margin(model: nn.Module, x: Tensor, labels: Tensor, ids: Tensor, *, norm: str,
@@ -320,8 +322,12 @@ def adapt(margins: Tensor, kept: Tensor, eps: float, fraction: float = 1.0, floo
     margins [N] and eps in [0, 1] pixels. Of the `kept` ids the `fraction` of lowest margin is
     adapted. With floor 0 no adapted example crosses the margin model's boundary. An example that
     the margin model misclassifies gets the floor. This is OUR reading of PUMA's abstract (Maroto &
-    Frossard 2024), which gives no formula.
+    Frossard 2024), which gives no formula. Raises ValueError for eps, fraction or floor outside
+    [0, 1].
     """
+    if not all(0 <= value <= 1 for value in (eps, fraction, floor)):
+        raise ValueError(f"eps, fraction and floor are in [0, 1], not {eps}, {fraction} and "
+                         f"{floor}: give eps=8/255, for example, not 8")
     budgets = torch.full_like(margins, eps)
     lowest = kept[margins[kept].argsort(stable=True)[:round(fraction * len(kept))]]
     budgets[lowest] = margins[lowest].clamp(min(floor, eps), eps)

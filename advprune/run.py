@@ -300,11 +300,12 @@ class Run:
         """Raise UserError where what is trained could not be written and read again."""
         try:
             saved_weights(training.result)
-            checkpoint.loaded(checkpoint.saved(training.state()))
+            training.restore(checkpoint.loaded(checkpoint.saved(training.state()),
+                                               training.device))
         except Exception as error:  # of torch, safetensors, or the network's own code
             raise UserError(f"{self.settings.model} cannot be saved ({type(error).__name__}: "
                             f"{str(error).partition(chr(10))[0]}); its state_dict() may hold "
-                            "tensors alone, and no complex128") from None
+                            "tensors alone, none expanded, and no complex128") from None
 
     def _make(self):
         """Make and lock the directory: the one that was named, or the first free of runs/NAME."""

@@ -1,13 +1,12 @@
 """Weights: of finished runs, and as others publish them."""
 import hashlib
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load as load_safetensors
-from torch import nn
+from torch import Tensor, nn
 
-from advprune import models, own_code, run
+from advprune import distributed, models, own_code, run
 from advprune.errors import UserError
 
 
@@ -38,6 +37,7 @@ def fingerprint(model: nn.Module) -> str:
 
 WELL_KNOWN = ("state_dict", "model_state_dict", "model", "net")  # keys of a file's weights
 NORMALISATION = {"mean": 0, "mu": 0, "std": 1, "sigma": 1}  # name of a buffer -> which it is
+NUMBERS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 
 def load(model: nn.Module, path: str | Path, new_head: bool = False) -> nn.Module:
@@ -45,9 +45,9 @@ def load(model: nn.Module, path: str | Path, new_head: bool = False) -> nn.Modul
 
     Accepts what the field publishes: a bare state dict, or one under any key; names with a common
     prefix such as `module.`; half precision. Where the file has a normalisation (mean and std, or
-    mu and sigma), it must be the model's. new_head keeps the model's own last layer where the
-    file's has another number of classes, and says so. Raises UserError where the file is
-    unreadable or does not fit.
+    mu and sigma), in the state dict or beside it, it must be the model's. new_head keeps the
+    model's own last layer where the file's has another number of classes, and says so. Raises
+    UserError where the file is unreadable or does not fit.
     """
     path, wanted = Path(path), model.state_dict()
     state = _without_prefix(_state_dict(_content(path), path), wanted)
@@ -65,19 +65,25 @@ def load(model: nn.Module, path: str | Path, new_head: bool = False) -> nn.Modul
     if wrong:
         raise UserError(f"{path} does not fit this network: {len(wrong)} tensors differ, the "
                         f"first is {wrong[0]!r}; check --dataset, --model and --width")
-    if bad := [key for key in wanted if not state[key].isfinite().all()]:
+    if odd := [key for key in wanted if not _fits(state[key], wanted[key])]:
+        value = state[odd[0]]
+        raise UserError(f"{path} holds {len(odd)} tensors that are no plain numbers of this "
+                        f"network, the first is {odd[0]!r} ({value.dtype}, {value.layout}); "
+                        "save them as dense float32")
+    if bad := [key for key in wanted
+               if state[key].dtype in NUMBERS and not state[key].isfinite().all()]:
         raise UserError(f"{path} holds weights that are not finite, first in {bad[0]!r}")
     model.load_state_dict(state)
     if head:
-        print(f"{path} has another number of classes: {', '.join(other)} keep random values",
-              file=sys.stderr)
+        distributed.say(f"{path} has another number of classes: {', '.join(other)} keep random "
+                        "values")
     return model
 
 
 def _content(path):
     """What the file holds."""
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             # load_file takes no path of other encodings.
             return load_safetensors(path.read_bytes())
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -92,24 +98,43 @@ def _content(path):
 
 
 def _state_dict(content, path):
-    """The dict of tensors in what a file holds: the whole, or the one inside, under any key."""
+    """The dict of tensors in what a file holds: the whole, or the one inside, under any key.
+
+    A normalisation beside it, or in a dict beside it, is added.
+    """
+    beside: dict[str, Tensor] = {}
     while not _is_state_dict(content):
         inside = content if isinstance(content, dict) else {}
         dicts = {key: value for key, value in inside.items() if isinstance(value, dict)}
-        dicts = {key: value for key, value in dicts.items() if _is_state_dict(value)} or dicts
+        for part in (inside, *dicts.values()):
+            beside |= {key: torch.as_tensor(value) for key, value in part.items()
+                       if key in NORMALISATION and isinstance(value, (Tensor, list, tuple))}
+        dicts = {key: value for key, value in dicts.items()
+                 if _is_state_dict(value) and not value.keys() <= beside.keys()} or dicts
         if not dicts:
-            raise UserError(f"{path} holds no state dict")
+            raise UserError(f"{path} holds no state dict; save one by "
+                            "torch.save(model.state_dict(), FILE)")
         known = [key for key in WELL_KNOWN if key in dicts]
         if len(dicts) > 1 and not known:
             raise UserError(f"{path} holds several state dicts, {', '.join(map(str, dicts))}; "
                             "save the one to use in a file of its own")
-        content = dicts[known[0]] if known else next(iter(dicts.values()))
-    return content
+        key = (known or list(dicts))[0]
+        if len(dicts) > 1 and _is_state_dict(dicts[key]):
+            distributed.say(f"{path} holds several state dicts, {', '.join(map(str, dicts))}; "
+                            f"{key} is used")
+        content = dicts[key]
+    return {**beside, **content}
 
 
 def _is_state_dict(content):
     return isinstance(content, dict) and len(content) > 0 and all(
         isinstance(key, str) and torch.is_tensor(value) for key, value in content.items())
+
+
+def _fits(value, wanted):
+    """Whether these numbers can be copied into the network's: dense, and not quantised."""
+    return (value.layout == torch.strided and not value.is_meta
+            and (value.dtype in (wanted.dtype, *NUMBERS) or not wanted.is_floating_point()))
 
 
 def _without_prefix(state, wanted):
@@ -138,7 +163,7 @@ def _without_normalisation(state, wanted, ours, path):
     if not all(map(_close, ours, theirs)):
         raise UserError(f"{path} has the normalisation {models.shown_normalisation(*theirs)}, and "
                         f"this network {models.shown_normalisation(*ours)}; give the file's with "
-                        "--mean and --std")
+                        "--mean and --std, or take it out of the file")
     return {key: state[key] for key in state if key not in odd}
 
 

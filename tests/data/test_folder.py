@@ -140,6 +140,14 @@ def test_hidden_files_are_skipped_and_others_are_counted(root, capsys):
         assert said in line
 
 
+def test_a_folder_of_other_files_alone_says_what_they_are(root, capsys):
+    for path in (root / "val").rglob("*.*"):
+        path.rename(path.with_suffix(".heic"))
+    (root / "val/0.png").write_text("")
+    err = refused(train.main, flags(root), capsys)
+    assert "but other files: 9 .heic, 1 outside the class folders;" in err
+
+
 @pytest.mark.parametrize("empty", ["no file", "no image", "no readable image"])
 def test_classes_without_images_are_said(root, capsys, empty):
     def clear(part):

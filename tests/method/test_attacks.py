@@ -1,4 +1,5 @@
 """Attacks within a budget stay in ball and box, find what there is, and leave no trace."""
+import numpy as np
 import pytest
 import torch
 
@@ -134,7 +135,8 @@ def test_labels_are_whole_numbers_of_any_type_from_0_on(call):
         found = CALLS[call](model, X, Y.to(kind), 0.1, 0.1)
         assert all(map(torch.equal, found, wanted))
     for y, words in ((Y.float(), "whole numbers"), (Y[:5], "6 images but 5 labels"),
-                     (Y - 100, "-100 is negative"), (torch.eye(2)[Y], "whole numbers")):
+                     (Y - 100, "-100 is negative"), (Y + 5, "the label 6 is no class"),
+                     (torch.eye(2)[Y], "whole numbers")):
         with pytest.raises(ValueError, match=words):
             CALLS[call](model, X, y, 0.1, 0.1)
 
@@ -145,7 +147,7 @@ def test_inference_mode_is_refused_in_words(call):
         CALLS[call](linear_model()[0], X, Y, 0.1, 0.1)
 
 
-@calls_but("apgd-ce")
+@calls_but()
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_networks_of_half_precision_are_attacked_as_in_float32(call, kind):
     model, _ = linear_model()
@@ -156,11 +158,41 @@ def test_networks_of_half_precision_are_attacked_as_in_float32(call, kind):
     torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.02)
 
 
-def test_one_budget_may_be_a_tensor():
+@pytest.mark.parametrize("kind", [
+    torch.tensor, lambda value: torch.tensor([value]), np.float32,
+    lambda value: torch.full((6, 1, 1, 1), value), lambda value: np.full(6, value, np.float32),
+    lambda value: [value] * 6], ids=["tensor", "[1]", "float32", "[B, 1, 1, 1]", "array", "list"])
+def test_a_budget_may_be_any_number_or_one_for_each_image(kind):
     model, _ = linear_model()
     for call in ("rs_fgsm", "pgd", "pgd_kl"):
-        assert torch.equal(CALLS[call](model, X, Y, torch.tensor(0.1), torch.tensor(0.05)),
+        assert torch.equal(CALLS[call](model, X, Y, kind(0.1), kind(0.05)),
                            CALLS[call](model, X, Y, 0.1, 0.05))
+
+
+@calls_but()
+def test_images_may_be_arrays(call):
+    model, _ = linear_model()
+    found, wanted = (CALLS[call](model, x, Y, 0.1, 0.05) for x in (X.numpy(), X))
+    assert all(map(torch.equal, found, wanted))
+
+
+def test_predictions_are_of_bytes_or_of_floats_in_0_1():
+    model, x = linear_model()[0], (255 * X).round() / 255
+    wanted = models.predict(model, (255 * x).byte())
+    for images in (x, x.double(), x.numpy()):
+        assert torch.equal(models.predict(model, images), wanted)
+    for images in (255 * x, x - 0.5, (255 * x).long()):
+        with pytest.raises(ValueError, match=r"uint8, or floats in \[0, 1\]"):
+            models.predict(model, images)
+
+
+@pytest.mark.parametrize(("labels", "words"), [
+    (Y[:, None], "whole numbers"), (Y.float(), "whole numbers"), (Y[:5], "6 images but 5")])
+def test_what_is_right_is_judged_by_one_label_for_each_image(labels, words):
+    model = linear_model()[0]
+    assert torch.equal(models.right(model, X, Y.numpy()), models.right(model, X, Y.int()))
+    with pytest.raises(ValueError, match=words):
+        models.right(model, X, labels)
 
 
 INF, NAN = torch.inf, torch.nan

@@ -117,7 +117,8 @@ NETWORKS = {
     "": Toy(lambda level: level), "other logits": Random(lambda level: level),
     "probabilities": Probabilities(lambda level: level),
     "computes gradients": Purified(lambda level: level),
-    "no gradient": Toy(lambda level: level.detach().sign() + 0 * level)}
+    "no gradient": Toy(lambda level: level.detach().sign() + 0 * level),
+    "at some images": Toy(lambda level: level.where(level < 2, torch.nan * level))}  # it is NaN
 
 
 def judged(model, folder, *names):

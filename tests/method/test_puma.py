@@ -54,6 +54,13 @@ def test_every_example_stays_within_its_own_budget(attack, kernels, monkeypatch)
     assert (moved[eps > 0] > 0.5 * eps[eps > 0]).all() and 0.03 < eps.mean() < 0.07
 
 
+@pytest.mark.parametrize("how", [dict(eps=8), dict(eps=-0.1), dict(eps=math.nan),
+                                 dict(eps=0.1, floor=8), dict(eps=0.1, fraction=40)])
+def test_budgets_to_adapt_are_in_0_1(how):
+    with pytest.raises(ValueError, match="give eps=8/255"):
+        pruning.adapt(torch.rand(9), torch.arange(9), **how)
+
+
 def test_puma_drops_the_highest_margins_and_adapts_to_the_rest(trained, tmp_path):
     model = trained(*FEW, "--epochs", "10")  # a finished robust network
     puma = trained(*FEW, "--prune", "puma", "--p", "0.3", "--margin-model", str(model),

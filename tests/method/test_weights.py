@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+import train
 from advprune import models, weights
 from advprune.errors import UserError
 
@@ -54,6 +55,26 @@ def test_torchs_averaged_model():
     assert same(loaded({"ema": AveragedModel(model).state_dict()}), model.state_dict())
 
 
+def test_of_several_known_keys_the_one_in_use_is_said(theirs, capsys):
+    zeros = {name: 0 * value for name, value in theirs.items()}
+    assert same(loaded({"ema": zeros, "net": theirs, "optimizer": OPTIMIZER}), theirs)
+    assert "w.pth holds several state dicts, ema, net; net is used" in capsys.readouterr().err
+    loaded({"net": theirs, "optimizer": OPTIMIZER})
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("other", [
+    lambda value: value.to(torch.int8), lambda value: value.to(torch.float8_e4m3fn),
+    lambda value: value.to(torch.complex64), torch.Tensor.to_sparse,
+    lambda value: value.to("meta"),
+    lambda value: torch.quantize_per_tensor(value.float(), 0.1, 0, torch.qint8)],
+    ids=["int8", "float8", "complex", "sparse", "meta", "quantised"])
+@pytest.mark.filterwarnings("ignore")
+def test_values_that_are_no_plain_numbers_are_refused(theirs, other):
+    with pytest.raises(UserError, match="1 tensors that are no plain numbers.*'5.weight'"):
+        loaded({**theirs, "5.weight": other(theirs["5.weight"])})
+
+
 def test_several_unknown_keys_are_listed(theirs):
     with pytest.raises(UserError, match="several state dicts, teacher, student;"):
         loaded({"teacher": theirs, "student": theirs})
@@ -65,6 +86,22 @@ def test_several_unknown_keys_are_listed(theirs):
 def test_what_is_more_than_tensors_is_one_sentence_that_says_how_to_save(content):
     with pytest.raises(UserError, match=r"torch\.save\(model\.state_dict\(\), FILE\)"):
         loaded(content)
+
+
+@pytest.mark.parametrize("content", [{}, [], {"epoch": 3}, (3, {"a": 1})])
+def test_a_file_without_a_state_dict_is_one_sentence_that_says_how_to_save(content):
+    with pytest.raises(UserError, match=r"torch\.save\(model\.state_dict\(\), FILE\)"):
+        loaded(content)
+
+
+@pytest.mark.parametrize("flags", [
+    ["--pretrained", "w.pth"], ["--prune", "puma", "--margin-model", "w.pth"]])
+def test_training_says_how_it_took_a_weights_file(flags, capsys):
+    torch.save(models.build("preactresnet18-v2", 1, width=2).state_dict(), "w.pth")
+    train.main(["--dataset", "synthetic", "--limit", "20", "--epochs", "1", "--model",
+                "preactresnet18-v2", "--width", "2", "--out", "run", *flags])
+    assert ("w.pth is taken as preactresnet18-v2 (the shortcut takes relu(bn1(x))), "
+            "normalisation: none") in capsys.readouterr().err
 
 
 # --- normalisation
@@ -94,6 +131,17 @@ def test_a_files_normalisation_must_be_the_networks(named):
     with pytest.raises(UserError, match="and this network none"):
         loaded(file(HALF), **CIFAR, mean=[0.0], std=[1.0])
     assert same(loaded(file(HALF), **CIFAR, mean=[0.5], std=[0.5] * 3), wanted)
+
+
+@pytest.mark.parametrize("beside", [
+    HALF, {"mean": [0.5, 0.5, 0.5], "std": (0.5,)}, {"normalize": HALF},
+    {"args": {"mean": [0.5], "std": [0.5], "lr": 0.1}}],
+    ids=["tensors", "lists", "a state dict", "arguments"])
+def test_a_normalisation_beside_the_state_dict_counts_too(beside):
+    wanted = models.build(**CIFAR, width=2).state_dict()
+    with pytest.raises(UserError, match="has the normalisation mean 0.5"):
+        loaded({"net": wanted, "epoch": 3, **beside}, **CIFAR)
+    assert same(loaded({"net": wanted, **beside}, **CIFAR, mean=[0.5], std=[0.5]), wanted)
 
 
 def test_an_own_networks_tensors_of_these_names_are_loaded(tmp_path):

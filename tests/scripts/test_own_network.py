@@ -219,6 +219,22 @@ FAULTY = {  # what is wrong -> (in __init__, in forward, words of the sentence)
                ["train mode", "ValueError: targets are missing"]),
     "backward": ("pass", "x = x.sqrt(); self.y = x.mul(2); x = x.exp(); x.add_(1).zero_()",
                  ["RuntimeError", "inplace operation"]),
+    "a reentrant checkpoint": (
+        "from torch.utils import checkpoint; self.kept = checkpoint.checkpoint",
+        "return self.kept(self.body, x, use_reentrant=True)", ["use_reentrant"]),
+    "a graph that is kept": (
+        "self.register_buffer('b', torch.zeros(1))",
+        "y = self.body(x); self.b = self.b + y.mean(); return y + self.b", ["second time"]),
+    "another number of images": ("pass", "x = x.flatten().view(2, -1)", ["shapes cannot be"]),
+    "no batch of one": ("pass", "return self.body(x).squeeze()", ["eval mode", "1 image, not"]),
+    "a tensor that grows": (
+        "self.register_buffer('b', torch.zeros(0))",
+        "self.b = torch.cat([self.b, x.detach().mean()[None]])", ["resizes tensors"]),
+    "a layer that is made late": ("pass", "self.late = nn.Linear(2, 2)", ["adds or"]),
+    "lazy": ("self.body[1] = nn.LazyLinear(8)", "pass", ["lazy", "torch.zeros(2, 1, 28, 28)"]),
+    "no copy": ("self.ids = (i for i in range(3))", "pass", ["cannot be copied", "generator"]),
+    "expanded": ("self.register_buffer('b', torch.zeros(1).expand(3))", "pass",
+                 ["cannot be saved", "none expanded"]),
     "frozen": ("self.requires_grad_(False)", "pass", ["no parameter to train"]),
     "unsaved": ("self.register_buffer('b', torch.zeros(2, dtype=torch.complex128))", "pass",
                 ["cannot be saved", "complex128"]),
@@ -249,6 +265,8 @@ UNUSUAL = {  # what is unusual, and works -> in __init__, in forward
         "for i, v in enumerate([torch.ones(2, dtype=torch.bfloat16), torch.tensor(3), "
         "torch.ones(2, 3).t(), torch.zeros(0, 2), torch.tensor([True]), torch.ones(2) * 1j]): "
         "self.register_buffer(f'b{i}', v)", "pass"),
+    "a complex parameter": ("self.c = nn.Parameter(torch.zeros(784, dtype=torch.complex64))",
+                            "x = x.flatten(1) + self.c.real"),
     "two views": ("v = torch.ones(4); self.register_buffer('a', v[:2]); "
                   "self.register_buffer('c', v[1:])", "pass"),
 }
@@ -278,8 +296,10 @@ def test_two_processes_train_a_network_with_layers_that_are_not_always_used(
 
 @pytest.mark.parametrize("takes", ["num_classes", "num_classes=1000, **how", "*, num_classes"])
 def test_num_classes_is_as_good_as_classes(takes):
-    Path("net.py").write_text(HEAD + f"def Net({takes}):\n    return "
-                              + LINEAR.format(784, "num_classes") + "\n")
+    layers = LINEAR.format(784, "num_classes")
+    if "how" in takes:  # which a layer takes that knows neither channels nor size
+        layers = layers.replace("Flatten()", "Flatten(**how)")
+    Path("net.py").write_text(HEAD + f"def Net({takes}):\n    return {layers}\n")
     assert models.build("net.py:Net", 1, classes=7)(torch.rand(2, 1, 28, 28)).shape == (2, 7)
 
 

@@ -1,5 +1,6 @@
 """Where the data of a run lie may change; what they are may not."""
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +48,21 @@ def test_a_run_goes_on_where_its_data_were_moved_to(images, cut, how):
     assert evaluate.main([cut, "--data-dir", "moved", "--attack", "clean"])["n"] == 6
 
 
+def test_generated_images_may_be_moved_too(capsys, cut_off):
+    pixels = np.random.default_rng(0).integers(256, size=(30, 28, 28), dtype=np.uint8)
+    for name, images in (("extra.npz", pixels), ("other.npz", pixels // 2)):
+        np.savez(name, image=images, label=np.arange(30) % 10)
+    with cut_off(1):
+        train.main(["--dataset", "synthetic", "--limit", "40", "--epochs", "2", "--out", "cut",
+                    "--extra-data", "extra.npz"])
+    Path("extra.npz").rename("moved.npz")
+    resume = ["--resume", "cut", "--extra-data"]
+    assert "is not the data" in refused(train.main, [*resume, "other.npz"], capsys)
+    assert train.main([*resume, "moved.npz"])["n_train"] == 70
+    assert "is not the data" in refused(prune.main, ["cut", "--extra-data", "other.npz"], capsys)
+    assert prune.main(["cut", "--extra-data", "moved.npz"])["n"] == 70
+
+
 def other_pixel(images, part):
     path = images / part / "bee/2.png"
     with Image.open(path) as image:
@@ -79,6 +95,18 @@ def test_other_data_of_the_same_size_are_refused(images, cut, capsys, change, pa
     for argv in ([cut], [cut, "--data-dir", str(images)]):
         assert f"{images} is not the data" in refused(refuses.main, argv, capsys)
     assert works.main([cut, "--p", "0.5"] if works is prune else [cut, "--attack", "clean"])
+
+
+@pytest.mark.parametrize("change", [other_pixel, other_labels, other_images])
+def test_an_evaluation_of_weights_is_of_the_same_data(images, capsys, change):
+    train.main([*FLAGS, "--data-dir", str(images), "--out", "run"])
+    argv = ["--weights", "run/model.safetensors", *FLAGS[:-2], "--attack", "clean", "--data-dir"]
+    first = evaluate.main([*argv, str(images)])
+    shutil.copytree(images, "moved")
+    assert evaluate.main([*argv, "moved"]) == first
+    change(images, "val")
+    assert "exists already and is not of this command" in refused(
+        evaluate.main, [*argv, str(images)], capsys)
 
 
 def test_the_checksum_is_the_same_in_files_and_in_memory(images, monkeypatch):
