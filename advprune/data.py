@@ -157,7 +157,7 @@ def check(dataset: Dataset, recorded: dict, parts: Sequence[str], data_dir: str)
     """Raise UserError where parts of a run's data are not those whose checksums it recorded."""
     extra = " with --extra-data" if dataset.original < len(dataset.labels) else ""
     for part in parts:
-        if recorded.get(part) not in (None, dataset.checksum(part)):  # None: of an earlier version
+        if recorded.get(part) != dataset.checksum(part):
             raise UserError(f"{data_dir}{extra} is not the data that the run was trained on: the "
                             f"{part} images or labels differ; give the folder of the same data "
                             "as --data-dir")
