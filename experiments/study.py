@@ -34,10 +34,13 @@ mine.py lies beside the study's file. Runs lie in runs/mine/ARM-SEED, records in
 ARM-SEED.json. What has a record is not repeated, and what was cut off goes on, so the same command
 continues the study. It prints, and writes into results/mine/: table.md, of the arms and the
 comparisons, and arms.png. A comparison is by seed; from three seeds on it has Student's 95 %
-interval.
+interval, and a verdict that holds for all comparisons of the table together (Holm's correction).
 """
 import sys
 from pathlib import Path
+
+import numpy as np
+from scipy import stats
 
 from advprune import console, files
 from experiments import runner, studies
@@ -73,12 +76,13 @@ def tables(study, rows):
     attack = study.setup.attack
     arms = [[arm, str(row["seeds"]), *(
         spread(row, name) if row["seeds"] > 1 else f"{row[name]:.3f}" for name in (CLEAN, ROBUST)),
-        *(f"{mean(rows, arm, name):,.0f}" for name in ("examples", "train_seconds"))]
+        f"{mean(rows, arm, 'examples'):,.0f}"]
         for arm, row in studies.summary(rows).items()]
-    text = as_table(["arm", "seeds", "clean", attack, "examples", "seconds"], arms)
-    pairs = []
+    text = as_table(["arm", "seeds", "clean", attack, "examples"], arms)
+    pairs, robust = [], []
     for one, other in study.compare.items():
         differences = [by_seed(rows, less(one, other, name)) for name in (CLEAN, ROBUST)]
+        robust.append(differences[1])
         more = mean(rows, one, "examples") / mean(rows, other, "examples") - 1
         if abs(more) > UNFAIR:
             print(f"not a fair comparison: {one} has seen {abs(more):.0%} "
@@ -87,9 +91,29 @@ def tables(study, rows):
             with_interval(values) if len(values) >= studies.LEAST else f"{values.mean():+.3f}"
             for values in differences), f"{more:+.1%}"])
     if pairs:
-        head = ["comparison, by seed", "seeds", "clean", attack, "examples"]
-        text += "\n" + as_table(head, pairs)
+        head = ["comparison, by seed", "seeds", "clean", attack, "examples", f"{attack}: verdict"]
+        text += "\n" + as_table(head, [
+            [*pair, said] for pair, said in zip(pairs, verdicts(robust), strict=True)])
     return text
+
+
+def verdicts(differences):
+    """better, worse or no clear difference, of each of these by seed; Holm 1979's correction.
+
+    A verdict holds at 5 % for all of them together. Fewer than three seeds have none.
+    """
+    p = [stats.ttest_1samp(values, 0).pvalue if len(values) >= studies.LEAST else np.nan
+         for values in differences]
+    order, said, sure = np.argsort(p), ["no clear difference"] * len(p), True
+    tested = int(np.isfinite(p).sum())
+    for rank, i in enumerate(order):
+        if not np.isfinite(p[i]):
+            said[i] = ""
+            continue
+        sure = sure and p[i] * (tested - rank) < 0.05
+        if sure:
+            said[i] = "better" if differences[i].mean() > 0 else "worse"
+    return said
 
 
 def mean(rows, arm, name):

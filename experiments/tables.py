@@ -1,12 +1,13 @@
 """The tables of README and docs of what was trained: claims, Table 1, equal time, the studies."""
 import re
 from collections.abc import Callable
+from pathlib import Path
 from statistics import mean, median
 
 from advprune.config import RECIPES
 from benchmarks import kernels as speed
 from experiments import figures as pictures
-from experiments import studies
+from experiments import studies, study
 from experiments.claims import (
     AS_RUN,
     CLAIMS,
@@ -121,6 +122,22 @@ def completed(records: Records) -> str:
         "\nPreActResNet18 of width 16, bfloat16, 15 epochs, pruned after epoch 3; the paper's is "
         "of width 64. apgd-ce on the first 1,000 test images, PGD-20 on all 10,000. Mean ± "
         "standard deviation over seeds (`python -m experiments authors --jobs 2`).\n")
+
+
+def strategies(records: Records) -> str:
+    """The studies in files of this folder: their arms and comparisons."""
+    text = []
+    for name, title in (("strategies-digits", "digits, 30 epochs"),
+                        ("strategies-mnist", "MNIST, robust recipe"),
+                        ("low-mnist", "MNIST, robust recipe, seeds 10 to 19")):
+        of = studies.read(str(Path(__file__).parent / f"{name}.toml"))
+        rows = studies.rows(records.folder, of.part)
+        command = f"`python -m experiments study experiments/{name}.toml --jobs 2`"
+        text.append(f"**{title}**\n\n" + (
+            f"{study.tables(of, rows)}\n{of.setup.attack} on {rows[0]['n']:,} test images "
+            f"({command}).\n" if len(rows) == len(of.part.runs()) else
+            f"Not yet measured: {command}.\n"))
+    return "\n".join(text)
 
 
 def headline(records: Records) -> str:
@@ -378,7 +395,7 @@ def _value(value: object) -> str:
 
 BLOCKS: dict[str, Callable[[Records], str]] = {
     "claims": claims, "headline": headline, "table1": table1, "completed": completed,
-    "equal-time": equal_time,
+    "strategies": strategies, "equal-time": equal_time,
     "frontier": frontier, "figures": figures, "results": results, "puma": puma,
     "collapse": collapse, "kernels": kernels, "toy-accuracy": toy_accuracy,
     "toy-verdicts": toy_verdicts, "perceptron": perceptron, "table2": table2,

@@ -103,4 +103,4 @@ def test_each_record_in_results_is_of_a_run_of_an_experiment_with_enough_images(
         record = studies.record(ROOT / "results", run)
         assert record is not None, run
         assert (record["setup"], record["arm"], record["seed"], record["n"]) == run[:4]
-        assert record["attack"] == studies.SETUPS[run.setup].attack
+        assert record["attack"] == run.how.attack

@@ -3,13 +3,14 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import refused
 from scipy import stats
 
 import evaluate
 from experiments import __main__ as experiments
-from experiments import studies
+from experiments import studies, study
 
 STUDY = """
 seeds = 3
@@ -98,6 +99,18 @@ def test_bad_files_are_one_sentence(change, words, capsys):
     said = refused(experiments.main, ["study", "idea.toml"], capsys)
     assert re.search(words, said), said
     assert not Path("runs").exists()
+
+
+def test_holms_correction_by_hand():
+    """p = .0095, .030 and .5 of three: 3 x .0095 and 2 x .030 are compared with .05."""
+    def of(mean):
+        return np.array([mean - 1, mean, mean + 1])  # t = mean sqrt(3)
+
+    assert study.verdicts([of(-5.9), of(3.25), of(0.5)]) == [
+        "worse", "no clear difference", "no clear difference"]
+    assert study.verdicts([of(-5.9), of(3.25)][:1]) == ["worse"]
+    assert study.verdicts([of(3.25)]) == ["better"]
+    assert study.verdicts([np.array([1.0, 2.0])]) == [""]
 
 
 def test_no_file(capsys):
