@@ -3,8 +3,16 @@
     python prune.py runs/NAME --score loss --prune high --p 0.4
 
 scores the training set of the run with the run's final weights. It writes a new folder (--out, or
-runs/NAME/prune-SCORE-STRATEGY-P) with scores.npz (scores, labels, kept ids) and pruned.png (a
-histogram, and the examples of highest and lowest score). `train.py --scores FILE` prunes by it.
+runs/NAME/prune-SCORE-STRATEGY-P) with
+
+    scores.npz      scores, labels, kept ids; `train.py --scores FILE` prunes by it
+    scores.csv      a row for each example, in the order of the ids: image (its path below train/,
+                    or its id), label, predicted (classes), loss, score, kept (1 or 0). The
+                    loss is the cross-entropy of the image itself, whatever the score
+    pruned.png      a histogram, and the examples of highest and lowest score
+
+--suspects N prints the N examples of highest loss in scores.csv: those whose label the network
+doubts most (docs/data.md). It needs no other scoring, so you may repeat the command with it.
 
 Scores          loss          cross-entropy on the RS+FGSM example, eval mode, no augmentation
                 clean-loss    cross-entropy on the example itself
@@ -24,15 +32,18 @@ Strategies      high, low     drop the highest, or the lowest, scores
 
 The same command again continues a scoring that was interrupted.
 """
+import csv
 import sys
 import time
 from pathlib import Path
 
 import advprune.start  # noqa: F401  first, because others may not be installed
 
+import torch
 from tqdm import tqdm
 
 from advprune import (
+    attacks,
     checkpoint,
     config,
     console,
@@ -40,6 +51,7 @@ from advprune import (
     distributed,
     files,
     models,
+    ops,
     own_code,
     pruning,
     run,
@@ -48,7 +60,7 @@ from advprune import (
 from advprune.errors import UserError
 
 # What a scoring that was cut off leaves in its folder.
-LEFT = (".lock-*", ".state-*", "scores.npz", "pruned.png", ".*.part")
+LEFT = (".lock-*", ".state-*", "scores.npz", "scores.csv", "pruned.png", ".*.part")
 
 
 def parse(argv):
@@ -65,12 +77,14 @@ def parse(argv):
     flag("--p", type=console.fraction, default=config.P,
          help=f"fraction to drop, 0 <= p < 1 ({config.P})")
     flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
+    flag("--suspects", type=console.positive_int, metavar="N",
+         help="print the N examples whose label the network doubts most")
     flag("--batch-size", type=console.positive_int, help="images at a time (500; 128 on a CPU)")
     flag("--data-dir", help="where the data sets are (as for the run)")
     flag("--cache-dir", metavar="DIR", help="where decoded images are kept (as for the run)")
     flag("--extra-data", metavar="FILE", action="append",
          help="where the run's generated images are (as for the run)")
-    flag("--out", metavar="DIR", help="the folder for scores.npz and pruned.png")
+    flag("--out", metavar="DIR", help="the folder of what is written")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
     flag("--trust-code", action="store_true",
          help="execute network code that the run brings along")
@@ -125,6 +139,8 @@ def main(argv=None):
               files.locked(out / f".lock-{distributed.rank()}", f"the scoring of {args.run}")):
             record = score(args, asked, how, used.seed, model, dataset, out, codes)
     if distributed.rank() == 0:
+        if args.suspects:
+            record |= {"suspects": suspects(out / "scores.csv", args.suspects)}
         report(record)
     return record
 
@@ -162,6 +178,7 @@ def score(args, asked, how, seed, model, dataset, out, codes):
                                batch_size=args.batch_size, bar=bar, state=state)
     kept, weights = pruning.keep(rule, scores, dataset.labels, args.p, seed=seed,
                                  epoch=how.get("epoch", 0), class_balanced=args.class_balanced)
+    losses, predicted = judged(model, dataset, args.batch_size)
     record = {"source": args.run, "score": args.score, "prune": args.prune, "p": args.p,
               "n": len(scores), "n_kept": len(kept), "scores_file": str(out / "scores.npz"),
               "seconds": time.perf_counter() - start, "asked": asked}
@@ -174,6 +191,13 @@ def score(args, asked, how, seed, model, dataset, out, codes):
 
         kind = pruning.kind_name(own_code.short(args.score), args.margin_norm)
         run.write_scores(out / "scores.npz", scores, dataset.labels, kept, kind, weights)
+        names, stays = [*dataset.classes, "none"], set(kept.tolist())  # a prediction of -1
+        files.write_csv(out / "scores.csv", [
+            {"image": dataset.image_name(i), "label": names[label], "predicted": names[guess],
+             "loss": loss, "score": score, "kept": int(i in stays)}
+            for i, (label, guess, loss, score) in enumerate(zip(
+                *(column.tolist() for column in (dataset.labels, predicted, losses, scores)),
+                strict=True))])
         files.write_figure(out / "pruned.png", plots.pruned(
             dataset, scores, kept, lambda images: models.predict(model, images),
             f"{args.run}: {kind}, {own_code.short(args.prune)}, p = {args.p:g}"))
@@ -182,12 +206,42 @@ def score(args, asked, how, seed, model, dataset, out, codes):
     return record
 
 
+def judged(model, dataset, batch_size):
+    """(cross-entropy, predicted class) [N] of the training images themselves."""
+    predicted = torch.zeros_like(dataset.labels)
+
+    def loss(model, x, labels, ids):
+        logits = attacks.logits_of(model, x)
+        predicted[ids] = attacks.predicted(logits).to(predicted.device)
+        return ops.cross_entropy_scores(logits.float(), labels)[0]
+
+    losses = pruning.score(model, dataset.images, dataset.labels, loss, batch_size=batch_size)
+    return losses, distributed.total(predicted)
+
+
+def suspects(path, n):
+    """The n rows of highest loss of the scores.csv at `path`."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = [{**{name: row[name] for name in ("image", "label", "predicted")},
+                     "loss": float(row["loss"])} for row in csv.DictReader(file)]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not what prune.py wrote; put that back, or give another "
+                        "--out") from None
+    return sorted(rows, key=lambda row: -row["loss"])[:n]
+
+
 def report(record):
     if record["score"] == "margin":
         print("{misclassified:,} misclassified, so their margin is 0; no boundary was found for "
               "{not_crossed:,}".format(**record))
     print("{n:,} examples scored in {seconds:.1f} s, {n_kept:,} kept: {scores_file}"
           .format(**record))
+    if found := record.get("suspects"):
+        width = max(len(row[name]) for row in found for name in ("label", "predicted"))
+        print("the labels that the network doubts most: loss, label, prediction, image")
+        for row in found:
+            print("{loss:8.3f}  {label:{0}}  {predicted:{0}}  {image}".format(width, **row))
 
 
 if __name__ == "__main__":

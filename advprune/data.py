@@ -38,7 +38,8 @@ class Dataset:
     """images [N, C, H, W] uint8 and labels [N] int64 to train on, and the same to test on.
 
     Images are a tensor, or a Stored or Joined if they stay in files. The first `original` ids
-    are the data set's own, the others --extra-data's.
+    are the data set's own, the others --extra-data's. paths are the files of the first ids, below
+    --data-dir's train; empty where an image has no file of its own.
     """
 
     name: str
@@ -48,6 +49,11 @@ class Dataset:
     test_labels: torch.Tensor
     classes: list
     original: int
+    paths: Sequence[str] = ()
+
+    def image_name(self, i: int) -> str:
+        """How a person finds training image i: by its path, or else by its id."""
+        return self.paths[i] if i < len(self.paths) else str(i)
 
     def batch(self, ids: Tensor, seed: int, epoch: int, pad: int = 0, flip: bool = False,
               channels_last: bool = False) -> Tensor:
@@ -125,9 +131,10 @@ def load(name: str, data_dir: str | Path = "data", limit: int | None = None,
     if Path(data_dir).exists() and not Path(data_dir).is_dir():
         raise UserError(f"--data-dir {data_dir} is a file; give the folder of the data sets")
     embedded = {"digits": _digits, "synthetic": _synthetic}.get(name)
+    paths: list[str] = []
     if name == "folder":
-        parts = _folder(data_dir, image_size or RECIPES["folder"]["image_size"], skip_bad,
-                        limit == 0, cache_dir)
+        *parts, paths = _folder(data_dir, image_size or RECIPES["folder"]["image_size"], skip_bad,
+                                limit == 0, cache_dir)
     else:
         parts = embedded() if embedded else _torchvision(name, Path(data_dir))
     images, labels, test_images, test_labels, classes = parts
@@ -142,7 +149,7 @@ def load(name: str, data_dir: str | Path = "data", limit: int | None = None,
     images = [part.to(device) for part in images]
     return Dataset(name, image_files.Joined(images) if extra else images[0],
                    torch.cat(labels).to(device), test_images.to(device), test_labels.to(device),
-                   classes, n)
+                   classes, n, paths[:n])
 
 
 def of_run(settings: Settings, data_dir: str | Path = "data", cache_dir: str | None = None,
@@ -222,12 +229,14 @@ def _synthetic():
 
 
 def _folder(root, size, skip_bad, only_test, cache_dir):
-    test_images, test_labels, classes = image_folder.open_folder(root, "val", size, skip_bad,
-                                                                 cache_dir)
+    test_images, test_labels, classes, _ = image_folder.open_folder(root, "val", size, skip_bad,
+                                                                    cache_dir)
     images: Tensor | image_files.Images = torch.empty(0, 3, size, size, dtype=torch.uint8)
     labels = test_labels[:0]
+    paths: list[str] = []
     if not only_test:
-        images, labels, found = image_folder.open_folder(root, "train", size, skip_bad, cache_dir)
+        images, labels, found, paths = image_folder.open_folder(root, "train", size, skip_bad,
+                                                                cache_dir)
         if found != classes:
             odd = sorted(set(found) ^ set(classes))
             raise UserError(f"{root} has {len(odd)} classes in only one of train and val, such as "
@@ -237,7 +246,7 @@ def _folder(root, size, skip_bad, only_test, cache_dir):
                             "folders from train and val")
     if empty := _without_images(classes, test_labels):
         distributed.say(f"{root}/val has no images of {empty}, so these are not tested")
-    return images, labels, test_images, test_labels, classes
+    return images, labels, test_images, test_labels, classes, paths
 
 
 def _without_images(classes, labels):

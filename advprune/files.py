@@ -44,7 +44,9 @@ def writing(path: str | Path) -> Iterator[IO[bytes]]:
 def write(path: str | Path, content: bytes | str) -> None:
     """Write bytes or text; the file appears whole or not at all."""
     with writing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        # The name of a file, which a text may hold, is of any bytes.
+        file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str)
+                   else content)
 
 
 def write_json(path: str | Path, record: dict) -> None:

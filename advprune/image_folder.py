@@ -32,16 +32,16 @@ DECODING = 2  # the version of what is made of an image file
 
 
 def open_folder(root: str | Path, part: str, size: int, skip_bad: bool = False,
-                cache_dir: str | Path | None = None) -> tuple[Stored, Tensor, list]:
-    """(Stored [N, 3, size, size], labels [N] int64, classes) of the images root/part/CLASS/*.
+                cache_dir: str | Path | None = None) -> tuple[Stored, Tensor, list, list]:
+    """(Stored [N, 3, size, size], labels [N] int64, classes, paths) of root/part/CLASS/*.
 
     An image is a file with an extension of a format that Pillow opens, at any depth. What begins
     with a dot is skipped. Other files are counted on stderr. The images' shorter side is resized
     to `size` and the centre is cut out. They are decoded once, into hidden files in cache_dir
     (None: root). The order is shuffled, the same each time, so that the first N are of all
-    classes; the .json beside the .npy has the paths by id. Raises UserError where there are no
-    images, where some cannot be used (skip_bad leaves those out instead), and where the decoded
-    files cannot be written.
+    classes; paths [N] are below root/part. Raises UserError where there are no images, where some
+    cannot be used (skip_bad leaves those out instead), and where the decoded files cannot be
+    written.
     """
     folder = Path(root) / part
     others = Counter[str]()
@@ -83,7 +83,7 @@ def open_folder(root: str | Path, part: str, size: int, skip_bad: bool = False,
         distributed.say(f"other files of {folder} are left out, {others.total()} in all: {kinds}")
     labels, shape = torch.tensor(index["labels"]), (len(index["labels"]), size, size, 3)
     start = cache.with_suffix(".npy").stat().st_size - prod(shape)
-    return Stored(cache.with_suffix(".npy"), start, shape), labels, classes
+    return Stored(cache.with_suffix(".npy"), start, shape), labels, classes, index["paths"]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -118,7 +118,7 @@ def _index(cache, size):
     try:
         index = json.loads(cache.with_suffix(".json").read_text("utf-8"))
         n = len(index["labels"])
-        torch.tensor(index["labels"]), index["unusable"][:0]
+        torch.tensor(index["labels"]), index["unusable"][:0], index["paths"][:0]
         whole = cache.with_suffix(".npy").stat().st_size > n * size * size * 3
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -28,12 +28,38 @@ def figure(height: float) -> Figure:
     return Figure(figsize=(8, height), dpi=150, layout="constrained")
 
 
-# --- train.py and prune.py
+def printable(name: str) -> str:
+    """The name of a file or folder, which may be of any bytes, as text that can be drawn."""
+    return os.fsencode(name).decode("utf-8", "replace").replace("$", r"\$")  # no formula
+
+
+# --- images in a sheet
 
 
 def short(name: str) -> str:
     """A class's name, cut to fit beside its picture."""
-    return name if len(name) <= 12 else f"{name[:11]}…"
+    return printable(name if len(name) <= 12 else f"{name[:11]}…")
+
+
+def _picture(axes: Any, image: np.ndarray, x: float, y: float, marked: bool, above: str,
+             below: str = "") -> None:
+    """Draw an image uint8 [H, W, C], 0.85 large, its lower edge centred at (x, y), with texts.
+
+    A marked image has an orange frame.
+    """
+    height, width = (0.85 * side / max(image.shape[:2]) for side in image.shape[:2])
+    left = x - width / 2
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(left, left + width, y, y - height))
+    axes.add_patch(Rectangle((left, y), width, -height, fill=False,
+                             color=RED if marked else BLACK, linewidth=2.5 if marked else 0.5))
+    for text, place, side, size in ((above, y - height - 0.05, "bottom", 7),
+                                    (below, y + 0.05, "top", 6)):
+        if text:
+            axes.text(x, place, text, fontsize=size, horizontalalignment="center",
+                      verticalalignment=side)
+
+
+# --- train.py and prune.py
 
 
 def _sheet(axes: Any, dataset: Any, scores: Tensor, dropped: np.ndarray, ids: Tensor,
@@ -43,18 +69,12 @@ def _sheet(axes: Any, dataset: Any, scores: Tensor, dropped: np.ndarray, ids: Te
     guesses, names = predict(images).tolist(), [*dataset.classes, "none"]  # a guess of -1
     for k, (i, image) in enumerate(zip(ids.tolist(), images.cpu().permute(0, 2, 3, 1).numpy(),
                                        strict=True)):
-        height, width = (0.85 * side / max(image.shape[:2]) for side in image.shape[:2])
-        left, bottom = k % 8 - width / 2, k // 8 * 1.5
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255,
-                    extent=(left, left + width, bottom, bottom - height))
-        axes.add_patch(Rectangle((left, bottom), width, -height, fill=False,
-                                 color=RED if dropped[i] else BLACK,
-                                 linewidth=2.5 if dropped[i] else 0.5))
         label, guess = (short(names[c]) for c in (dataset.labels[i], guesses[k]))
-        axes.text(k % 8, bottom - height - 0.05,
-                  f"label {label}\npred. {guess}\nscore {scores[i]:.3g}", fontsize=7.5,
-                  horizontalalignment="center", verticalalignment="bottom")
-    axes.set(xlim=(-0.5, 7.5), ylim=(1.55, -1.35))
+        file = os.path.basename(dataset.image_name(i))
+        _picture(axes, image, k % 8, k // 8 * 1.6, dropped[i],
+                 f"label {label}\npred. {guess}\nscore {scores[i]:.3g}",
+                 printable(file if len(file) <= 16 else f"{file[:7]}…{file[-8:]}"))
+    axes.set(xlim=(-0.5, 7.5), ylim=(1.75, -1.35))
     axes.axis("off")
 
 
@@ -62,8 +82,9 @@ def pruned(dataset: Any, scores: Tensor, kept: Tensor, predict: Callable[[Tensor
            title: str) -> Figure:
     """What pruning dropped: a histogram of scores [N], and the examples at both of its ends.
 
-    Each example has its label and the class that predict([n, C, H, W] uint8) gives. Figure 6 of
-    Kaufmann et al. 2022 shows such examples as a sketch; these are real data.
+    Each example has its label and the class that predict([n, C, H, W] uint8) gives, and below it
+    the name of its file, or its id. Figure 6 of Kaufmann et al. 2022 shows such examples as
+    a sketch; these are real data.
     """
     scores, dropped = scores.cpu(), np.ones(len(scores), bool)
     dropped[kept.cpu().numpy()] = False
@@ -75,7 +96,7 @@ def pruned(dataset: Any, scores: Tensor, kept: Tensor, predict: Callable[[Tensor
         top.hist(scores.numpy()[members], edges, log=True, histtype="stepfilled", alpha=0.6,
                  color=color, label=f"{name}, {members.sum():,}")
     top.set(xlabel="score", ylabel="training examples\n(log scale)",
-            title=os.fsencode(title).decode("utf-8", "replace"))  # a path may be of any bytes
+            title=printable(title))
     top.spines[["top", "right"]].set_visible(False)
     top.legend(frameon=False)
     ranked = scores.argsort(descending=True)

@@ -45,7 +45,8 @@ def test_images_are_those_of_torchvision(root):
     theirs = datasets.ImageFolder(root / "train", fit)
     place = {path: i for i, (path, _) in enumerate(theirs.samples)}
     index = json.loads(next(root.glob(".advprune-train-20-*.json")).read_text())
-    order = [place[str(root / "train" / path)] for path in index["paths"]]
+    assert dataset.paths == index["paths"]
+    order = [place[str(root / "train" / path)] for path in dataset.paths]
     assert sorted(order) == list(range(24))
     assert len(dataset.labels[:8].unique()) == 3  # the first are not all of one class
     for i, j in enumerate(order):

@@ -112,7 +112,7 @@ def test_values_of_no_known_range_are_named_or_left_out(tmp_path, values, capsys
                  "int32", "a/float.pfm (", "a/12 bits.tif (its values are uint16, of no known",
                  "a/white is 0.tif (", "b/none.png (Pillow does not know", "--skip-bad"):
         assert said in err
-    images, labels, _ = image_folder.open_folder(tmp_path, "train", SIDE, skip_bad=True)
+    images, labels, *_ = image_folder.open_folder(tmp_path, "train", SIDE, skip_bad=True)
     assert "6 of the 8" in capsys.readouterr().err
     assert labels.tolist() in ([0, 1], [1, 0])
     assert len(images) == 2

@@ -74,7 +74,8 @@ PRUNE = {
     "--margin-norm": ["linf", "l2", "x"],
     "--margin-classes": WHOLE, "--prune": TRAIN["--prune"], "--p": SHARE,
     "--class-balanced": None, "--batch-size": ["7", *WHOLE], "--data-dir": ["empty", "afile"],
-    "--cache-dir": ["cache"], "--extra-data": ["extra.npz", *ODD], "--out": FOLDER,
+    "--cache-dir": ["cache"], "--extra-data": ["extra.npz", *ODD], "--suspects": WHOLE,
+    "--out": FOLDER,
     "--device": DEVICE, "--trust-code": None}
 TOY = {"--n": ["100", "200", *WHOLE], "--d": ["2", "5", *WHOLE], "--p-R": SHARE,
        "--p-robust": SHARE, "--p-fragile": SHARE, "--eta": REAL, "--seed": SEED, "--out": FOLDER}

@@ -140,7 +140,8 @@ def test_evaluation_goes_on_once_there_is_room(disk, whole, monkeypatch, capsys)
     assert record["per_attack"] == wanted["per_attack"]
 
 
-@pytest.mark.parametrize("name", [".state-0of1", "scores.npz", "pruned.png", "prune.json"])
+@pytest.mark.parametrize("name", [".state-0of1", "scores.npz", "scores.csv", "pruned.png",
+                                  "prune.json"])
 def test_scoring_goes_on_once_there_is_room(name, disk, whole, monkeypatch, capsys):
     flags = [str(whole), "--score", "clean-loss", "--out", str(disk.place / "scored")]
     with monkeypatch.context() as patch:

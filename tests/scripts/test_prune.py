@@ -1,11 +1,14 @@
 """prune.py: what it writes, train.py by its file, processes, interruptions, flags."""
+import csv
 import json
+from pathlib import Path
 
 import killing
 import numpy as np
 import pytest
 import torch
 from conftest import TRAINED, ended, refused
+from PIL import Image
 
 import prune
 import train
@@ -30,6 +33,62 @@ def test_a_run_is_scored_and_train_prunes_by_the_file(trained, tmp_path, capsys)
     again = prune.main(flags)
     assert again == record
     assert "is not of this command" in refused(prune.main, [*flags, "--p", "0.3"], capsys)
+
+
+def rows(folder):
+    """The rows of its scores.csv."""
+    text = (Path(folder) / "scores.csv").read_text("utf-8", "surrogateescape")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def predicted(folder):
+    return [row["predicted"] for row in rows(folder)]
+
+
+def test_the_table_of_scores_has_a_row_for_each_example(trained):
+    record = prune.main([str(trained()), "--out", "one"])
+    found, saved = rows("one"), np.load("one/scores.npz")
+    model, dataset = weights.of_run(trained()), data.load("synthetic", limit=600)
+    assert [row["image"] for row in found] == [str(i) for i in range(record["n"])]
+    assert [int(row["label"]) for row in found] == dataset.labels.tolist()
+    assert [int(row["predicted"]) for row in found] == models.predict(
+        model, dataset.images).tolist()
+    losses = pruning.score(model, dataset.images, dataset.labels, "clean-loss")
+    np.testing.assert_allclose([float(row["loss"]) for row in found], losses, rtol=1e-4)
+    np.testing.assert_array_equal([np.float32(row["score"]) for row in found], saved["scores"])
+    assert [i for i, row in enumerate(found) if row["kept"] == "1"] == saved["kept"].tolist()
+
+
+@pytest.mark.parametrize("name", ["plain.png", "deep/in it.png", "a, \"b\".png", "\udcff.png"])
+def test_the_table_names_the_files_of_a_folder(name, tmp_path):
+    for part in ("train", "val"):
+        for c, label in enumerate(("ant", "bee")):
+            path = tmp_path / "images" / part / label / name
+            path.parent.mkdir(parents=True)
+            Image.new("L", (8, 8), 90 + 80 * c).save(path, "png")
+    train.main(["--dataset", "folder", "--data-dir", "images", "--image-size", "8", "--epochs",
+                "1", "--model", "mnist-net", "--width", "1", "--out", "run"])
+    prune.main(["run", "--p", "0", "--out", "scored"])
+    assert {row["image"]: row["label"] for row in rows("scored")} == {
+        f"{label}/{name}": label for label in ("ant", "bee")}
+
+
+def test_suspects_are_what_the_network_doubts_most_whatever_the_score(trained, monkeypatch,
+                                                                     capsys):
+    flags = [str(trained()), "--score", "margin", "--margin-classes", "2", "--out", "one"]
+    prune.main(flags)
+    monkeypatch.setattr(pruning, "score", None)  # the same command with it scores nothing
+    found = prune.main([*flags, "--suspects", "5"])["suspects"]
+    assert found == prune.main([*flags, "--suspects", "9"])["suspects"][:5]
+    losses = {row["image"]: float(row["loss"]) for row in rows("one")}
+    assert {row["image"]: row["loss"] for row in found} == {
+        image: losses[image] for image in sorted(losses, key=losses.get)[-5:]}
+    assert found[0]["loss"] == max(losses.values())
+    assert "the labels that the network doubts most" in capsys.readouterr().out
+    for content in ("image,loss\n1,2\n", "image,label,predicted,loss\n1,2,3,x\n"):
+        Path("one/scores.csv").write_text(content)
+        with pytest.raises(UserError, match="one/scores.csv is not what prune.py wrote"):
+            prune.main([*flags, "--suspects", "5"])
 
 
 def test_margins_are_written(trained):
@@ -57,6 +116,7 @@ def test_two_processes_write_the_same_margins(trained, forks, tmp_path):
     assert two["misclassified"] == one["misclassified"]
     scores, others = (np.load(f"{name}/scores.npz")["scores"] for name in ("one", "two"))
     np.testing.assert_allclose(scores, others, rtol=1e-3, atol=1e-5)
+    assert predicted("one") == predicted("two")
 
 
 @pytest.mark.parametrize("kind", ["margin", "loss"])
@@ -86,7 +146,7 @@ def test_interrupted_scoring_goes_on_and_writes_the_same(trained, tmp_path, monk
     for key in ("scores", "labels", "kept"):
         assert np.array_equal(whole[key], cut[key])
     assert {path.name for path in (tmp_path / "cut").iterdir() if path.suffix} == {
-        "scores.npz", "pruned.png", "prune.json"}
+        "scores.npz", "scores.csv", "pruned.png", "prune.json"}
 
 
 def test_margin_flags_need_the_margin(trained, capsys):
