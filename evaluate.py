@@ -17,7 +17,14 @@ against ball and box, and the network classifies it again. With --until WIDTH th
 as soon as the 95 % interval of the robust accuracy is narrower than that.
 
 It writes RUN/eval-ATTACK-N.json, or --out FILE, and overwrites nothing. The same command again
-continues what was cut off.
+continues what was cut off. --save FILE.npz keeps the images as they were judged:
+
+    adversarial   float32 [n, C, H, W] in [0, 1]: of each image the adversarial example that broke
+                  it, or the last that it stood; the image itself where that is classified wrong
+    labels, predicted   int64 [n]: the class, and what is predicted for `adversarial`; -1 is none
+    robust        bool [n]: no attack broke it
+
+--pictures FILE.png shows twelve of them beside the images, first those that were broken.
 """
 import argparse
 import sys
@@ -65,6 +72,8 @@ def parse(argv):
     flag("--data-dir", help="where the data sets are (as for the run, or data)")
     flag("--cache-dir", metavar="DIR", help="where decoded images are kept (as for the run)")
     flag("--out", metavar="FILE", help="the JSON file")
+    flag("--save", metavar="FILE.npz", help="keep the adversarial images")
+    flag("--pictures", metavar="FILE.png", help="draw twelve images before and after the attacks")
     flag("--trust-code", action="store_true",
          help="execute network code that the run brings along")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
@@ -78,6 +87,8 @@ def parse(argv):
             raise UserError(f"--{name.replace('_', '-')} is for --weights; a run has it recorded")
     if args.weights and args.dataset != "folder" and (args.image_size or args.skip_bad):
         raise UserError("--image-size and --skip-bad are for --dataset folder")
+    if (args.save or args.pictures) and set(args.attack) == {"clean"}:
+        raise UserError("--save and --pictures need an --attack other than clean")
     if args.weights:
         args.model = args.model or RECIPES[args.dataset]["model"]
         args.normalisation = config.normalisation(args)
@@ -125,6 +136,7 @@ def default_output(args, n):
     stem += f"-eps{args.epsilon:.4g}" if args.epsilon is not None else ""
     stem += f"-s{args.seed}" if args.seed else ""
     stem += f"-until{args.until:.4g}" if args.until else ""
+    stem += "-adversarial" if args.save or args.pictures else ""
     return Path(f"{stem}.json")
 
 
@@ -142,7 +154,8 @@ def main(argv=None):
         "data": checksum, "n": n,
         "attacks": evaluation.of_names(args.attack, classes), "epsilon": eps,
         "step": RECIPES[dataset.name]["eval_alpha"] * eps, "seed": args.seed,
-        "batch_size": args.batch_size, "until": args.until}
+        "batch_size": args.batch_size, "until": args.until,
+        **{name: path for name in ("save", "pictures") if (path := getattr(args, name))}}
     out = Path(args.out) if args.out else default_output(args, n)
     if record := run.finished(out, {"settings": used}):
         report(record)
@@ -151,6 +164,12 @@ def main(argv=None):
     if (begun := state.read()) and begun["settings"] != used:
         raise UserError(f"{out} was begun by another evaluation; give another --out, nothing is "
                         "overwritten")
+    more = [Path(path) for path in (args.save, args.pictures) if path]
+    if len({out, *more}) <= len(more):
+        raise UserError("--out, --save and --pictures are files of different names")
+    if not begun:
+        for path in more:
+            files.check_new(path)
     out.parent.mkdir(parents=True, exist_ok=True)
     with (console.if_interrupted(lambda: "the same command continues the evaluation"),
           files.locked(out.with_name(f".{out.name}.lock"), f"{out}")):
@@ -159,8 +178,10 @@ def main(argv=None):
         if args.weights:
             warn_if_low(args.model, work, classes)
         work.run()
-        record = {**verdict(args, work, classes), "settings": used,
-                  "command": console.command("evaluate.py", argv), **run.environment(device)}
+        record = {**verdict(args, work, classes), "by_class": work.by_class(dataset.classes),
+                  "settings": used, "command": console.command("evaluate.py", argv),
+                  **run.environment(device)}
+        keep(args, work, dataset.classes)
         report(record)
         files.write_json(out, record)
         state.delete()
@@ -203,6 +224,21 @@ def verdict(args, work, classes):
     return record
 
 
+def keep(args, work, classes):
+    """Write the adversarial images, and draw them, where they were asked for."""
+    n = work.judged
+    found = {name: value[:n] for name, value in (
+        *work.examples.items(), ("labels", work.labels), ("robust", work.robust))}
+    if args.save:
+        files.write_npz(args.save, **{name: value.cpu().numpy() for name, value in found.items()})
+    if args.pictures:
+        from advprune import plots  # here, because matplotlib's import takes a second
+
+        files.write_figure(args.pictures, plots.attacked(
+            work.images, right=work.right[:n], classes=classes, eps=work.settings["epsilon"],
+            title=f"{args.run or args.weights}: {','.join(args.attack)}", **found))
+
+
 def report(record):
     n, (low, high) = record["n"], record["robust_interval"]
     print("{source}: {n:,} test images of {dataset}, eps = {epsilon:.4g}".format(**record))
@@ -217,6 +253,13 @@ def report(record):
     print(f"robust accuracy {record['robust_accuracy']:.4f} (95 % interval {low:.4f} to "
           f"{high:.4f}); largest perturbation {record['max_perturbation']:.6f}; "
           f"{record['seconds']:.1f} s")
+    rows = record.get("by_class", [])  # earlier versions wrote none
+    if 0 < len(rows) <= 20:
+        print("     n   clean (95 % interval)        robust (95 % interval)       class")
+        for row in rows:
+            print("{n:6,d}   {clean_accuracy:.4f} ({0[0]:.4f} to {0[1]:.4f})  "
+                  "{robust_accuracy:.4f} ({1[0]:.4f} to {1[1]:.4f})  {class}".format(
+                      row["clean_interval"], row["robust_interval"], **row))
     if until := record.get("until"):
         print(f"the interval is {'' if high - low < until else 'not '}narrower than {until:g}; "
               + ("stopped early" if record["stopped_early"] else "all images were judged"))

@@ -109,6 +109,12 @@ class Evaluation:
         self.images, self.labels, self.settings, self.state = images, labels, settings, state
         self.right = models.right(model, images, labels)  # [N], of the images themselves
         self.robust = self.right.clone()  # [N]
+        # If asked for: of each image the adversarial example that broke it, or the last that it
+        # stood (where right is False, the image itself), and the class that is predicted for it.
+        self.examples: dict[str, Tensor] = {}
+        if settings.get("save") or settings.get("pictures"):
+            self.examples = {"adversarial": ops.pixels(images[:]).clone(),
+                             "predicted": models.predict(model, images)}
         self.judged, self.largest, self.seconds = 0, 0.0, 0.0  # judged: images, by all attacks
         self.per_attack: dict[str, dict[str, int]] = {}
         self.warnings: list[str] = []  # of what makes these attacks unreliable, once each
@@ -211,14 +217,29 @@ class Evaluation:
                                f"{distance})")
         self.largest = max(self.largest, distance)
         with torch.no_grad():
-            self.robust[ids] = attacks.predicted(self.model(adv)) == y
+            classes = attacks.predicted(self.model(adv))
+        self.robust[ids] = classes == y
+        if self.examples:
+            self.examples["adversarial"][ids], self.examples["predicted"][ids] = adv, classes
         if self.model.failed:
             self.warn(NO_CLASS)
         self.done += len(ids)
         self.seconds += time.perf_counter() - start
         self.save()
 
+    def by_class(self, classes: list) -> list[dict[str, Any]]:
+        """The accuracies of the judged images of each class, with intervals."""
+        rows = []
+        for label, name in enumerate(classes):
+            members = (self.labels[:self.judged] == label).nonzero()[:, 0]
+            if n := len(members):
+                clean, robust = (int(stood[members].sum()) for stood in (self.right, self.robust))
+                rows.append({"class": name, "n": n, "clean_accuracy": clean / n,
+                             "clean_interval": interval(clean, n), "robust_accuracy": robust / n,
+                             "robust_interval": interval(robust, n)})
+        return rows
+
     def save(self) -> None:
-        kept = ("settings", "robust", "per_attack", "judged", "over", "todo", "done", "largest",
-                "seconds", "warnings")
+        kept = ("settings", "robust", "examples", "per_attack", "judged", "over", "todo", "done",
+                "largest", "seconds", "warnings")
         self.state.write({name: getattr(self, name) for name in kept})

@@ -4,15 +4,18 @@ The colours are those of Okabe and Ito, which colour-blind readers can tell apar
 inches wide, so that its text stays legible in a column of 800 pixels.
 """
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
+
+from advprune import ops
 
 BLACK, GREY = "#000000", "#777777"
 ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"
@@ -104,6 +107,37 @@ def pruned(dataset: Any, scores: Tensor, kept: Tensor, predict: Callable[[Tensor
                                strict=True):
         axes.set_title(f"Examples with the {name} scores. Orange frame: dropped", fontsize=10)
         _sheet(axes, dataset, scores, dropped, ids[:16], predict)
+    return drawn
+
+
+# --- evaluate.py
+
+
+def attacked(images: Any, labels: Tensor, right: Tensor, robust: Tensor, adversarial: Tensor,
+             predicted: Tensor, classes: Sequence[str], eps: float, title: str) -> Figure:
+    """Up to 12 images beside what the attacks made of them; first those that were broken.
+
+    images [n, C, H, W], bytes or in [0, 1]; labels [n]; right, robust [n] as an Evaluation has
+    them; adversarial [n, C, H, W] and the classes predicted [n] for it. An image classified wrong
+    without an attack is not shown. Differences are amplified: eps goes from grey to white.
+    """
+    ids = torch.cat([(right & ~robust).nonzero()[:, 0], robust.nonzero()[:, 0]])[:12]
+    names, rows = [*classes, "none"], max(1, -(-len(ids) // 2))  # a prediction of -1
+    drawn = figure(0.6 + 1.75 * rows)
+    axes = drawn.subplots()
+    x, adv = ops.pixels(images[ids.to(images.device)]), adversarial[ids]
+    panels = torch.stack([x, adv, 0.5 + (adv - x) / (2 * eps or 1)], 1).clamp(0, 1)
+    for k, (i, three) in enumerate(zip(ids.tolist(), (panels * 255).round().byte().cpu().permute(
+            0, 1, 3, 4, 2).numpy(), strict=True)):
+        label, guess = (short(names[c]) for c in (labels[i], predicted[i]))
+        texts = f"label {label}\npred. {label}", f"attacked:\npred. {guess}", "difference"
+        for j, (image, text) in enumerate(zip(three, texts, strict=True)):
+            _picture(axes, image, k % 2 * 3.3 + j, k // 2 * 1.4, j == 1 and not robust[i], text,
+                     "" if j else f"test image {i}")
+    axes.set(xlim=(-0.5, 5.8), ylim=(1.4 * rows - 1.2, -1.2))
+    axes.axis("off")
+    axes.set_title(printable(title) + "\nOrange frame: broken. Difference: grey is 0, black "
+                   f"-{eps:.3g}, white {eps:.3g}", fontsize=10)
     return drawn
 
 

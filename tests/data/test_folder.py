@@ -53,7 +53,9 @@ def test_images_are_those_of_torchvision(root):
         image, label = theirs[j]
         assert torch.equal(dataset.images[i], image)
         assert dataset.labels[i] == label
-    assert torch.equal(data.load("folder", root, 5, image_size=20).images[:], dataset.images[:5])
+    limited = data.load("folder", root, 5, image_size=20)
+    assert torch.equal(limited.images[:], dataset.images[:5])
+    assert limited.paths == dataset.paths[:5]
 
 
 def test_a_folder_is_decoded_once_and_anew_when_it_changes(root, monkeypatch):

@@ -68,7 +68,7 @@ EVALUATE = {
     "--model": ["mnist-net", "preactresnet18", "x"], "--width": WHOLE, "--image-size": WHOLE,
     "--mean": ["none", "0.5", "0.5,0.5", "x"], "--std": ["0.5", "none", "0"],
     "--skip-bad": None, "--data-dir": ["empty", "afile"], "--cache-dir": ["cache"],
-    "--trust-code": None}
+    "--save": ["new.npz", *FILE], "--pictures": ["new.png", *FILE], "--trust-code": None}
 PRUNE = {
     "--score": ["loss", "clean-loss", "margin", "running-loss", "x"],
     "--margin-norm": ["linf", "l2", "x"],

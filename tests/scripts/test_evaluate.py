@@ -247,7 +247,7 @@ def test_until_judges_batches_until_the_interval_is_narrow(trained, width, n, ca
 
 @pytest.mark.parametrize(("until", "stop"), [(None, 1), (None, 4), ("0.25", 2), ("0.25", 3)])
 def test_an_interrupted_evaluation_goes_on_and_agrees(trained, monkeypatch, capsys, until, stop):
-    flags = [str(trained()), "--attack", "fgsm,pgd", "--batch-size", "20"]
+    flags = [str(trained()), "--attack", "fgsm,pgd", "--batch-size", "20", "--save", "a.npz"]
     flags += ["--until", until, "--out"] if until else ["--n", "60", "--out"]
     batch, every, batches, later = evaluation.Evaluation.batch, [], [], []
 
@@ -256,6 +256,7 @@ def test_an_interrupted_evaluation_goes_on_and_agrees(trained, monkeypatch, caps
 
     monkeypatch.setattr(evaluation.Evaluation, "batch", counted(every))
     whole = evaluate.main([*flags, "whole.json"])
+    Path("a.npz").rename("whole.npz")
 
     def cut_off(self, name, ids):
         if len(batches) == stop:
@@ -275,7 +276,74 @@ def test_an_interrupted_evaluation_goes_on_and_agrees(trained, monkeypatch, caps
     other = {"seconds": 0, "command": ""}
     assert {**resumed, **other} == {**whole, **other}
     assert batches + later == every  # nothing is attacked twice
+    with np.load("whole.npz") as expected, np.load("a.npz") as found:
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
     assert not Path("cut.state").exists()
+
+
+def test_the_images_are_saved_as_they_were_judged(trained):
+    run = trained()
+    record = evaluate.main([str(run), "--attack", "fgsm,pgd", "--n", "40", "--save", "a.npz",
+                            "--pictures", "a.png"])
+    saved, dataset = dict(np.load("a.npz")), data.load("synthetic")
+    assert saved.keys() == {"adversarial", "labels", "predicted", "robust"}
+    adversarial, images = torch.from_numpy(saved["adversarial"]), dataset.test_images[:40] / 255
+    assert adversarial.dtype == torch.float32
+    assert np.array_equal(saved["labels"], dataset.test_labels[:40])
+    assert np.array_equal(saved["predicted"], models.predict(weights.of_run(run), adversarial))
+    right, robust = (np.array([*record[name]]) == "1" for name in ("right", "robust"))
+    assert np.array_equal(saved["robust"], robust)
+    assert np.array_equal(saved["predicted"] == saved["labels"], robust)
+    distance = (adversarial - images).abs().flatten(1).amax(1).numpy()
+    assert distance.max() <= record["epsilon"] + 1e-6
+    assert np.array_equal(distance > 0, right)  # where the image itself is wrong, that is saved
+    assert 0 < robust.sum() < right.sum() < 40
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--save", "there.npz"], "there.npz exists already"),
+    (["--pictures", "nodir/a.png"], "there is no folder nodir"),
+    (["--save", "a.npz", "--pictures", "./a.npz"], "different names"),
+    (["--save", "x.json"], "different names"),
+    (["--pictures", "a.png", "--attack", "clean"], "need an --attack")])
+def test_files_of_images_are_new_and_need_an_attack(trained, flags, words, tmp_path, capsys):
+    command, before = [str(trained()), "--attack", "fgsm", "--n", "9"], sorted(tmp_path.iterdir())
+    (tmp_path / "there.npz").touch()
+    assert words in refused(evaluate.main, [*command, "--out", "x.json", *flags], capsys)
+    assert sorted(tmp_path.iterdir()) == [*before, tmp_path / "there.npz"]
+
+
+def test_an_evaluation_with_images_is_finished_for_the_same_files_only(trained, capsys):
+    command = [str(trained()), "--attack", "fgsm", "--n", "9", "--out", "x.json", "--save"]
+    assert evaluate.main([*command, "a.npz"]) == evaluate.main([*command, "a.npz"])
+    assert "x.json exists already" in refused(evaluate.main, [*command, "b.npz"], capsys)
+
+
+@pytest.mark.parametrize("until", [None, "0.3"])
+def test_accuracy_by_class_is_that_of_the_judged_images(trained, until, capsys):
+    flags = [str(trained()), "--attack", "fgsm", "--batch-size", "40", "--out", "e.json"]
+    record = evaluate.main([*flags, *(["--until", until] if until else ["--n", "60"])])
+    labels, printed = data.load("synthetic").test_labels[:record["n"]], capsys.readouterr().out
+    assert [int(row["class"]) for row in record["by_class"]] == labels.unique().tolist()
+    for row in record["by_class"]:
+        members = (labels == int(row["class"])).nonzero()[:, 0].tolist()
+        for stood, name in (("right", "clean"), ("robust", "robust")):
+            count = sum(record[stood][i] == "1" for i in members)
+            assert row[f"{name}_accuracy"] == count / len(members)
+            assert row[f"{name}_interval"] == evaluation.interval(count, len(members))
+            low, high = row[f"{name}_interval"]
+            assert f"{count / len(members):.4f} ({low:.4f} to {high:.4f})" in printed
+
+
+@pytest.mark.parametrize("classes", [20, 21])
+def test_up_to_twenty_classes_are_a_table(monkeypatch, capsys, classes):
+    monkeypatch.setattr(data, "load", lambda *_, **__: photos(classes))
+    torch.save(models.build("preactresnet18", 3, classes, width=2).state_dict(), "w.pth")
+    record = evaluate.main(["--weights", "w.pth", "--dataset", "cifar10", "--width", "2",
+                            "--attack", "clean"])
+    assert len(record["by_class"]) == classes
+    assert ("interval)       class" in capsys.readouterr().out) == (classes == 20)
 
 
 @pytest.mark.parametrize("flags", [

@@ -125,9 +125,10 @@ def test_the_checkpoint_before_serves_where_the_newest_did_not_fit(disk, whole, 
 
 
 def test_evaluation_goes_on_once_there_is_room(disk, whole, monkeypatch, capsys):
-    flags = [str(whole), "--attack", "fgsm,pgd", "--n", "20", "--batch-size", "10", "--out"]
-    wanted = evaluate.main([*flags, "whole.json"])
-    for name in (".state", "out.json"):
+    flags = [str(whole), "--attack", "fgsm,pgd", "--n", "20", "--batch-size", "10"]
+    wanted = evaluate.main([*flags, "--out", "whole.json"])
+    flags += ["--save", str(disk.place / "a.npz"), "--out"]
+    for name in (".state", "a.npz", "out.json"):
         with monkeypatch.context() as patch:
             disk.fill_before(patch, name)
             said = refused(evaluate.main, [*flags, disk.place / "out.json"], capsys)
