@@ -34,7 +34,8 @@ FOLDER = ["new", "deep/new", "new ü", "a$b$_{", "afile/x", ".", "afile", "ready
 FILE = ["new.json", "new ü.json", "afile/x", ".", "nodir/x.json", "afile"]
 ODD = ["afile", "nothing", ".", "empty", "null.json"]
 DEVICE = ["cpu", "cpu", "meta", "cuda:9", "x"]
-DATA = ["synthetic"] * 6 + ["digits", "mnist", "cifar10", "fashion-mnist", "folder", "imagenet"]
+DATA = ["synthetic"] * 6 + ["digits", "mnist", "cifar10", "cifar100", "svhn", "fashion-mnist",
+                            "folder", "imagenet"]
 
 TRAIN = {
     "--limit": ["20", "33", "60", "1", *WHOLE], "--batch-size": ["8", "32", "1", *WHOLE],
@@ -127,7 +128,7 @@ def small(monkeypatch):
     monkeypatch.setattr(evaluation, "AutoAttack", Short)
     monkeypatch.setattr(os, "fsync", lambda file: None)
     monkeypatch.setattr(sys, "argv", ["script.py"])  # argparse's name of every script here
-    for kind in ("MNIST", "FashionMNIST", "CIFAR10"):
+    for kind in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN"):
         monkeypatch.setattr(getattr(torchvision.datasets, kind), "download", no_download)
     monkeypatch.setattr(toy_model, "study", lambda toy, n, seed: {"n": n})
     monkeypatch.setattr(toy_model, "report", print)
