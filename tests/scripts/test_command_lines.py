@@ -64,7 +64,7 @@ TRAIN = {
 EVALUATE = {
     "--attack": ["clean", "fgsm", "clean,fgsm", "x", "", "fgsm,x", ","], "--n": ["4", "9", *WHOLE],
     "--epsilon": REAL, "--batch-size": ["3", *WHOLE], "--seed": SEED, "--out": FILE,
-    "--until": ["0.5", *SHARE], "--device": DEVICE, "--dataset": DATA,
+    "--export": FOLDER, "--until": ["0.5", *SHARE], "--device": DEVICE, "--dataset": DATA,
     "--weights": ["run/model.safetensors", *ODD],
     "--model": ["mnist-net", "preactresnet18", "x"], "--width": WHOLE, "--image-size": WHOLE,
     "--mean": ["none", "0.5", "0.5,0.5", "x"], "--std": ["0.5", "none", "0"],
