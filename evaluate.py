@@ -25,6 +25,10 @@ continues what was cut off. --save FILE.npz keeps the images as they were judged
     robust        bool [n]: no attack broke it
 
 --pictures FILE.png shows twelve of them beside the images, first those that were broken.
+
+    python evaluate.py runs/NAME --export DIR
+
+attacks nothing. It writes the network into a new folder, for use without advprune (docs/ship.md).
 """
 import argparse
 import sys
@@ -32,7 +36,18 @@ from pathlib import Path
 
 import advprune.start  # noqa: F401  first, because others may not be installed
 
-from advprune import checkpoint, config, console, data, evaluation, files, models, run, weights
+from advprune import (
+    checkpoint,
+    config,
+    console,
+    data,
+    evaluation,
+    export,
+    files,
+    models,
+    run,
+    weights,
+)
 from advprune.config import RECIPES
 from advprune.errors import UserError
 from advprune.evaluation import ATTACKS, FEW_CLASSES, Evaluation
@@ -77,9 +92,15 @@ def parse(argv):
     flag("--trust-code", action="store_true",
          help="execute network code that the run brings along")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
+    flag("--export", metavar="DIR", help="attack nothing, and write the run's network into a new "
+         "folder: state dict, torch.export, ONNX, RobustBench's layout")
     args = parser.parse_args(argv)
     if bool(args.run) == bool(args.weights):
         raise UserError("name a run's directory, or --weights FILE with its --dataset")
+    for name in vars(args).keys() - {"run", "export", "trust_code"} if args.export else ():
+        if getattr(args, name) != parser.get_default(name):
+            raise UserError(f"--export takes a run and attacks nothing; leave out "
+                            f"--{name.replace('_', '-')}")
     if args.weights and not args.dataset:
         raise UserError("--weights needs --dataset")
     for name in ("dataset", "model", "width", "mean", "std", "image_size", "skip_bad"):
@@ -142,6 +163,8 @@ def default_output(args, n):
 
 def main(argv=None):
     args = parse(argv)
+    if args.export:
+        return export.write(args.run, args.export, args.trust_code)
     device = console.device(args.device)
     model, dataset, eps, assumed, checksum = subject(args, device)
     every, classes = len(dataset.test_labels), len(dataset.classes)

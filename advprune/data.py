@@ -4,6 +4,8 @@
     mnist          60,000 + 10,000, 1x28x28     (torchvision downloads what --data-dir lacks)
     fashion-mnist  60,000 + 10,000, 1x28x28
     cifar10        50,000 + 10,000, 3x32x32
+    cifar100       50,000 + 10,000, 3x32x32, of 100 classes
+    svhn           73,257 + 26,032, 3x32x32: house numbers, one digit in the middle
     folder         --data-dir's train/CLASS/* and val/CLASS/*, resized to --image-size
     synthetic      2,000 + 500, 1x28x28: ten smooth patterns under noise, for tests
 
@@ -30,6 +32,8 @@ TORCHVISION = {  # name -> its class, where that looks below --data-dir
     "mnist": ("MNIST", "MNIST/raw"),
     "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw"),
     "cifar10": ("CIFAR10", "cifar-10-batches-py"),
+    "cifar100": ("CIFAR100", "cifar-100-python"),
+    "svhn": ("SVHN", ""),
 }
 
 
@@ -259,12 +263,14 @@ def _torchvision(name, root):
 
     kind, below = getattr(datasets, TORCHVISION[name][0]), TORCHVISION[name][1]
     place = root / below
+    parts = ([dict(split="train"), dict(split="test")] if name == "svhn" else
+             [dict(train=True), dict(train=False)])
     absent = [path for path in (place, place.parent, root) if not path.exists()]
     try:
         try:
-            train, test = kind(root, train=True), kind(root, train=False)
+            train, test = (kind(root, **part) for part in parts)
         except RuntimeError:  # torchvision's word for "not found or corrupted"
-            train, test = kind(root, train=True, download=True), kind(root, train=False)
+            train, test = (kind(root, **part, download=True) for part in parts)
     except Exception as error:  # it lets anything through: URLError, UnpicklingError, ...
         for path in absent:
             with suppress(OSError):
@@ -272,13 +278,17 @@ def _torchvision(name, root):
         reason = str(error).partition("\n")[0]
         raise UserError(f"{name} cannot be read from {place} nor downloaded ({reason}); put "
                         "torchvision's files there, or give their root as --data-dir") from None
-    return *_tensors(train, place), *_tensors(test, place), train.classes
+    classes = map(str, range(10)) if name == "svhn" else train.classes
+    return *_tensors(train, place), *_tensors(test, place), classes
 
 
 def _tensors(part, place):
-    images, labels = torch.as_tensor(part.data), torch.as_tensor(part.targets).long()
+    labels = part.labels if hasattr(part, "labels") else part.targets  # SVHN's are labels
+    images, labels = torch.as_tensor(part.data), torch.as_tensor(labels).long()
     if len(images) != len(labels) or len(images) == 0:
         raise UserError(f"{place} is damaged: {len(images)} images but {len(labels)} labels")
     if images.dim() == 3:
         return images[:, None], labels  # [N, H, W] -> [N, 1, H, W]
-    return images.permute(0, 3, 1, 2).contiguous(), labels  # [N, H, W, C] -> [N, C, H, W]
+    if images.shape[-1] == 3:
+        images = images.permute(0, 3, 1, 2)  # [N, H, W, C] -> [N, C, H, W], as SVHN has them
+    return images.contiguous(), labels

@@ -301,7 +301,7 @@ def _try(name, model, images, classes):
     try:
         trial = copy.deepcopy(model)
     except Exception as error:  # of whatever the user's code keeps in it
-        raise UserError(f"{name} cannot be copied ({_first_line(error)}); keep no results of "
+        raise UserError(f"{name} cannot be copied ({first_line(error)}); keep no results of "
                         "layers, no generators and no files in its attributes") from None
     shape = "x".join(map(str, images.shape[1:]))
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
@@ -337,11 +337,12 @@ def _fault(model, images, classes, attacked):
             return ("its logits have no gradient with respect to the images, which attacks need; "
                     "remove detach(), no_grad() and numpy from its forward pass")
     except Exception as error:  # a layer's own words, such as a kernel larger than its input
-        return f"it fails with {_first_line(error)}"
+        return f"it fails with {first_line(error)}"
     return None
 
 
-def _first_line(error):
+def first_line(error: Exception) -> str:
+    """The kind of an error and the first line of its words."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 

@@ -1,11 +1,16 @@
 """Data sets, where they are and where they are damaged; the batches of an epoch."""
+import hashlib
+import pickle
 import shutil
 
+import numpy as np
 import pytest
+import scipy.io
 import torch
-from conftest import refused
+from conftest import make, refused
 from torchvision import datasets
 
+import evaluate
 import train
 from advprune import data
 
@@ -25,6 +30,62 @@ def test_real_sets_agree_with_torchvision(real_data, name, folder, shape):
         pixels = torch.tensor(list(image.tobytes())).view(*image.size, -1).permute(2, 0, 1)
         assert torch.equal(dataset.test_images[i].long(), pixels)
         assert dataset.test_labels[i] == label
+
+
+@pytest.fixture
+def small_sets(tmp_path, monkeypatch):
+    """(root, {set: (images [N, H, W, C], labels)}) of files in torchvision's layout.
+
+    The images are those to train on.
+    """
+    root = tmp_path / "data"
+    (root / "cifar-100-python").mkdir(parents=True)
+
+    def md5(name):
+        return hashlib.md5((root / name).read_bytes()).hexdigest()
+
+    for seed, (part, n) in enumerate((("test", 20), ("train", 40))):
+        images, labels = make(n, (32, 32), 3, seed)
+        content = {"cifar100": (images, labels * 11), "svhn": (images, labels)}
+        (root / "cifar-100-python" / part).write_bytes(pickle.dumps(
+            {"data": images.transpose(0, 3, 1, 2).reshape(n, -1), "fine_labels": labels * 11}))
+        scipy.io.savemat(root / f"{part}_32x32.mat", {
+            "X": images.transpose(1, 2, 3, 0), "y": np.where(labels == 0, 10, labels)[:, None]})
+        monkeypatch.setattr(datasets.CIFAR100, f"{part}_list", [
+            [part, md5(f"cifar-100-python/{part}")]])
+    (root / "cifar-100-python/meta").write_bytes(pickle.dumps(
+        {"fine_label_names": [f"class {i}" for i in range(100)]}))
+    monkeypatch.setattr(datasets.CIFAR100, "meta", {
+        **datasets.CIFAR100.meta, "md5": md5("cifar-100-python/meta")})
+    monkeypatch.setattr(datasets.SVHN, "split_list", {
+        part: ["", f"{part}_32x32.mat", md5(f"{part}_32x32.mat")] for part in ("train", "test")})
+    for kind in (datasets.CIFAR100, datasets.SVHN):
+        monkeypatch.setattr(kind, "download", lambda self: None)
+    return root, content
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar100", 100), ("svhn", 10)])
+def test_cifar100_and_svhn_are_read_trained_and_evaluated(small_sets, name, classes):
+    root, content = small_sets
+    images, labels = content[name]
+    dataset = data.load(name, root)
+    assert np.array_equal(dataset.images.permute(0, 2, 3, 1).numpy(), images)
+    assert dataset.labels.tolist() == labels.tolist()
+    assert (len(dataset.test_labels), len(dataset.classes)) == (20, classes)
+    assert dataset.classes[7] == {"cifar100": "class 7", "svhn": "7"}[name]
+    record = train.main(["--dataset", name, "--data-dir", str(root), "--width", "1", "--epochs",
+                         "1", "--batch-size", "20", "--out", "run"])
+    assert record["classes"] == dataset.classes
+    assert evaluate.main(["run", "--attack", "fgsm"])["n"] == 20
+
+
+@pytest.mark.parametrize(("name", "file"), [
+    ("cifar100", "cifar-100-python/train"), ("svhn", "test_32x32.mat")])
+def test_damaged_cifar100_and_svhn_are_refused(small_sets, capsys, name, file):
+    root, _ = small_sets
+    (root / file).write_bytes((root / file).read_bytes()[:-9])
+    said = refused(train.main, ["--dataset", name, "--data-dir", str(root)], capsys)
+    assert f"{name} cannot be read from {root}" in said
 
 
 def test_digits_are_embedded():

@@ -34,7 +34,8 @@ FOLDER = ["new", "deep/new", "new ü", "a$b$_{", "afile/x", ".", "afile", "ready
 FILE = ["new.json", "new ü.json", "afile/x", ".", "nodir/x.json", "afile"]
 ODD = ["afile", "nothing", ".", "empty", "null.json"]
 DEVICE = ["cpu", "cpu", "meta", "cuda:9", "x"]
-DATA = ["synthetic"] * 6 + ["digits", "mnist", "cifar10", "fashion-mnist", "folder", "imagenet"]
+DATA = ["synthetic"] * 6 + ["digits", "mnist", "cifar10", "cifar100", "svhn", "fashion-mnist",
+                            "folder", "imagenet"]
 
 TRAIN = {
     "--limit": ["20", "33", "60", "1", *WHOLE], "--batch-size": ["8", "32", "1", *WHOLE],
@@ -63,7 +64,7 @@ TRAIN = {
 EVALUATE = {
     "--attack": ["clean", "fgsm", "clean,fgsm", "x", "", "fgsm,x", ","], "--n": ["4", "9", *WHOLE],
     "--epsilon": REAL, "--batch-size": ["3", *WHOLE], "--seed": SEED, "--out": FILE,
-    "--until": ["0.5", *SHARE], "--device": DEVICE, "--dataset": DATA,
+    "--export": FOLDER, "--until": ["0.5", *SHARE], "--device": DEVICE, "--dataset": DATA,
     "--weights": ["run/model.safetensors", *ODD],
     "--model": ["mnist-net", "preactresnet18", "x"], "--width": WHOLE, "--image-size": WHOLE,
     "--mean": ["none", "0.5", "0.5,0.5", "x"], "--std": ["0.5", "none", "0"],
@@ -128,7 +129,7 @@ def small(monkeypatch):
     monkeypatch.setattr(evaluation, "AutoAttack", Short)
     monkeypatch.setattr(os, "fsync", lambda file: None)
     monkeypatch.setattr(sys, "argv", ["script.py"])  # argparse's name of every script here
-    for kind in ("MNIST", "FashionMNIST", "CIFAR10"):
+    for kind in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN"):
         monkeypatch.setattr(getattr(torchvision.datasets, kind), "download", no_download)
     monkeypatch.setattr(toy_model, "study", lambda toy, n, seed: {"n": n})
     monkeypatch.setattr(toy_model, "report", print)

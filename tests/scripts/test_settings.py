@@ -65,6 +65,9 @@ def test_what_was_used_is_recorded():
       "100", "--model", "preactresnet18"], dict(beta=6.0, ema=0.9, epochs=100,
                                                 model="preactresnet18", nesterov=True)),
     (["--dataset", "cifar10", "--recipe", "robust"], dict(attack="n-fgsm", alpha=8 / 255)),
+    (["--dataset", "cifar100", "--recipe", "robust"], dict(attack="n-fgsm", flip=True, lr=0.2)),
+    (["--dataset", "svhn", "--recipe", "authors"], dict(lr=0.05, flip=False, pad=4,
+                                                        schedule="cyclic-fixed")),
     (["--dataset", "mnist", "--recipe", "robust"], dict(attack="pgd", pgd_steps=2, epochs=8,
                                                         alpha=pytest.approx(0.2))),
     (["--prune", "puma"], dict(prune="puma", score="margin", p=0.4, epoch=3, adapt_eps=True)),
@@ -103,9 +106,10 @@ def test_the_help_names_the_recipe_of_each_data_set(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    for line in ("digits, folder 30; mnist, fashion-mnist 10; cifar10 15; synthetic 5",
+    for line in ("digits, folder 30; mnist, fashion-mnist 10; cifar10, cifar100, svhn 15; "
+                 "synthetic 5",
                  "peak learning rate (digits, mnist, fashion-mnist, synthetic 0.005; cifar10, "
-                 "folder 0.2)"):
+                 "cifar100, folder 0.2; svhn 0.05)"):
         assert line in said
     for name in ("epsilon", "batch_size", "optimizer", "weight_decay", "pgd_steps"):
         assert config.shown(name) in said.replace("- ", "-"), name
