@@ -108,20 +108,22 @@ def completed(records: Records) -> str:
             how = "completes" if setup == COMPLETED or arm == "full" else "as the authors ran it"
             paper = PAPER["cifar10"].get(arm) if setup == AS_RUN else None
             beside = [f"{paper[0] / 100:.3f}", f"{paper[2] / 100:.3f}"] if paper else ["", ""]
-            if row["seeds"] < 2:
-                rows.append([NAMES.get(arm, arm), how, str(row["seeds"]), "not yet measured",
-                             "", "", "", *beside])
+            if not row["seeds"]:
+                rows.append([NAMES.get(arm, arm), how, "0", "not yet measured", "", "", "",
+                             *beside])
                 continue
             mine = [r for r in study["rows"] if r["arm"] == arm]
             pgd = [r["pgd-20"]["robust_accuracy"] for r in mine]
             rows.append([NAMES.get(arm, arm), how, str(row["seeds"]),
-                         f"{median(r['progress'] for r in mine):.0%}", spread(row, CLEAN),
-                         spread(row, ROBUST), f"{mean(pgd):.3f}", *beside])
+                         f"{median(r['progress'] for r in mine):.0%}",
+                         *(spread(row, name) if len(mine) > 1 else f"{row[name]:.3f}"
+                           for name in (CLEAN, ROBUST)), f"{mean(pgd):.3f}", *beside])
     return as_table(["training", "schedule", "seeds", "of it done", "clean", "apgd-ce", "PGD-20",
                      "paper: clean", "apgd-ce"], rows, left=2) + (
         "\nPreActResNet18 of width 16, bfloat16, 15 epochs, pruned after epoch 3; the paper's is "
         "of width 64. apgd-ce on the first 1,000 test images, PGD-20 on all 10,000. Mean ± "
-        "standard deviation over seeds (`python -m experiments authors --jobs 2`).\n")
+        "standard deviation over seeds; one seed is no verdict (`python -m experiments authors "
+        "--jobs 2`).\n")
 
 
 def strategies(records: Records) -> str:
