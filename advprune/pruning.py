@@ -200,7 +200,10 @@ def call(function: Callable, *args: Any, **options: Any) -> Any:
     except Exception as error:
         if function in (*SCORES.values(), *RULES.values()) or memory.exhausted(error):
             raise
-        line = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        file = getattr(getattr(function, "__code__", None), "co_filename", None)
+        theirs = [frame for frame in frames if frame.filename == file]
+        line = (theirs or frames)[-1]
         raise UserError(f"{named(function)} failed with {type(error).__name__}: "
                         f"{str(error).partition(chr(10))[0]} (line {line.lineno} of "
                         f"{line.filename})") from error
@@ -290,7 +293,7 @@ def keep(rule: str | Callable, scores: Tensor, labels: Tensor, p: float, *, seed
         balance = labels if class_balanced else None
         return select(scores, rule, p, seed, balance), None
     n, name = len(scores), named(rule)
-    found = call(rule, scores, labels, p, seed, epoch)
+    found = call(rule, scores.clone(), labels.clone(), p, seed, epoch)  # it may write into them
     ids, weights = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     try:
         ids = torch.as_tensor(ids, device=scores.device)

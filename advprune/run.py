@@ -299,6 +299,13 @@ class Run:
     def _try_saving(self, training):
         """Raise UserError where what is trained could not be written and read again."""
         try:
+            if training.observer:
+                checkpoint.loaded(checkpoint.saved(vars(training.observer)))
+        except Exception:  # of torch's pickle
+            raise UserError(f"--score {own_code.short(self.settings.score)} keeps what cannot be "
+                            "saved; its attributes may be tensors, numbers, strings, and lists "
+                            "and dicts of them; no numpy arrays") from None
+        try:
             saved_weights(training.result)
             training.restore(checkpoint.loaded(checkpoint.saved(training.state()),
                                                training.device))

@@ -147,9 +147,9 @@ def report(record):
         print(f"{row['attack']}, eps = {row['epsilon']:.4g}, {row['n']:,} test images")
         for name in ("clean", "robust"):
             one = row[name]
-            low, high = one["interval"] or (float("nan"),) * 2
+            interval = " ({:+.4f} to {:+.4f})".format(*one["interval"]) if one["interval"] else ""
             print(f"{name:>8} {one['first']:.4f} against {one['second']:.4f}: "
-                  f"{one['difference']:+.4f} ({low:+.4f} to {high:+.4f}): {one['verdict']}")
+                  f"{one['difference']:+.4f}{interval}: {one['verdict']}")
 
 
 @style

@@ -34,6 +34,7 @@ def run_arm(run, data_dir, jobs):
            **{name: judged[name] for name in (
                "attack", "n", "robust", "robust_accuracy", "robust_interval", "per_attack")},
            "attack_seconds": judged["seconds"],
+           "own": {flag: code["sha256"] for flag, code in config["own"].items()},
            **{name: config[name] for name in ("commit", "versions", "device", "threads")}}
     if setup.also:
         n = setup.also_n or run.n

@@ -70,6 +70,12 @@ class Run(NamedTuple):
         arms = read(self.file).arms if self.file else ARMS
         return {**self.how.settings, **arms[self.arm].settings}
 
+    def own(self) -> dict[str, str]:
+        """The checksums of the user's own score and rule, by flag, as their files are now."""
+        settings = resolved(self.settings, self.file)
+        return {flag: own_code.digest(own_code.source(name, flag)) for flag in ("score", "prune")
+                if own_code.is_file(name := settings.get(flag, ""))}
+
     @property
     def flags(self) -> str:
         """The settings as flags of train.py, with MARGINS and HALF as they stand."""
@@ -296,6 +302,10 @@ def record(results: Path, run: Run) -> dict | None:
     found = read_record(path, "n", "flags", "robust_accuracy", "clean_accuracy")
     if found["flags"] != run.flags:
         raise UserError(f"{path} is of a run with other flags ({found['flags']}); move it")
+    for flag, checksum in run.own().items():
+        if found.get("own", {}).get(flag) != checksum:
+            raise UserError(f"{path} is of a run with another --{flag}: its file has changed; "
+                            "move the record and the run's folder away, or rename the study")
     if found["n"] < run.n or (found["n"] > run.n and not found.get("robust")):
         return None
     if found["n"] > run.n:

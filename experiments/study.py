@@ -42,7 +42,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from advprune import console, files
+from advprune import console, files, own_code
 from experiments import runner, studies
 from experiments.claims import CLEAN, ROBUST, by_seed, less, with_interval
 from experiments.compare import UNFAIR
@@ -59,6 +59,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     args.seeds, args.data_dir = None, str(Path(args.data_dir).resolve())
     study = studies.read(str(Path(args.file).resolve()))
+    for run in study.part.runs([0]):  # a wrong name is found before the first arm trains
+        settings = studies.resolved(run.settings, run.file)
+        for flag in run.own():
+            own_code.loaded(settings[flag], own_code.source(settings[flag], flag), flag)
     result = runner.run_all(study.part.setup, [study.part], args)
     rows = studies.rows(runner.RESULTS, study.part)
     text, folder = tables(study, rows), runner.RESULTS / study.part.setup

@@ -78,6 +78,13 @@ def test_a_study_is_interrupted_once_and_ends_in_a_table_and_a_picture(monkeypat
     assert "nothing was run: 9 stored records" in capsys.readouterr().err
 
 
+def test_a_rule_that_has_changed_is_not_taken_for_measured(capsys):
+    Path("idea.toml").write_text(STUDY.replace("seeds = 3", "seeds = 1"))
+    experiments.main(["study", "idea.toml"])
+    Path("mine.py").write_text(RULE.replace("round", "int"))
+    assert "another --prune" in refused(experiments.main, ["study", "idea.toml"], capsys)
+
+
 def test_side_by_side(monkeypatch):
     Path("idea.toml").write_text(STUDY.replace("seeds = 3", "seeds = 1\nfirst_seed = 7"))
     experiments.main(["study", "idea.toml", "--jobs", "2"])
@@ -93,7 +100,8 @@ def test_side_by_side(monkeypatch):
     (("limit = 100", "seed = 3"), "'seed' is no setting"),
     (("mine.py:rule", "gone.py:rule"), "arm mine: .*gone.py"),
     (('mine = "random"', 'mine = "other"'), "compare names 'other'"),
-    (("[arms.fewer]", '[arms."a/b"]'), "not 'a/b'")])
+    (("[arms.fewer]", '[arms."a/b"]'), "not 'a/b'"),
+    (("mine.py:rule", "mine.py:gone"), "no function or class 'gone'")])
 def test_bad_files_are_one_sentence(change, words, capsys):
     Path("idea.toml").write_text(STUDY.replace(*change))
     said = refused(experiments.main, ["study", "idea.toml"], capsys)

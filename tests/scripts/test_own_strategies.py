@@ -138,12 +138,28 @@ SCORE = "def bad(model, images, labels, ids): return "
 RULE = "import torch\ndef bad(scores, labels, p, seed, epoch): return "
 
 
+def test_a_rule_that_writes_into_its_arguments_changes_nothing():
+    def rule(scores, labels, p, seed, epoch):
+        scores.zero_()
+        labels.zero_()
+        return [0, 1]
+
+    scores, labels = torch.rand(5), torch.arange(5)
+    pruning.keep(rule, scores, labels, 0.5)
+    assert labels.tolist() == [0, 1, 2, 3, 4] and scores.max() > 0
+
+
 @pytest.mark.parametrize(("flag", "code", "words"), [
     ("--score", SCORE + "model(images)", r"bad must give one number for each example, \[\d+\], n"),
     ("--score", SCORE + "'text'", "bad must give one number .* not str"),
     ("--score", SCORE + "images.sum((1, 2, 3)) / 0 * 0", "200 of the 200 bad scores are not"),
     ("--score", SCORE + "labels / (1 / 0)", r"bad failed with ZeroDivisionError: .*line 1 of .*"),
     ("--score", "class bad:\n    def __init__(self, n): pass", "with the methods see and scores"),
+    ("--score", "import numpy\nclass bad:\n    see = scores = len\n"
+     "    def __init__(self, n): self.losses = numpy.zeros(n)",
+     "own.py:bad keeps what cannot be saved"),
+    ("--score", "import torch\n" + SCORE + "torch.autograd.grad(model(images).sum(), images)",
+     "line 2 of .*own.py"),
     ("--prune", RULE + "scores > 0", "bad must give the ids that stay, .* torch.bool"),
     ("--prune", RULE + "[0, 1, 200]", "bad gives the id 200, but ids go from 0 to 199"),
     ("--prune", RULE + "[-1, 1]", "bad gives the id -1"),
