@@ -7,7 +7,7 @@ from pathlib import Path
 import evaluate
 import prune
 import train
-from advprune import console, files
+from advprune import console, files, own_code
 from advprune.config import RECIPES
 from advprune.run import new_folder, read_config
 from benchmarks.workers import Workers
@@ -27,8 +27,9 @@ def run_arm(run, data_dir, jobs):
     config = read_config(folder)
     row = {"setup": run.setup, "arm": run.arm, "seed": run.seed, "flags": run.flags, "jobs": jobs,
            "command": f"python train.py {run.flags} --seed {run.seed}",
+           "prune": own_code.short(trained["prune"]),
            **{name: trained[name] for name in (
-               "prune", "p", "epoch", "epochs", "n_train", "n_kept", "examples", "clean_accuracy",
+               "p", "epoch", "epochs", "n_train", "n_kept", "examples", "clean_accuracy",
                "progress", "train_seconds", "prune_seconds", "guard_seconds", "collapses",
                "weights", "segment_seconds")},
            **{name: judged[name] for name in (

@@ -74,6 +74,7 @@ def test_a_study_is_interrupted_once_and_ends_in_a_table_and_a_picture(monkeypat
     assert f"({low:+.3f} to {high:+.3f})" in text and "| fewer | 3 |" in text
     assert Path(result["figure"]).stat().st_size > 5000
     assert "mine.py:rule" in records["mine", 0]["flags"]
+    assert records["mine", 0]["prune"] == "mine.py:rule"  # no path of this machine
     experiments.main(["study", "idea.toml"])
     assert "nothing was run: 9 stored records" in capsys.readouterr().err
 
