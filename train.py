@@ -101,9 +101,8 @@ class Training:
                                      use_buffers=True) if a.ema else None
         self.margin_model = margin_model or self.result
         self.eps = None  # the budget of every example [N], once adapted
-        self.kept = torch.arange(len(dataset.labels), device=device)
-        self.weights = None  # of every example [N] in the loss, where a rule gives them
         self.seen = torch.zeros(len(dataset.labels), dtype=torch.bool, device=device)
+        self.keep_all()
         self.rule, self.scorer = (
             own_code.loaded(getattr(a, flag), codes[flag], flag) if flag in codes else name
             for flag, name in (("prune", config.strategy(a.prune)), ("score", a.score)))
@@ -263,8 +262,9 @@ class Training:
         return scores, kind
 
     def keep_all(self):
-        """Train on all data again."""
-        self.kept, self.weights = torch.arange(len(self.seen), device=self.device), None
+        """Train on all data."""
+        self.kept = torch.arange(len(self.seen), device=self.device)
+        self.weights = None  # of every example [N] in the loss, where a rule gives them
 
     def score(self, epoch):
         """(scores [N], their kind) of all examples, as the network is now (lines 4-7)."""

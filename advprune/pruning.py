@@ -168,7 +168,7 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str | Callable = "lo
     def work(first, end):
         nonlocal done, saved
         batch = shard[first:end]
-        x = ops.pixels(_gather(images, batch, device))
+        x = _gather(images, batch, device)
         found = call(function, model, x, labels[batch].to(device), batch.to(device), **how)
         scores[batch] = numbers(function, found, len(batch)).to(scores.device)
         done = end
@@ -192,9 +192,10 @@ def call(function: Callable, *args: Any, **options: Any) -> Any:
 
     Raises UserError, with the line, where a user's function fails.
     """
-    takes = inspect.signature(function).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-        options = {name: value for name, value in options.items() if name in takes}
+    if options:
+        takes = inspect.signature(function).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+            options = {name: value for name, value in options.items() if name in takes}
     try:
         return function(*args, **options)
     except Exception as error:
@@ -238,13 +239,12 @@ def finite(function: Callable, scores: Tensor) -> Tensor:
 
 
 def _gather(images, ids, device):
-    """The batch of these ids as a tensor on the device, uint8 or float32."""
+    """The batch of these ids as float32 in [0, 1] on the device."""
     if isinstance(images, np.ndarray):
         x = torch.from_numpy(images[ids.cpu().numpy()])
     else:
         x = images[ids.to(getattr(images, "device", ids.device))]
-    x = attacks.checked(x)[0]
-    return (x.float() if x.dtype == torch.float64 else x).to(device)  # numpy makes float64
+    return ops.pixels(attacks.checked(x)[0].to(device))
 
 
 def farthest(images: Any, norm: str) -> float:

@@ -55,7 +55,7 @@ def by_seed(folders):
         found[seed] = {"run": str(folder), "settings": replace(config["settings"], seed=0),
                        "examples": trained["examples"],
                        "seconds": trained["train_seconds"] + trained["prune_seconds"],
-                       "data": config["data"]["test"], "name": Path(folder).name,
+                       "data": config["data"]["test"],
                        "evaluations": evaluations(folder)}
     return found
 
@@ -121,6 +121,20 @@ def verdict(interval):
     return "better" if interval[0] > 0 else "worse"
 
 
+def unequal(one, other, seen, others):
+    """In words, that one has seen more or fewer examples than the other; None where it has not."""
+    more = seen / others - 1
+    if abs(more) <= UNFAIR:
+        return None
+    word = "more" if more > 0 else "fewer"
+    return f"{one} has seen {abs(more):.0%} {word} examples than {other}"
+
+
+def say_unfair(reasons):
+    for reason in reasons:
+        print(f"not a fair comparison: {reason}", file=sys.stderr)
+
+
 def unfair(pairs):
     """What speaks against comparing these pairs, in words."""
     reasons = []
@@ -128,11 +142,8 @@ def unfair(pairs):
         if odd := [one["run"] for one in runs if one["settings"] != runs[0]["settings"]]:
             reasons.append(f"{odd[0]} differs from {runs[0]['run']} in more than the seed")
     for ours, theirs in pairs:
-        more = ours["examples"] / theirs["examples"] - 1
-        if abs(more) > UNFAIR:
-            how = "more" if more > 0 else "fewer"
-            reasons.append(f"{ours['run']} has seen {abs(more):.0%} {how} examples than "
-                           f"{theirs['run']}")
+        if reason := unequal(ours["run"], theirs["run"], ours["examples"], theirs["examples"]):
+            reasons.append(reason)
         if ours["data"] != theirs["data"]:
             reasons.append(f"{ours['run']} and {theirs['run']} have other test images")
     return reasons
@@ -184,8 +195,7 @@ def main(argv=None):
     pairs = [(ours[seed], theirs[seed]) for seed in seeds]
     keys = common([one for pair in pairs for one in pair])
     reasons = unfair(pairs)
-    for reason in reasons:
-        print(f"not a fair comparison: {reason}", file=sys.stderr)
+    say_unfair(reasons)
     record = {
         "seeds": seeds, "pairs": [[one["run"] for one in pair] for pair in pairs],
         "seconds": [float(np.mean([pair[i]["seconds"] for pair in pairs])) for i in (0, 1)],

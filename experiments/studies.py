@@ -63,17 +63,17 @@ class Run(NamedTuple):
 
     @property
     def how(self) -> Setup:
-        return read(self.file).setup if self.file else SETUPS[self.setup]
+        return setup_of(self)
 
     @property
     def settings(self) -> dict[str, Any]:
         arms = read(self.file).arms if self.file else ARMS
         return {**self.how.settings, **arms[self.arm].settings}
 
-    def own(self) -> dict[str, str]:
-        """The checksums of the user's own score and rule, by flag, as their files are now."""
+    def own(self) -> dict[str, tuple[str, str]]:
+        """FILE.py:NAME and source of the user's own score and rule, by flag, as they are now."""
         settings = resolved(self.settings, self.file)
-        return {flag: own_code.digest(own_code.source(name, flag)) for flag in ("score", "prune")
+        return {flag: (name, own_code.source(name, flag)) for flag in ("score", "prune")
                 if own_code.is_file(name := settings.get(flag, ""))}
 
     @property
@@ -94,13 +94,18 @@ class Part(NamedTuple):
 
     @property
     def dataset(self) -> str:
-        return (read(self.file).setup if self.file else SETUPS[self.setup]).dataset
+        return setup_of(self).dataset
 
     def runs(self, seeds: Iterable[int] | None = None) -> list[Run]:
         """Its runs, with these seeds or its own."""
         return [Run(self.setup, arm, seed, self.n, self.file)
                 for seed in (range(self.first, self.first + self.seeds) if seeds is None
                              else seeds) for arm in self.arms]
+
+
+def setup_of(of: Run | Part) -> Setup:
+    """The Setup of a run or a part: its study's, or the one of this name."""
+    return read(of.file).setup if of.file else SETUPS[of.setup]
 
 
 def flags(settings: dict[str, Any]) -> list[str]:
@@ -302,8 +307,8 @@ def record(results: Path, run: Run) -> dict | None:
     found = read_record(path, "n", "flags", "robust_accuracy", "clean_accuracy")
     if found["flags"] != run.flags:
         raise UserError(f"{path} is of a run with other flags ({found['flags']}); move it")
-    for flag, checksum in run.own().items():
-        if found.get("own", {}).get(flag) != checksum:
+    for flag, (_, code) in run.own().items():
+        if found.get("own", {}).get(flag) != own_code.digest(code):
             raise UserError(f"{path} is of a run with another --{flag}: its file has changed; "
                             "move the record and the run's folder away, or rename the study")
     if found["n"] < run.n or (found["n"] > run.n and not found.get("robust")):
