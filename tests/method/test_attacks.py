@@ -68,7 +68,9 @@ def test_attacks_leave_the_model_as_it_was():
 
 # --- what an attack is given, and what a network predicts
 
-X, Y, IDS = torch.rand(6, 1, 4, 4), torch.tensor([0, 1, 0, 1, 0, 1]), torch.arange(6)
+# Seeded: bfloat16 turns the sign of a gradient near zero on about one draw in fifty.
+X = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+Y, IDS = torch.tensor([0, 1, 0, 1, 0, 1]), torch.arange(6)
 CALLS = {  # name -> a call of (model, x, y, eps, alpha)
     "rs_fgsm": lambda m, x, y, eps, alpha: attacks.rs_fgsm(m, x, y, IDS, eps=eps, alpha=alpha),
     "pgd": lambda m, x, y, eps, alpha: attacks.pgd(m, x, y, IDS, eps=eps, alpha=alpha, steps=5,
