@@ -35,6 +35,8 @@ def run_arm(run, data_dir, jobs):
            **{name: judged[name] for name in (
                "attack", "n", "robust", "robust_accuracy", "robust_interval", "per_attack")},
            "attack_seconds": judged["seconds"],
+           "by_class": {row["class"]: [row["clean_accuracy"], row["robust_accuracy"]]
+                        for row in judged["by_class"]},
            "own": {flag: code["sha256"] for flag, code in config["own"].items()},
            **{name: config[name] for name in ("commit", "versions", "device", "threads")}}
     if setup.also:

@@ -33,7 +33,7 @@ The file, in TOML:
 mine.py lies beside the study's file. Runs lie in runs/mine/ARM-SEED, records in results/mine/
 ARM-SEED.json. What has a record is not repeated, and what was cut off goes on, so the same command
 continues the study. It prints, and writes into results/mine/: table.md, of the arms and the
-comparisons, and arms.png. A comparison is by seed; from three seeds on it has Student's 95 %
+comparisons, and arms.png. "worst class" is the robust accuracy of the worst class. A comparison is by seed; from three seeds on it has Student's 95 %
 interval, and a verdict that holds for all comparisons of the table together (Holm's correction).
 """
 from pathlib import Path
@@ -79,11 +79,13 @@ def main(argv=None):
 def tables(study, rows):
     """The arms, and the comparisons, in Markdown."""
     attack = study.setup.attack
+    by_class = all("by_class" in row for row in rows)  # earlier records have none
     arms = [[arm, str(row["seeds"]), *(
         spread(row, name) if row["seeds"] > 1 else f"{row[name]:.3f}" for name in (CLEAN, ROBUST)),
-        f"{mean(rows, arm, 'examples'):,.0f}"]
+        *([f"{worst(rows, arm):.3f}"] if by_class else []), f"{mean(rows, arm, 'examples'):,.0f}"]
         for arm, row in studies.summary(rows).items()]
-    text = as_table(["arm", "seeds", "clean", attack, "examples"], arms)
+    text = as_table(["arm", "seeds", "clean", attack, *(["worst class"] if by_class else []),
+                     "examples"], arms)
     pairs, robust = [], []
     for one, other in study.compare.items():
         differences = [by_seed(rows, less(one, other, name)) for name in (CLEAN, ROBUST)]
@@ -116,6 +118,12 @@ def verdicts(differences):
         if sure:
             said[i] = "better" if differences[i].mean() > 0 else "worse"
     return said
+
+
+def worst(rows, arm):
+    """The robust accuracy of the worst class, as a mean over seeds."""
+    return float(np.mean([min(robust for _, robust in row["by_class"].values())
+                          for row in rows if row["arm"] == arm]))
 
 
 def mean(rows, arm, name):
