@@ -24,12 +24,13 @@ geometry, perceptron    the statistics of data sets, and PUMA's perceptron; each
 compare  your own finished runs: do these do better than those? `compare --help`
 study    your own arms over seeds, from a file: `study --help`
 
-experiments/studies.py says which runs an experiment needs; experiments share runs. A run lies in
-runs/SETUP/ARM-SEED and its record is results/SETUP/ARM-SEED.json. What has a record is not
-repeated and an interrupted run is continued, so the same command continues an experiment. With
---again what has a record is repeated: the finished run becomes runs/SETUP/ARM-SEED-2, and the new
-record replaces the old one once it is whole. --jobs N does N runs at a time, each with its share
-of the cores; what they print is in RUN.log.
+The files experiments/*.toml say which runs an experiment needs, in the form that `study` takes;
+experiments share runs. A run lies in runs/SETUP/ARM-SEED and its record is
+results/SETUP/ARM-SEED.json. What has a record is not repeated and an interrupted run is continued,
+so the same command continues an experiment. With --again what has a record is repeated: the
+finished run becomes runs/SETUP/ARM-SEED-2, and the new record replaces the old one once it is
+whole. --jobs N does N runs at a time, each with its share of the cores; what they print is in
+RUN.log.
 """
 import argparse
 import importlib
@@ -72,7 +73,8 @@ def scale(args):
 
 
 def statistics(args):
-    pruned = studies.Part("mnist-robust", ("low+high-0.4",), studies.LEAST, 1).runs()
+    mnist = next(part for part in studies.EXPERIMENTS["frontier"] if part.setup == "mnist-robust")
+    pruned = mnist._replace(arms=("low+high-0.4",), seeds=studies.LEAST).runs()
     if not (runner.RESULTS / "geometry.json").exists():
         for run in pruned:
             runner.train_arm(run, args.data_dir)

@@ -86,8 +86,11 @@ def measure_margins(run, data_dir):
 
 def run_all(name, parts, args):
     """Do what has no record yet of these parts, or all again; print what the records say."""
-    wanted = [run for part in parts for run in part.runs(args.seeds)]
-    todo = [run for run in wanted if args.again or not studies.record(RESULTS, run)]
+    wanted: dict = {}
+    for run in (run for part in parts for run in part.runs(args.seeds)):
+        if run.name not in wanted or run.n > wanted[run.name].n:  # parts share runs
+            wanted[run.name] = run
+    todo = [run for run in wanted.values() if args.again or not studies.record(RESULTS, run)]
     todo.sort(key=lambda run: run.seed)  # what is cut off has all arms of some seeds
     if todo:
         print(f"{name}: {len(wanted)} runs, {len(wanted) - len(todo)} of them have records",
@@ -107,8 +110,9 @@ def run_all(name, parts, args):
     summaries = {}
     for part in parts:
         rows = [studies.record(RESULTS, run) for run in part.runs(args.seeds)]
-        summaries[part.setup] = studies.summary(rows)
-        report(part, summaries[part.setup])
+        summary = studies.summary(rows)
+        summaries[part.setup if part.name == name else part.name] = summary
+        report(part, summary)
     return {"experiment": name, "runs": len(wanted), "summary": summaries}
 
 

@@ -30,11 +30,20 @@ The file, in TOML:
     random = "fewer"
     mine = "fewer"
 
+    # [parts.quick]               # instead of seeds and n above: parts of the study, each with its
+    # arms = ["all", "mine"]      # own; a part without `arms` has all of them
+    # seeds = 1
+    # n = 1000
+
 mine.py lies beside the study's file. Runs lie in runs/mine/ARM-SEED, records in results/mine/
 ARM-SEED.json. What has a record is not repeated, and what was cut off goes on, so the same command
-continues the study. It prints, and writes into results/mine/: table.md, of the arms and the
-comparisons, and arms.png. "worst class" is the robust accuracy of the worst class. A comparison is by seed; from three seeds on it has Student's 95 %
+continues the study. It prints, and writes into results/mine/: mine.md, the table of the arms and
+the comparisons, and mine.png; of a part, PART.md and PART.png. "worst class" is the robust
+accuracy of the worst class. A comparison is by seed; from three seeds on it has Student's 95 %
 interval, and a verdict that holds for all comparisons of the table together (Holm's correction).
+
+In an arm, `scores = "{margins}"` stands for the margins under this seed's run of the arm `full`,
+and `eps_floor = "{half}"` for half of the data set's budget.
 """
 from pathlib import Path
 
@@ -58,22 +67,33 @@ def main(argv=None):
     args = parser.parse_args(argv)
     args.seeds, args.data_dir = None, str(Path(args.data_dir).resolve())
     study = studies.read(str(Path(args.file).resolve()))
-    for run in study.part.runs([0]):  # a wrong name is found before the first arm trains
-        for name, (file, code) in run.own().items():
+    for run in (run for part in study.parts for run in part.runs([part.first_seed])):
+        for name, (file, code) in run.own().items():  # found before the first arm trains
             own_code.loaded(file, code, name)
-    result = runner.run_all(study.part.setup, [study.part], args)
-    rows = studies.rows(runner.RESULTS, study.part)
-    say_unfair(filter(None, (
-        unequal(one, other, mean(rows, one, "examples"), mean(rows, other, "examples"))
-        for one, other in study.compare.items())))
-    text, folder = tables(study, rows), runner.RESULTS / study.part.setup
-    print(text)
-    files.write(folder / "table.md", text)
+    result = runner.run_all(Path(args.file).stem, study.parts, args)
+    return {**result, "written": [path for part in study.parts for path in written(study, part)]}
+
+
+def written(study, part):
+    """Say and write what the records of this part are; the paths of table and picture."""
     from experiments import figures  # here, because it imports matplotlib
 
-    label = f"accuracy under {study.setup.attack}, {study.part.n:,} test images"
-    files.write_figure(folder / "arms.png", figures.study(rows, study.part.setup, label))
-    return {**result, "table": str(folder / "table.md"), "figure": str(folder / "arms.png")}
+    rows = studies.rows(runner.RESULTS, part)
+    say_unfair(filter(None, (
+        unequal(one, other, mean(rows, one, "examples"), mean(rows, other, "examples"))
+        for one, other in compared(study, rows))))
+    text, folder = tables(study, rows), runner.RESULTS / part.setup
+    print(text)
+    files.write(folder / f"{part.name}.md", text)
+    label = f"accuracy under {study.setup.attack}, {part.n:,} test images"
+    files.write_figure(folder / f"{part.name}.png", figures.study(rows, part.name, label))
+    return [str(folder / f"{part.name}.{kind}") for kind in ("md", "png")]
+
+
+def compared(study, rows):
+    """The pairs of arms to compare that have rows."""
+    there = {row["arm"] for row in rows}
+    return [pair for pair in study.compare.items() if there.issuperset(pair)]
 
 
 def tables(study, rows):
@@ -87,7 +107,7 @@ def tables(study, rows):
     text = as_table(["arm", "seeds", "clean", attack, *(["worst class"] if by_class else []),
                      "examples"], arms)
     pairs, robust = [], []
-    for one, other in study.compare.items():
+    for one, other in compared(study, rows):
         differences = [by_seed(rows, less(one, other, name)) for name in (CLEAN, ROBUST)]
         robust.append(differences[1])
         more = mean(rows, one, "examples") / mean(rows, other, "examples") - 1

@@ -1,7 +1,6 @@
 """The tables of README and docs of what was trained: claims, Table 1, equal time, the studies."""
 import re
 from collections.abc import Callable
-from pathlib import Path
 from statistics import mean, median
 
 from advprune.config import RECIPES
@@ -60,8 +59,9 @@ def claims(records: Records) -> str:
         values = measured(claim, records)
         said = verdict(values, claim.bound, claim.below)
         if len(values) < LEAST:
-            setup = studies.SETUPS.get(claim.setup)
-            on = f" --dataset {setup.dataset}" if setup else ""
+            on = "".join(f" --dataset {part.dataset}"
+                         for part in studies.EXPERIMENTS.get(claim.experiment, ())
+                         if part.setup == claim.setup)
             said += f": `python -m experiments {claim.experiment}{on} --jobs 2`"
         sign = "<" if claim.below else ">"
         rows.append([claim.source, claim.says, SETUP_TITLES.get(claim.setup, claim.setup),
@@ -132,12 +132,12 @@ def strategies(records: Records) -> str:
     for name, title in (("strategies-digits", "digits, 30 epochs"),
                         ("strategies-mnist", "MNIST, robust recipe"),
                         ("low-mnist", "MNIST, robust recipe, seeds 10 to 19")):
-        of = studies.read(str(Path(__file__).parent / f"{name}.toml"))
-        rows = studies.rows(records.folder, of.part)
+        (part,) = studies.EXPERIMENTS[name]
+        of, rows = studies.read(part.file), studies.rows(records.folder, part)
         command = f"`python -m experiments study experiments/{name}.toml --jobs 2`"
         text.append(f"**{title}**\n\n" + (
             f"{study.tables(of, rows)}\n{of.setup.attack} on {rows[0]['n']:,} test images "
-            f"({command}).\n" if len(rows) == len(of.part.runs()) else
+            f"({command}).\n" if len(rows) == len(part.runs()) else
             f"Not yet measured: {command}.\n"))
     return "\n".join(text)
 

@@ -9,6 +9,8 @@ from advprune import config
 from experiments import __main__ as experiments
 from experiments import runner, studies
 
+PUMA = str(ROOT / "experiments/mnist-pgd5.toml")
+
 
 def test_seeds_are_a_number_or_a_range():
     assert list(experiments.seeds("3")) == [0, 1, 2]
@@ -21,7 +23,9 @@ def test_flags_choose_the_parts_of_an_experiment():
                                                            n_eval=n_eval))
         return [(part.setup, part.arms, part.n) for part in found]
 
-    assert parts("table1", "cifar10") == [("cifar10-width16", studies.TABLE_1, 300)]
+    assert parts("table1", "cifar10") == [("cifar10-width16", (
+        "full", "random-0.2", "extremes-0.2", "low+high-0.2", "random-0.6", "extremes-0.6",
+        "low+high-0.6"), 300)]
     assert parts("table1", arms="small-step", n_eval=7) == [("mnist-paper", ("small-step",), 7)]
     assert not parts("digits", "mnist") and not parts("toy")
 
@@ -30,7 +34,7 @@ def test_the_margins_and_half_of_the_budget_are_filled_in(monkeypatch):
     told = []
     monkeypatch.setattr(runner.train, "main", told.append)
     monkeypatch.setattr(runner, "measure_margins", lambda run, _: f"margins-{run.seed}")
-    runner.train_arm(studies.Run("mnist-pgd5", "puma-floor-0.3", 7, 500), "here")
+    runner.train_arm(studies.Run(PUMA, "puma-floor-0.3", 7, 500), "here")
     half = config.RECIPES["mnist"]["epsilon"] / 2
     assert " ".join(told[0]) == (
         "--dataset mnist --attack pgd --pgd-steps 5 --alpha 0.1 --epochs 5 --prune puma --p 0.3 "
@@ -48,7 +52,7 @@ def test_margins_are_measured_once_under_the_run_on_all_data(monkeypatch):
         Path(words[-1], "scores.npz").touch()
 
     monkeypatch.setattr(runner.prune, "main", prune)
-    run = studies.Run("mnist-pgd5", "puma-0.3", 7, 500)
+    run = studies.Run(PUMA, "puma-0.3", 7, 500)
     for _ in range(2):
         assert runner.measure_margins(run, "here").exists()
     assert trained == [run._replace(arm="full")]
@@ -102,5 +106,6 @@ def test_each_record_in_results_is_of_a_run_of_an_experiment_with_enough_images(
     for run in there:
         record = studies.record(ROOT / "results", run)
         assert record is not None, run
-        assert (record["setup"], record["arm"], record["seed"], record["n"]) == run[:4]
+        assert (record["setup"], record["arm"], record["seed"], record["n"]) == (
+            run.setup, *run[1:])
         assert record["attack"] == run.how.attack

@@ -11,7 +11,7 @@ import torch
 from conftest import refused
 
 import evaluate
-from advprune import config, files
+from advprune import files
 from advprune.errors import UserError
 from experiments import __main__ as experiments
 from experiments import runner, studies
@@ -20,9 +20,7 @@ from experiments import runner, studies
 @pytest.fixture
 def tiny(monkeypatch):
     """The function tiny_study.add, undone after the test."""
-    for name in ("SETUPS", "EXPERIMENTS"):
-        monkeypatch.setattr(studies, name, dict(getattr(studies, name)))
-    monkeypatch.setattr(runner, "run_arm", tiny_study.run_arm)
+    monkeypatch.setattr(studies, "EXPERIMENTS", dict(studies.EXPERIMENTS))
     return tiny_study.add
 
 
@@ -151,12 +149,11 @@ def untimed(record):
 @pytest.mark.slow
 def test_jobs_side_by_side_give_the_same_records(tmp_path, monkeypatch, tiny, capsys):
     torch.set_num_threads(1)  # as each job has, so that sums are of the same order
-    tiny()
     found = {}
-    for count, work in ((1, tiny_study.run_arm), (2, tiny_study.run_in_a_worker)):
+    for count in (1, 2):
         (tmp_path / str(count)).mkdir()
         monkeypatch.chdir(tmp_path / str(count))
-        monkeypatch.setattr(runner, "run_arm", work)
+        tiny()
         capsys.readouterr()
         experiments.main(["puma", "--data-dir", str(tmp_path), "--jobs", str(count)])
         found[count] = records()
@@ -223,18 +220,3 @@ def test_one_job_measures_the_margins_of_a_seed(tiny):
 def test_bad_use(flags, capsys, tmp_path):
     refused(experiments.main, flags, capsys)
     assert not list(tmp_path.iterdir())
-
-
-def test_every_run_of_an_experiment_is_a_command_of_train(tmp_path):
-    (tmp_path / "scores.npz").touch()
-    runs = [run for parts in studies.EXPERIMENTS.values() for part in parts
-            for run in part.runs([0])]
-    assert len({run.flags for run in runs}) > 80
-    for run in runs:
-        wanted = studies.resolved(run.settings, run.file)
-        words = " ".join(studies.flags(wanted)).format(margins="scores.npz", half=0.1).split()
-        _, settings = config.parse(words)
-        for name, value in wanted.items():
-            if name not in ("scores", "eps_floor", "width", "recipe"):
-                found = getattr(settings, name)
-                assert str(found).endswith(str(value).rpartition("..")[2]), run

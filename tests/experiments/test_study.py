@@ -70,9 +70,11 @@ def test_a_study_is_interrupted_once_and_ends_in_a_table_and_a_picture(monkeypat
     differences = [records["mine", seed]["robust_accuracy"]
                    - records["random", seed]["robust_accuracy"] for seed in range(3)]
     low, high = stats.t.interval(0.95, 2, sum(differences) / 3, stats.sem(differences))
-    text = Path(result["table"]).read_text()
+    table, figure = map(Path, result["written"])
+    assert table.name == "idea.md" and figure.name == "idea.png"
+    text = table.read_text()
     assert f"({low:+.3f} to {high:+.3f})" in text and "| fewer | 3 |" in text
-    assert Path(result["figure"]).stat().st_size > 5000
+    assert figure.stat().st_size > 5000
     assert "mine.py:rule" in records["mine", 0]["flags"]
     assert records["mine", 0]["prune"] == "mine.py:rule"  # no path of this machine
     experiments.main(["study", "idea.toml"])
@@ -93,6 +95,28 @@ def test_side_by_side(monkeypatch):
         "fewer-7", "random-7", "mine-7"}
 
 
+def test_parts_share_runs_and_have_seeds_and_images_of_their_own(capsys):
+    Path("idea.toml").write_text(STUDY + """
+[parts.quick]
+arms = ["fewer", "random"]
+seeds = 2
+n = 5
+[parts.more]
+arms = ["random", "mine"]
+seeds = 1
+""")
+    result = experiments.main(["study", "idea.toml"])
+    assert [Path(path).name for path in result["written"]] == [
+        "quick.md", "quick.png", "more.md", "more.png"]
+    found = {path.stem: json.loads(path.read_text())["n"]
+             for path in Path("results/idea").glob("*.json")}
+    assert found == {"fewer-0": 5, "fewer-1": 5, "random-0": 50, "random-1": 5, "mine-0": 50}
+    assert {arm: row["seeds"] for arm, row in result["summary"]["quick"].items()} == {
+        "fewer": 2, "random": 2}
+    assert "mine less random" in Path(result["written"][2]).read_text()
+    assert "mine less random" not in Path(result["written"][0]).read_text()
+
+
 @pytest.mark.parametrize(("change", "words"), [
     (("n = 50", "n ="), "is no TOML"), (("n = 50", ""), "has no n"),
     (("n = 50", 'n = "50"'), "n must be of type int"), (("n = 50", "m = 50"), "there is no 'm'"),
@@ -102,6 +126,9 @@ def test_side_by_side(monkeypatch):
     (("mine.py:rule", "gone.py:rule"), "arm mine: .*gone.py"),
     (('mine = "random"', 'mine = "other"'), "compare names 'other'"),
     (("[arms.fewer]", '[arms."a/b"]'), "not 'a/b'"),
+    (("[compare]", "[parts]\nquick = 3\n[compare]"), "part quick must be a table"),
+    (("[compare]", '[parts.quick]\narms = ["other"]\n[compare]'), "quick names 'other'"),
+    (("[compare]", "[parts.quick]\nepochs = 3\n[compare]"), "part quick: there is no 'epochs'"),
     (("mine.py:rule", "mine.py:gone"), "no function or class 'gone'")])
 def test_bad_files_are_one_sentence(change, words, capsys):
     Path("idea.toml").write_text(STUDY.replace(*change))

@@ -1,27 +1,38 @@
-"""A study whose runs take no time, in this process and in the workers that it starts."""
+"""A study whose runs take no time."""
+from pathlib import Path
+
 import killing
 
-from experiments import runner, studies
+from experiments import studies
 
+STUDY = """
+attack = "{attack}"
+also = "{also}"
+[setup]
+dataset = "synthetic"
+limit = 200
+epochs = 2
+[arms]
+full = {{}}
+"random-0.3-from-start" = {{ prune = "random", p = 0.3, epoch = 0 }}
+"margin-0.3" = {{ prune = "high", p = 0.3, scores = "{{margins}}" }}
+"puma-0.3" = {{ prune = "puma", p = 0.3, scores = "{{margins}}" }}
+[parts.puma]
+arms = {arms}
+seeds = 1
+n = 5
+"""
 ARMS = ("full", "random-0.3-from-start", "margin-0.3", "puma-0.3")
-run_arm = runner.run_arm
 
 
 def add(arms=ARMS, attack="pgd", also=""):
-    """Make an experiment `puma` of these arms."""
-    settings = dict(dataset="synthetic", limit=200, epochs=2)
-    studies.SETUPS["tiny"] = studies.Setup(settings, attack, also)
-    studies.EXPERIMENTS["puma"] = (studies.Part("tiny", arms, 1, 5),)
-
-
-def run_in_a_worker(run, data_dir, jobs):
-    """runner.run_arm, in a process that does not know the study yet."""
-    add()
-    return run_arm(run, data_dir, jobs)
+    """Make an experiment `puma` of these arms, by a file in the current folder."""
+    Path("tiny.toml").write_text(STUDY.format(arms=list(arms), attack=attack, also=also))
+    studies.read.cache_clear()
+    studies.EXPERIMENTS["puma"] = studies.read(str(Path("tiny.toml").resolve())).parts
 
 
 def command(argv, log):
     """The body of a process: `python -m experiments` with these words."""
     add()
-    runner.run_arm = run_in_a_worker
     killing.script("experiments.__main__", argv, log)
