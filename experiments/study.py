@@ -33,17 +33,17 @@ The file, in TOML:
 mine.py lies beside the study's file. Runs lie in runs/mine/ARM-SEED, records in results/mine/
 ARM-SEED.json. What has a record is not repeated, and what was cut off goes on, so the same command
 continues the study. It prints, and writes into results/mine/: table.md, of the arms and the
-comparisons, and arms.png. "worst class" is the robust accuracy of the worst class. A comparison is by seed; from three seeds on it has Student's 95 %
-interval, and a verdict that holds for all comparisons of the table together (Holm's correction).
+comparisons, and arms.png. "worst class" is the robust accuracy of the worst class. A comparison
+is by seed; from three seeds on it has Student's 95 % interval, and a verdict that holds for all
+comparisons of the table together (Holm's correction).
 """
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from advprune import console, files, own_code
 from experiments import runner, studies
-from experiments.claims import CLEAN, ROBUST, by_seed, less, with_interval
+from experiments.claims import CLEAN, ROBUST, by_seed, holm, less, p_value, with_interval
 from experiments.compare import say_unfair, unequal
 from experiments.records import as_table, spread
 
@@ -71,8 +71,8 @@ def main(argv=None):
     files.write(folder / "table.md", text)
     from experiments import figures  # here, because it imports matplotlib
 
-    label = f"accuracy under {study.setup.attack}, {study.part.n:,} test images"
-    files.write_figure(folder / "arms.png", figures.study(rows, study.part.setup, label))
+    files.write_figure(folder / "arms.png",
+                       figures.study(rows, study.part.setup, study.setup.attack))
     return {**result, "table": str(folder / "table.md"), "figure": str(folder / "arms.png")}
 
 
@@ -106,18 +106,10 @@ def verdicts(differences):
 
     A verdict holds at 5 % for all of them together. Fewer than three seeds have none.
     """
-    p = [stats.ttest_1samp(values, 0).pvalue if len(values) >= studies.LEAST else np.nan
-         for values in differences]
-    order, said, sure = np.argsort(p), ["no clear difference"] * len(p), True
-    tested = int(np.isfinite(p).sum())
-    for rank, i in enumerate(order):
-        if not np.isfinite(p[i]):
-            said[i] = ""
-            continue
-        sure = sure and p[i] * (tested - rank) < 0.05
-        if sure:
-            said[i] = "better" if differences[i].mean() > 0 else "worse"
-    return said
+    clear = holm([p_value(values) for values in differences])
+    return ["" if len(values) < studies.LEAST else "no clear difference" if not sure
+            else "better" if values.mean() > 0 else "worse"
+            for values, sure in zip(differences, clear, strict=True)]
 
 
 def worst(rows, arm):
