@@ -11,7 +11,6 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -95,9 +94,10 @@ def pruned(dataset: Any, scores: Tensor, kept: Tensor, predict: Callable[[Tensor
     top, *sheets = (part.subplots() for part in drawn.subfigures(
         3, 1, squeeze=False, height_ratios=(2.4, 3.3, 3.3))[:, 0])
     edges = np.histogram_bin_edges(scores.numpy(), 80)
-    for members, name, color in ((~dropped, "kept", BLUE), (dropped, "dropped", RED)):
-        top.hist(scores.numpy()[members], edges, log=True, histtype="stepfilled", alpha=0.6,
-                 color=color, label=f"{name}, {members.sum():,}")
+    top.hist(scores.numpy()[~dropped], edges, log=True, histtype="stepfilled", color=SKY,
+             label=f"kept, {(~dropped).sum():,}")
+    top.hist(scores.numpy()[dropped], edges, log=True, histtype="step", color=RED, lw=2,
+             label=f"dropped, {dropped.sum():,}")  # an outline, which covers no bar
     top.set(xlabel="score", ylabel="training examples\n(log scale)",
             title=printable(title))
     top.spines[["top", "right"]].set_visible(False)
@@ -105,7 +105,8 @@ def pruned(dataset: Any, scores: Tensor, kept: Tensor, predict: Callable[[Tensor
     ranked = scores.argsort(descending=True)
     for axes, name, ids in zip(sheets, ("highest", "lowest"), (ranked, ranked.flip(0)),
                                strict=True):
-        axes.set_title(f"Examples with the {name} scores. Orange frame: dropped", fontsize=10)
+        axes.set_title(f"Examples with the {name} scores, each above its id or file. "
+                       "Orange frame: dropped", fontsize=10)
         _sheet(axes, dataset, scores, dropped, ids[:16], predict)
     return drawn
 
@@ -143,55 +144,46 @@ def attacked(images: Any, labels: Tensor, right: Tensor, robust: Tensor, adversa
 
 # --- toy_model.py
 
-LINES = {  # of a strategy: colour and width
-    "high": (SKY, 5), "low+high": (BLUE, 1.5), "low": (RED, 1.5), "random": (GREY, 1.5)}
-
-
 def _classifiers(axes: Any, record: dict) -> None:
     """Accuracy over the attack's budget, of the two classifiers of section 5.2."""
     for name, color in (("fragile", RED), ("robust", BLUE)):
         rows = [row for row in record["accuracy"] if row["classifier"] == name]
         x = [row["eps"] / record["eta"] for row in rows]
-        axes.plot(x, [row["closed_form"] for row in rows], color=color, label=name)
-        axes.plot(x, [row["simulated"] for row in rows], "o", ms=4, color=color)
+        axes.plot(x, [row["closed_form"] for row in rows], color=color, label=f"{name}, exact")
+        axes.plot(x, [row["simulated"] for row in rows], "o", ms=4, color=color,
+                  label=f"{name}, simulated")
     axes.axhline(record["as_printed"], ls=":", color=GREY, label="robust, as printed")
     axes.set(xlabel="attack budget / eta", ylabel="accuracy under attack",
-             title="The two classifiers of section 5.2\n(line: exact, dot: simulated)")
-    axes.legend(loc="center right", bbox_to_anchor=(1, 0.5))
+             title="An attack breaks the fragile classifier and leaves the robust one")
+    axes.legend(loc="center right")
 
 
-def _retrained(axes: Any, record: dict, k: float, names: dict[str, str]) -> None:
-    """Columns of record["retrained"] at budget k eta over p, a line for each strategy."""
-    for how, (color, width) in LINES.items():
-        rows = [row for row in record["retrained"]
-                if row["eps"] == k * record["eta"] and row["prune"] in ("none", how)]
-        for name, line in names.items():
-            axes.plot([row["p"] for row in rows], [row[name] for row in rows], line, lw=width,
-                      ms=4, color=color)
-    axes.set(xlabel="fraction of the data dropped, p")
-    axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8])
+def _statements(axes: Any, record: dict) -> None:
+    """In how many settings each statement about pruning holds, for each budget in training."""
+    budgets = sorted({row["eps"] for row in record["verdicts"]})
+    settings = [[row for row in record["verdicts"] if row["eps"] == eps] for eps in budgets]
+    for shift, name, color, label in (
+            (-0.2, "high_costs_standard_more", SKY,
+             "dropping high losses costs accuracy without attack more than under attack"),
+            (0.2, "low_hurts_both", ORANGE, "dropping low losses costs both")):
+        counts = [sum(row[name] for row in rows) for rows in settings]
+        bars = axes.bar(np.arange(len(budgets)) + shift, counts, 0.38, color=color, label=label)
+        axes.bar_label(bars)
+    axes.set(xlabel="attack budget in training / eta", xticks=range(len(budgets)),
+             xticklabels=[f"{eps / record['eta']:g}" for eps in budgets],
+             ylabel=f"settings, of {len(settings[0])}", ylim=(0, len(settings[0])),
+             title="In how many settings the paper's two statements about pruning hold")
+    axes.legend(loc="upper right")
 
 
 @style
 def toy(record: dict) -> Figure:
-    """Section 5.2: its two classifiers, and what pruning by loss changes.
+    """Section 5.2: its two classifiers, and its two statements about pruning by loss.
 
-    record is that of toy_model.py. Lines are exact; dots, where there are any, are simulated.
+    record is that of toy_model.py.
     """
-    drawn = figure(8.4)
-    (first, second), *rest = drawn.subplots(3, 2)
+    drawn = figure(6.6)
+    first, second = drawn.subplots(2, 1)
     _classifiers(first, record)
-    _retrained(second, record, 2, {"robust_share_closed_form": "-", "robust_share": "o"})
-    second.set(ylabel="share of D_robust\nin the kept data",
-               title="What is kept at budget 2 eta\n(line: exact, dot: simulated)")
-    for axes, k in zip(np.ravel(rest), (0.25, 0.5, 0.75, 2), strict=True):
-        _retrained(axes, record, k, {"standard_closed_form": "-", "robust_closed_form": "--"})
-        axes.set(ylabel="accuracy", title=f"Pruned and trained again at budget {k} eta")
-    lines = [Line2D([], [], color=color, lw=width, label=f"{how} dropped")
-             for how, (color, width) in LINES.items()]
-    kinds = [Line2D([], [], color=BLACK, ls=line, label=label)
-             for line, label in (("-", "without attack"), ("--", "under attack"))]
-    second.legend(handles=lines)
-    for axes, loc in zip(np.ravel(rest), ((0.42, 0.1), *["best"] * 3), strict=True):
-        axes.legend(handles=lines + kinds, loc=loc)
+    _statements(second, record)
     return drawn

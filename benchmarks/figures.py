@@ -3,7 +3,12 @@ from math import prod
 
 import numpy as np
 
-from advprune.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, figure, style
+from advprune.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, figure, style
+
+ALTERNATIVES = {  # of an operator: name and colour
+    "eager": ("PyTorch, eager", BLUE), "compile": ("torch.compile", ORANGE),
+    "topk": ("torch.topk", GREEN), "sort": ("torch.sort", GREY),
+    "argpartition": ("numpy.argpartition", PURPLE)}
 
 
 @style
@@ -17,23 +22,27 @@ def kernels(record):
         first = largest.setdefault(row["operator"], row)
         if row["layout"] == first["layout"] and prod(row["shape"]) >= prod(first["shape"]):
             largest[row["operator"]] = row
-    bars = [(f"{name}\n{'x'.join(map(str, row['shape']))}", alternative, other)
-            for name, row in largest.items() for alternative, other in row["others"].items()]
-    looks = {"eager": BLUE, "compile": ORANGE, "topk": GREEN, "sort": GREY, "argpartition": PURPLE}
-    drawn = figure(0.3 * len(bars) + 1.2)
-    axes, places = drawn.subplots(), {}
-    for line, (name, alternative, other) in enumerate(bars):
-        label = alternative if alternative not in [bar[1] for bar in bars[:line]] else None
-        axes.barh(line, other["times"], 0.7, color=looks[alternative], label=label, xerr=[
-            [other["times"] - other["low"]], [other["high"] - other["times"]]], ecolor=BLACK)
-        places.setdefault(name, []).append(line)
-    axes.set_yticks([np.mean(lines) for lines in places.values()], list(places))
-    axes.axvline(1, color=RED, lw=1.5)
-    axes.set(xlabel="time of the alternative / time of the kernel (1: as fast)", xscale="log",
-             title=f"{record['device']}, {record['threads']} threads")
+    drawn = figure(6)
+    axes, line, places = drawn.subplots(), 0, []
+    for row in largest.values():
+        first = line
+        for name, other in row["others"].items():
+            label, color = ALTERNATIVES[name]
+            axes.barh(line, other["times"] - 1, 0.9, left=1, color=color, label=label, xerr=[
+                [other["times"] - other["low"]], [other["high"] - other["times"]]], ecolor=BLACK)
+            line += 1
+        places.append((first + line - 1) / 2)
+        line += 0.6
+    axes.set_yticks(places, [f"{name}\n{'x'.join(map(str, row['shape']))}"
+                             for name, row in largest.items()], fontsize="small")
+    axes.axvline(1, color=BLACK, lw=1)
+    axes.set(xlabel="time of the alternative / time of the kernel (above 1 the kernel is faster)",
+             xscale="log", title=f"How long the alternatives take beside the kernels "
+             f"({record['device']}, {record['threads']} threads)")
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter("{x:g}")
-    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    legend = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    drawn.legend(legend.values(), legend, loc="outside lower center", ncols=5)
     return drawn
 
 
@@ -56,7 +65,7 @@ def scale(record):
         left.annotate(f"p = {row['p']:g}", (row["examples"], row["seconds"]), fontsize=8,
                       xytext=(-6, 4), textcoords="offset points", ha="right")
     left.set(xlabel="training examples seen", ylabel="seconds", xlim=(0, None), ylim=(0, None),
-             title=f"{record['dataset']}, {record['epochs']} epochs")
+             title=f"time of training: {record['dataset']}, {record['epochs']} epochs")
     left.legend(loc="upper left")
     for axes in (left, right):
         axes.locator_params(axis="x", nbins=4)

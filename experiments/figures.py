@@ -27,64 +27,63 @@ from experiments.records import Records
 
 # --- perceptron.py
 
-SUBSETS = {"all": (BLACK, "s"), "random": (GREY, "o"), "easy": (SKY, "v"), "hard": (RED, "^")}
-BUDGETS = {"none": "no attack in training", "eps": "budget {eps} for all",
-           "adapted": "budget min({eps}, margin)"}
-
 
 @style
 def perceptron(record: dict) -> Figure:
-    """Clean error over the amount of data, for each budget and share of wrong labels.
+    """Clean error over the amount of data: both halves, the full budget and adapted ones.
 
-    record is that of perceptron.py. The bars are standard errors of the mean.
+    record is that of perceptron.py. The panels are of its smallest and its largest share of wrong
+    labels. The bars are standard errors of the mean.
     """
-    flipped = list(dict.fromkeys(row["flipped"] for row in record["rows"]))
-    drawn = figure(8)
-    grid = drawn.subplots(len(flipped), len(BUDGETS), sharex=True, sharey=True, squeeze=False)
-    for line, share in zip(grid, flipped, strict=True):
-        for axes, (budget, title) in zip(line, BUDGETS.items(), strict=True):
-            for subset, (color, marker) in SUBSETS.items():
+    shares = sorted({row["flipped"] for row in record["rows"]})
+    drawn = figure(4.2)
+    drawn.suptitle("Adapted budgets repair the hard half, unless labels are wrong",
+                   fontsize="large")
+    grid = drawn.subplots(1, 2, sharey=True)
+    for axes, share in zip(grid, (shares[0], shares[-1]), strict=True):
+        for subset, color, marker in (("random", GREY, "o"), ("hard", RED, "^")):
+            for budget, line, name in (("eps", "--", "the full budget"),
+                                       ("adapted", "-", "min(budget, margin)")):
                 rows = [row for row in record["rows"] if (
                     row["flipped"], row["budget"], row["subset"]) == (share, budget, subset)]
-                half = "all data" if subset == "all" else f"{subset} {record['keep']:.0%} kept"
                 axes.errorbar([row["alpha"] for row in rows],
                               [1 - row["clean_accuracy"] for row in rows],
-                              [row["clean_stderr"] for row in rows], marker=marker, ms=4,
-                              lw=1.2, capsize=2, color=color, label=half)
-            axes.set(xscale="log", yscale="log", title=f"{title.format(**record)}\n"
-                     f"{share:.0%} of the labels wrong")
-        line[0].set_ylabel("error without attack")
-    for axes in grid[-1]:
-        axes.set_xlabel("examples per dimension\nbefore pruning")
+                              [row["clean_stderr"] for row in rows], fmt=marker + line, ms=5,
+                              capsize=2, color=color, label=f"{subset} half, {name}")
+        axes.set(xscale="log", yscale="log", title=f"{share:.0%} of the labels wrong",
+                 xlabel="examples per dimension, before pruning")
         axes.set_xticks([2, 8, 32, 128], ["2", "8", "32", "128"])
         axes.set_yticks([0.01, 0.03, 0.1, 0.3], ["0.01", "0.03", "0.1", "0.3"])
         axes.minorticks_off()
-    drawn.legend(handles=grid[0, 0].get_legend_handles_labels()[0], ncols=len(SUBSETS),
-                  loc="outside upper center", fontsize="medium")
+    grid[0].set_ylabel("error without attack")
+    drawn.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
+                 fontsize="medium")
     return drawn
 
 
 # --- geometry.py
+
+CLASSES = (BLUE, ORANGE, GREEN, PURPLE, BLACK, SKY, RED, "#F0E442", "#661100", GREY)
 
 
 @style
 def maps(panels: list[tuple]) -> Figure:
     """t-SNE maps, one panel for each (row, labels [n], points [n, 2], classes).
 
-    row is a row of geometry.py's record. Colour and marker together tell the classes apart.
+    row is a row of geometry.py's record. Each of ten classes has a colour of its own; of more
+    classes, colour and marker together tell them apart.
     """
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     drawn = figure(5 * lines)
-    colors = (BLUE, ORANGE, GREEN, PURPLE, BLACK)
     for panel, (row, labels, points, classes) in enumerate(panels, 1):
         axes = drawn.add_subplot(lines, columns, panel)
         for label, name in enumerate(classes):
             x, y = points[labels == label].T
-            axes.scatter(x, y, s=9, lw=0.6, label=short(name),
-                         color=colors[(label + label // 5) % 5], marker="ox^+"[label // 5 % 4])
-        axes.set(title="{name}: {n:,} of {examples:,} examples\nrho {rho:.1f}, delta {delta:.3f}"
-                 .format(**row), xticks=[], yticks=[])
+            axes.scatter(x, y, s=9, lw=0.6, label=short(name), color=CLASSES[label % 10],
+                         marker="ox^+"[label // 10 % 4])
+        axes.set(title="{name}: {n:,} of {examples:,} examples".format(**row), xticks=[],
+                 yticks=[])
         axes.set(xlabel="t-SNE, first coordinate", ylabel="t-SNE, second coordinate")
         if len(classes) <= 20:
             axes.legend(markerscale=1.8, ncols=3 if columns > 1 else 5, loc="upper center",
@@ -94,41 +93,48 @@ def maps(panels: list[tuple]) -> Figure:
 
 # --- studies
 
+PUMA = {  # arm -> its name in Markdown
+    "full": "all data", "random-0.3-from-start": "`--prune random`",
+    "margin-0.3": "`--prune high` by margin", "puma-0.3": "`--prune puma`",
+    "puma-floor-0.3": "`--prune puma`, `--eps-floor` eps/2",
+    "keep-easy-0.3": "`--prune low` by margin"}
+
 
 @style
-def study(rows: list[dict], title: str, attacked: str = "") -> Figure:
-    """Both accuracies of each arm of a study: a dot for each seed, a bar at the mean."""
+def study(rows: list[dict], title: str, attack: str = "AutoAttack",
+          names: dict[str, str] | None = None) -> Figure:
+    """Both accuracies of each arm of a study, from 0 to 1: a dot for each seed, a bar at the mean.
+
+    names: of the arms, if they differ from those in the rows.
+    """
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    drawn = figure(0.38 * len(arms) + 1.5)
-    drawn.suptitle(title, fontsize="large")
-    attacked = attacked or "accuracy under AutoAttack, {n:,} test images".format(**rows[0])
-    panels = {"robust_accuracy": attacked,
-              "clean_accuracy": "accuracy without attack, all test images"}
-    grid = drawn.subplots(1, 2, sharey=True)
-    for axes, (name, label) in zip(grid, panels.items(), strict=True):
+    drawn = figure(0.38 * len(arms) + 1.4)
+    axes = drawn.subplots()
+    attacked = f"accuracy under {attack}, {rows[0]['n']:,} test images"
+    for name, label, color in (("robust_accuracy", attacked, BLUE),
+                               ("clean_accuracy", "accuracy without attack", ORANGE)):
         for line, arm in enumerate(arms):
             values = [row[name] for row in rows if row["arm"] == arm]
-            axes.plot(values, [line] * len(values), "o", color=BLUE, alpha=0.6, mec="none",
-                      label="one seed" if not line else None)
-            axes.plot([np.mean(values)], [line], "|", color=RED, ms=16, mew=2.5,
-                      zorder=1, label="mean" if not line else None)
-        axes.set(xlabel=label)
-        axes.locator_params(axis="x", nbins=5)
-        axes.set_yticks(range(len(arms)), arms)
-        axes.grid(axis="y", lw=0.5, alpha=0.5)
-        axes.margins(y=0.12)
-    grid[0].invert_yaxis()
-    drawn.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
-                  fontsize="medium")
+            axes.plot(values, [line] * len(values), "o", color=color, alpha=0.6, mec="none",
+                      label=label if not line else None)
+            axes.plot([np.mean(values)], [line], "|", color=BLACK, ms=14, mew=1.5,
+                      label="mean" if not line and name == "clean_accuracy" else None)
+    axes.set(xlabel="accuracy; a dot is one seed", xlim=(-0.02, 1.02), title=title)
+    axes.set_yticks(range(len(arms)), [(names or {}).get(arm, arm).replace("`", "")
+                                       for arm in arms])
+    axes.grid(axis="y", lw=0.5, alpha=0.5)
+    axes.margins(y=0.12)
+    axes.invert_yaxis()
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return drawn
-
 
 
 # --- accuracy against data and time
 
 LOOKS = {"random": (ORANGE, "s"), "high": (BLUE, "o"), "low": (RED, "v"),
          "low+high": (PURPLE, "^")}
-PANELS = {"robust_accuracy": "AutoAttack accuracy", "clean_accuracy": "accuracy without attack"}
+ACCURACIES = {"robust_accuracy": "under AutoAttack", "clean_accuracy": "without attack"}
+LEAST_RANGE = 0.4  # of an axis of accuracies, so that small differences look small
 
 
 def _line(axes: Any, table: dict, arms: dict[float, str], name: str, **how: Any) -> None:
@@ -136,7 +142,8 @@ def _line(axes: Any, table: dict, arms: dict[float, str], name: str, **how: Any)
     there = {x: table[arm] for x, arm in arms.items() if arm in table}
     if there:
         axes.errorbar(list(there), [row[name] for row in there.values()],
-                      [row[f"{name}_std"] for row in there.values()], capsize=3, lw=2, **how)
+                      [row[f"{name}_std"] for row in there.values()], capsize=3, lw=2,
+                      elinewidth=1, **how)
 
 
 def _band(axes: Any, table: dict, name: str) -> None:
@@ -146,60 +153,78 @@ def _band(axes: Any, table: dict, name: str) -> None:
     axes.axhline(middle, color=GREEN, lw=2, label="all data")
 
 
+def _widen(axes: Any) -> None:
+    """Let the axis of accuracies have LEAST_RANGE, and end at 1 at most."""
+    low, high = axes.get_ylim()
+    high = min(1, max(high, (low + high + LEAST_RANGE) / 2))
+    axes.set_ylim(min(low, high - LEAST_RANGE), high)
+
+
 @style
 def pruning(rows: list[dict], title: str) -> Figure:
-    """Figures 2, 3, 4 and 7: both accuracies against the fraction that is left."""
-    drawn, table = figure(3.6), studies.summary(rows)
-    for axes, (name, label) in zip(drawn.subplots(1, 2), PANELS.items(), strict=True):
-        for how, (color, marker) in LOOKS.items():
-            _line(axes, table, {1 - p: f"{how}-{p}" for p in studies.FRACTIONS}, name,
+    """Figures 2, 3, 4 and 7: both accuracies against the fraction that is dropped."""
+    drawn, table = figure(4), studies.summary(rows)
+    drawn.suptitle(title, fontsize="large")
+    grid = drawn.subplots(1, 2, sharey=True)
+    for axes, (name, label) in zip(grid, ACCURACIES.items(), strict=True):
+        for place, (how, (color, marker)) in enumerate(LOOKS.items()):
+            shift = 0.008 * (place - 1.5)  # so that no bar covers another
+            _line(axes, table, {p + shift: f"{how}-{p}" for p in studies.FRACTIONS}, name,
                   marker=marker, color=color, label=how)
         _band(axes, table, name)
-        axes.set(xlabel="fraction of the data left after pruning", ylabel=label,
-                 title=title if name == "robust_accuracy" else "")
-    axes.legend(loc="lower right")
+        axes.set(xlabel="fraction dropped, p", title=label, xticks=studies.FRACTIONS)
+    grid[0].set_ylabel("accuracy")
+    _widen(grid[0])
+    drawn.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return drawn
 
 
 @style
 def late(rows: list[dict]) -> Figure:
-    """Figure 1: AutoAttack accuracy against the epoch of random pruning."""
-    drawn, table, epochs = figure(3.4), studies.summary(rows), (0, 1, 3, 6)
+    """Figure 1: random pruning after some epochs less all data, by seed, with 95 % intervals."""
+    drawn, epochs, found = figure(3.6), (0, 1, 3, 6), []
     axes = drawn.subplots()
-    for p, shift, name in ((0.1, -0.03, "high"), (0.3, 0.03, "random")):  # so that both bars show
-        color, marker = LOOKS[name]
-        _line(axes, table, {e + shift: f"random-{p}-after-{e}" for e in epochs},
-              "robust_accuracy", marker=marker, color=color, label=f"random, p = {p}")
-    _band(axes, table, "robust_accuracy")
-    axes.set(xlabel="pruned after epoch", ylabel="AutoAttack accuracy", xticks=epochs,
-             title="MNIST, robust recipe")
-    axes.legend(loc="lower right")
+    for p, color, marker, shift in ((0.1, BLUE, "o", -0.08), (0.3, ORANGE, "s", 0.08)):
+        values = [claims.by_seed(rows, claims.less(f"random-{p}-after-{epoch}", "full"))
+                  for epoch in epochs]
+        middle = [of.mean() for of in values]
+        low, high = np.transpose([claims.student(of) for of in values])
+        axes.errorbar(np.arange(len(epochs)) + shift, middle, [middle - low, high - middle],
+                      fmt=marker, ms=6, color=color, capsize=5, lw=2, label=f"p = {p}")
+        found += values
+    axes.axhline(0, color=GREEN, lw=2, zorder=0, label="all data")
+    widest = max(LEAST_RANGE / 4, *np.abs(axes.get_ylim()))
+    clear = claims.holm([claims.p_value(of) for of in found]).sum()
+    axes.set(xlabel="pruned after epoch", ylabel="AutoAttack accuracy\nless that of all data",
+             xticks=range(len(epochs)), xticklabels=epochs, ylim=(-widest, widest),
+             title=f"MNIST, random pruning: {clear or 'none'} of {len(found)} differences from "
+             "all data is clear")
+    axes.legend(loc="lower right", ncols=3, fontsize="medium")
     return drawn
 
 
 @style
-def schedules(rows: list[dict]) -> Figure | None:
+def schedules(rows: list[dict]) -> Figure:
     """Random pruning as the paper's authors ran it, with its schedule completed, fewer epochs."""
     ways = {"pruned, as the authors ran it": (RED, "s", "random-{p}"),
             "pruned, schedule completed": (BLUE, "o", "random-{p}, completed"),
             "fewer epochs on all data": (BLACK, "D", "full-{epochs}-epochs, completed")}
-    table = studies.summary(rows)
-    table = {arm: row for arm, row in table.items() if row["seeds"] >= studies.LEAST}
-    if not {"full", "random-0.6", "random-0.6, completed"} <= table.keys():
-        return None
-    drawn = figure(3.4)
-    panels = {"clean_accuracy": "accuracy without attack",
-              "robust_accuracy": "accuracy under apgd-ce"}
-    for axes, (name, label) in zip(drawn.subplots(1, 2), panels.items(), strict=True):
+    drawn, table = figure(4), studies.summary(rows)
+    drawn.suptitle("CIFAR-10, width 16: what a completed schedule gives", fontsize="large")
+    grid = drawn.subplots(1, 2, sharey=True)
+    panels = {"robust_accuracy": "under apgd-ce", "clean_accuracy": "without attack"}
+    for axes, (name, label) in zip(grid, panels.items(), strict=True):
         for shift, (way, (color, marker, arm)) in zip((-0.2, 0, 0.2), ways.items(), strict=True):
             places = {place + shift: arm.format(p=p, epochs=epochs)
                       for place, (p, epochs) in enumerate(((0.2, 13), (0.6, 8)))}
-            _line(axes, table, places, name, color=color, marker=marker, ms=9, label=way,
+            _line(axes, table, places, name, color=color, marker=marker, ms=8, label=way,
                   ls="none")
         _band(axes, table, name)
-        axes.set(ylabel=label, xticks=(0, 1), xticklabels=("20 % dropped", "60 % dropped"),
-                 xlim=(-0.5, 1.5))
-    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        axes.set(title=label, xlabel="fraction dropped, p", xticks=(0, 1),
+                 xticklabels=("0.2", "0.6"), xlim=(-0.5, 1.5))
+    grid[0].set_ylabel("accuracy")
+    _widen(grid[0])
+    drawn.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return drawn
 
 
@@ -218,65 +243,55 @@ def costs(rows: list[dict]) -> dict[str, tuple[float, float, float]]:
     return found
 
 
-def front(points: dict[str, tuple[float, float, float]]) -> list[str]:
-    """The arms that no other beats in both time and mean accuracy, the fastest first."""
-    best, names = -1.0, []
-    order = sorted(points.items(), key=lambda item: (item[1][0], -item[1][1]))
-    for arm, (_, accuracy, _) in order:
-        if accuracy > best:
-            best = accuracy
-            names.append(arm)
-    return names
-
-
-KINDS = {"all data": (GREEN, "D"), **LOOKS, "other": (GREY, "x")}  # of an arm in the frontier
-
-
-def _kind(arm: str) -> str:
-    how = "all data" if arm.startswith("full") else arm.rpartition("-")[0]
-    return how if how in KINDS else "other"
+def above(rows: list[dict], setup: str) -> list[str]:
+    """The arms that are clearly more robust than fewer epochs at equal examples, by seed."""
+    pairs = claims.at_equal_examples(rows, setup)
+    clear = claims.holm([claims.p_value(values) for _, _, values in pairs])
+    return [arm for (arm, _, values), sure in zip(pairs, clear, strict=True)
+            if sure and values.mean() > 0]
 
 
 @style
-def frontier(rows: list[dict], title: str) -> Figure:
-    """AutoAttack accuracy against time, of every strategy, and the arms that none beats."""
-    drawn, points = figure(5), costs(rows)
+def frontier(rows: list[dict], title: str, setup: str) -> Figure:
+    """AutoAttack accuracy against time, of the four strategies and of fewer epochs."""
+    drawn, points = figure(4.6), costs(rows)
     axes = drawn.subplots()
-    for kind, (color, marker) in KINDS.items():
-        if mine := [point for arm, point in points.items() if _kind(arm) == kind]:
-            time, accuracy, deviation = zip(*mine, strict=True)
-            axes.errorbar(time, accuracy, deviation, fmt=marker, color=color, capsize=2, lw=1,
-                          label=kind)
-    best = front(points)
-    for arm in best:
-        right = _kind(arm) == "all data"
-        axes.annotate(arm.removeprefix("full-").replace("-", " "), points[arm][:2], fontsize=8,
-                      xytext=(6 if right else -6, 3), textcoords="offset points",
-                      horizontalalignment="left" if right else "right")
-    axes.plot([points[arm][0] for arm in best], [points[arm][1] for arm in best], color=BLACK,
-              lw=1, zorder=0, label="no arm is faster and better")
+    lines = {"fewer epochs": (GREEN, "D", [arm for arm in points if arm.startswith("full")]),
+             **{how: (*look, [f"{how}-{p}" for p in studies.FRACTIONS])
+                for how, look in LOOKS.items()}}
+    for name, (color, marker, arms) in lines.items():
+        if mine := sorted(points[arm] for arm in arms if arm in points):
+            time, accuracy, deviation = np.transpose(mine)
+            axes.errorbar(time, accuracy, deviation, fmt=f"{marker}-", color=color, capsize=2,
+                          lw=2, elinewidth=1, label=name)
+    _widen(axes)
+    found = ", ".join(above(rows, setup))
     axes.set(xlabel="time of training and scoring (all data = 1)", ylabel="AutoAttack accuracy",
-             title=title)
-    axes.legend(loc="lower right")
+             title=f"{title}: {found or 'no way to prune'} "
+             f"{'are' if ',' in found else 'is'} clearly above fewer epochs")
+    axes.legend(loc="lower right", fontsize="medium")
     return drawn
 
 
-def _rows(experiment: str, setup: str) -> Callable[[Records], list[dict]]:
-    """The runs to draw: of arms with enough seeds, if those on all data and others are there."""
-    def rows(records):
-        study = records.study(experiment, setup)
-        arms = {arm for arm, row in study["summary"].items() if row["seeds"] >= studies.LEAST}
-        return ([row for row in study["rows"] if row["arm"] in arms]
-                if "full" in arms and len(arms) > 1 else [])
-    return rows
+def _enough(rows: list[dict], *wanted: str) -> list[dict]:
+    """Those of the arms with LEAST seeds; none if a wanted arm is not among two or more."""
+    arms = {arm for arm, row in studies.summary(rows).items() if row["seeds"] >= studies.LEAST}
+    return ([row for row in rows if row["arm"] in arms]
+            if arms.issuperset(wanted) and len(arms) > 1 else [])
 
 
-ROWS = {  # of each picture; none where there are too few
-    "pruning-mnist": _rows("figure3", "mnist-robust"),
-    "pruning-cifar10": _rows("figure4", "cifar10-width16"),
-    "figure1": _rows("figure1", "mnist-robust"),
+def _rows(experiment: str, setup: str, *wanted: str) -> Callable[[Records], list[dict]]:
+    return lambda records: _enough(records.study(experiment, setup)["rows"], "full", *wanted)
+
+
+ROWS: dict[str, Callable[[Records], list[dict]]] = {  # of each picture; none if too few
+    "pruning-mnist": _rows("frontier", "mnist-robust"),
+    "pruning-cifar10": _rows("frontier", "cifar10-width16"),
+    "figure1": _rows("figure1", "mnist-robust", *studies.EXPERIMENTS["figure1"][0].arms),
     "frontier-digits": _rows("frontier", "digits"),
-    "frontier-mnist": _rows("frontier", "mnist-robust")}
+    "frontier-mnist": _rows("frontier", "mnist-robust"),
+    "schedules": lambda records: _enough(claims.schedules(records), "full", "random-0.6",
+                                         "random-0.6, completed")}
 
 
 def _figure_of(name: str, draw: Callable[[list[dict]], Figure]
@@ -285,21 +300,21 @@ def _figure_of(name: str, draw: Callable[[list[dict]], Figure]
 
 
 DRAW: dict[str, Callable[[list[dict]], Figure]] = {
-    "pruning-mnist": partial(pruning, title="MNIST, robust recipe"),
-    "pruning-cifar10": partial(pruning, title="CIFAR-10, width 16"),
-    "figure1": late,
-    "frontier-digits": partial(frontier, title="Digits"),
-    "frontier-mnist": partial(frontier, title="MNIST, robust recipe")}
-FIGURES: dict[str, Callable[[Records], Figure | None]] = {  # None where there are too few records
+    "pruning-mnist": partial(pruning, title="MNIST, robust recipe: the accuracy after pruning"),
+    "pruning-cifar10": partial(pruning, title="CIFAR-10, width 16: the accuracy after pruning"),
+    "figure1": late, "schedules": schedules,
+    "frontier-digits": partial(frontier, title="Digits", setup="digits"),
+    "frontier-mnist": partial(frontier, title="MNIST", setup="mnist-robust")}
+FIGURES: dict[str, Callable[[Records], Figure | None]] = {  # None if too few records
     **{name: _figure_of(name, draw) for name, draw in DRAW.items()},
-    "schedules": lambda records: schedules(claims.schedules(records)),
     "kernels": lambda records: speed.kernels(records["cpu-kernels"]),
     "scale": lambda records: (speed.scale(records["cpu-scale"]) if "cpu-scale" in records
                               else None),
-    "puma-mnist": lambda records: study(records.study("puma", "mnist-pgd5")["rows"],
-                                        "MNIST, p = 0.3"),
-    "puma-cifar10-narrow": lambda records: study(records.study("puma", "cifar10-width4")["rows"],
-                                                 "CIFAR-10, narrow network, p = 0.3"),
+    "puma-mnist": lambda records: study(
+        records.study("puma", "mnist-pgd5")["rows"], "MNIST, p = 0.3", names=PUMA),
+    "puma-cifar10-narrow": lambda records: study(
+        records.study("puma", "cifar10-width4")["rows"], "Narrow CIFAR-10 network, p = 0.3",
+        names=PUMA),
     "toy-robust-fragile": lambda records: plots.toy(records["toy-model"]),
     "toy-perceptron": lambda records: perceptron(records["perceptron"]),
 }

@@ -5,7 +5,8 @@ A Markdown file has places for tables, which `render` fills:
     <!-- render: NAME -->
     <!-- end -->
 
-NAME is one of BLOCKS, or `example FILE`, which prints examples/FILE.py.
+NAME is one of BLOCKS; or `example FILE`, which prints examples/FILE.py; or `study NAME`, which is
+the table of an experiment that is one study.
 """
 import re
 from pathlib import Path
@@ -36,7 +37,8 @@ def render(root: Path) -> list[str]:
 
 def block(name: str, root: Path, records: Records | None = None) -> str:
     """The text of one place; records: those of root, where they are at hand."""
-    kind, _, file = name.partition(" ")
+    kind, _, of = name.partition(" ")
     if kind == "example":
-        return f"```python\n{(root / 'examples' / f'{file}.py').read_text()}```\n"
-    return BLOCKS[name](records or Records(root / "results"))
+        return f"```python\n{(root / 'examples' / f'{of}.py').read_text()}```\n"
+    records = records or Records(root / "results")
+    return tables.of_study(of, records) if kind == "study" else BLOCKS[name](records)

@@ -72,7 +72,8 @@ def scale(record: dict, name: str) -> str:
     sizes = [[f"{row['examples']:,}", f"{row['data']:.1f}", f"{row['before']:.0f}",
               f"{row['peak']:.0f}"] for row in record["memory"]]
     return (
-        "![Seconds of training against examples seen](../figures/scale.png)\n\n"
+        "![Seconds of training against examples seen, and memory against the number of "
+        "examples](../figures/scale.png)\n\n"
         + as_table(["dropped", "examples seen", "training, s", "off proportional", "scoring, s",
                   "guard, s"], rows)
         + "\nSeconds are medians over epochs. Least squares: "

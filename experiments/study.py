@@ -48,11 +48,10 @@ and `eps_floor = "{half}"` for half of the data set's budget.
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from advprune import console, files, own_code
 from experiments import runner, studies
-from experiments.claims import CLEAN, ROBUST, by_seed, less, with_interval
+from experiments.claims import CLEAN, ROBUST, by_seed, holm, less, p_value, with_interval
 from experiments.compare import say_unfair, unequal
 from experiments.records import as_table, spread
 
@@ -85,8 +84,8 @@ def written(study, part):
     text, folder = tables(study, rows), runner.RESULTS / part.setup
     print(text)
     files.write(folder / f"{part.name}.md", text)
-    label = f"accuracy under {study.setup.attack}, {part.n:,} test images"
-    files.write_figure(folder / f"{part.name}.png", figures.study(rows, part.name, label))
+    files.write_figure(folder / f"{part.name}.png",
+                       figures.study(rows, part.name, study.setup.attack))
     return [str(folder / f"{part.name}.{kind}") for kind in ("md", "png")]
 
 
@@ -126,18 +125,10 @@ def verdicts(differences):
 
     A verdict holds at 5 % for all of them together. Fewer than three seeds have none.
     """
-    p = [stats.ttest_1samp(values, 0).pvalue if len(values) >= studies.LEAST else np.nan
-         for values in differences]
-    order, said, sure = np.argsort(p), ["no clear difference"] * len(p), True
-    tested = int(np.isfinite(p).sum())
-    for rank, i in enumerate(order):
-        if not np.isfinite(p[i]):
-            said[i] = ""
-            continue
-        sure = sure and p[i] * (tested - rank) < 0.05
-        if sure:
-            said[i] = "better" if differences[i].mean() > 0 else "worse"
-    return said
+    clear = holm([p_value(values) for values in differences])
+    return ["" if len(values) < studies.LEAST else "no clear difference" if not sure
+            else "better" if values.mean() > 0 else "worse"
+            for values, sure in zip(differences, clear, strict=True)]
 
 
 def worst(rows, arm):

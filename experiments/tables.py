@@ -1,5 +1,4 @@
 """The tables of README and docs of what was trained: claims, Table 1, equal time, the studies."""
-import re
 from collections.abc import Callable
 from statistics import mean, median
 
@@ -9,14 +8,17 @@ from experiments import figures as pictures
 from experiments import studies, study
 from experiments.claims import (
     AS_RUN,
-    CLAIMS,
     CLEAN,
     COMPLETED,
+    DECISIVE,
     EQUAL,
+    OTHERS,
     ROBUST,
-    by_seed,
-    less,
+    Claim,
+    at_equal_examples,
+    holm,
     measured,
+    p_value,
     verdict,
     with_interval,
 )
@@ -24,12 +26,13 @@ from experiments.records import Records, as_table, machine_of, source, spread
 from experiments.studies import LEAST
 
 SETUP_TITLES = {"mnist-paper": "MNIST, paper's recipe", "mnist-robust": "MNIST, robust recipe",
-          "digits": "digits", "mnist-pgd5": "MNIST, PGD-5",
-          "cifar10-width16": "CIFAR-10, width 16",
-          "cifar10-authors": "CIFAR-10, width 16, as the authors ran it",
-          "mnist-authors": "MNIST, as the authors ran it",
-          "mnist-robust-apgd": "MNIST, robust recipe, seeds 10 to 19",
-          "fashion-mnist": "Fashion-MNIST, robust recipe"}
+                "digits": "digits", "mnist-pgd5": "MNIST, PGD-5",
+                "cifar10-width16": "CIFAR-10, width 16",
+                "cifar10-authors": "CIFAR-10, width 16, as the authors ran it, apgd-ce",
+                "mnist-authors": "MNIST, as the authors ran it, apgd-ce",
+                "mnist-robust-apgd": "MNIST, robust recipe, seeds 10 to 19, apgd-ce",
+                "low-mnist": "MNIST, robust recipe, seeds 10 to 19, PGD-20",
+                "fashion-mnist": "Fashion-MNIST, robust recipe"}
 NAMES = {"full": "all data", "small-step": "all data, `--alpha 0.2`"}
 
 # Table 1 of Kaufmann et al. 2022: clean and "AutoAttack" accuracy in percent, mean and deviation.
@@ -45,29 +48,63 @@ PAPER = {
                 "extremes-0.6": (50.64, 2.09, 25.32, 1.43)}}
 
 
-PICTURES = {  # of figures/: what it shows, and the experiment
-    "pruning-mnist": ("MNIST, robust recipe: accuracy against the data left (figures 2, 3 and 7)",
-                      "figure3"),
-    "pruning-cifar10": ("CIFAR-10, width 16: accuracy against the data left (figure 4)",
-                        "figure4"),
-    "figure1": ("MNIST: when to prune (figure 1)", "figure1")}
+DOTS = "Dots are means over seeds, bars standard deviations"
+PICTURES = {  # of figures/: what it shows, how, and the experiment
+    "pruning-mnist": ("MNIST, robust recipe: accuracy against the fraction dropped (figures 2, 3 "
+                      "and 7)", DOTS, "figure3"),
+    "pruning-cifar10": ("CIFAR-10, width 16: accuracy against the fraction dropped (figure 4)",
+                        DOTS, "figure4"),
+    "figure1": ("MNIST, robust recipe: random pruning less all data, by the epoch of pruning "
+                "(figure 1)", "Dots are mean differences by seed, bars 95 % intervals",
+                "figure1")}
+
+
+def _on(claim: Claim) -> str:
+    return SETUP_TITLES.get(claim.setup, claim.setup)
+
+
+def _command(claim: Claim) -> str:
+    """What measures this claim."""
+    on = "".join(f" --dataset {part.dataset}" for part in studies.EXPERIMENTS.get(
+        claim.experiment, ()) if part.setup == claim.setup)
+    return f"`python -m experiments {claim.experiment}{on} --jobs 2`"
 
 
 def claims(records: Records) -> str:
-    rows = []
-    for claim in CLAIMS:
-        values = measured(claim, records)
-        said = verdict(values, claim.bound, claim.below)
-        if len(values) < LEAST:
-            on = "".join(f" --dataset {part.dataset}"
-                         for part in studies.EXPERIMENTS.get(claim.experiment, ())
-                         if part.setup == claim.setup)
-            said += f": `python -m experiments {claim.experiment}{on} --jobs 2`"
-        sign = "<" if claim.below else ">"
-        rows.append([claim.source, claim.says, SETUP_TITLES.get(claim.setup, claim.setup),
-                     said, f"{sign} {claim.bound:g}", with_interval(values), str(len(values))])
-    return as_table(["source", "claim", "on", "verdict", "difference asked",
-                   "measured (95 % interval)", "n"], rows, left=7)
+    """The claims that decide, by a reader's questions; verdicts that hold for all together."""
+    asked = [(question, claim) for question, of in DECISIVE.items() for claim in of]
+    values = [measured(claim, records) for _, claim in asked]
+    clear = holm([p_value(found, claim.bound)
+                  for (_, claim), found in zip(asked, values, strict=True)])
+    rows, before = [], ""
+    for (question, claim), found, sure in zip(asked, values, clear, strict=True):
+        said = verdict(claim, found, sure)
+        if len(found) < LEAST:
+            said += f": {_command(claim)}"
+        rows.append([question if question != before else "", claim.says, _on(claim),
+                     f"**{said}**" if sure else said, with_interval(found), str(len(found)),
+                     claim.source])
+        before = question
+    return as_table(["question", "claim", "on", "verdict", "difference (95 % interval)", "seeds",
+                     "source"], rows, left=7)
+
+
+def other_claims(records: Records) -> str:
+    """All other claims, each with a verdict of its own; then those that are not yet measured."""
+    found = [(claim, measured(claim, records)) for claim in OTHERS]
+    there = [(claim, values) for claim, values in found if len(values) >= LEAST]
+    rows = [[claim.source, claim.says, _on(claim),
+             verdict(claim, values, p_value(values, claim.bound) < 0.05),
+             f"{'<' if claim.below else '>'} {claim.bound:g}", with_interval(values),
+             str(len(values))] for claim, values in there]
+    absent = [[claim.source, claim.says, _on(claim), _command(claim)]
+              for claim, values in found if len(values) < LEAST]
+    return as_table(["source", "claim", "on", "verdict", "asked", "difference (95 % interval)",
+                     "n"], rows, left=7) + (
+        f"\nAn interval misses the true mean in 5 % of all cases, so about "
+        f"{round(len(there) / 20)} of these {len(there)} may miss it.\n") + (
+        "\n## Not yet measured\n\n" + as_table(["source", "claim", "on", "command"], absent,
+                                               left=4) if absent else "")
 
 
 def table1(records: Records) -> str:
@@ -118,28 +155,27 @@ def completed(records: Records) -> str:
                          f"{median(r['progress'] for r in mine):.0%}",
                          *(spread(row, name) if len(mine) > 1 else f"{row[name]:.3f}"
                            for name in (CLEAN, ROBUST)), f"{mean(pgd):.3f}", *beside])
-    return as_table(["training", "schedule", "seeds", "of it done", "clean", "apgd-ce", "PGD-20",
-                     "paper: clean", "apgd-ce"], rows, left=2) + (
+    picture = ("![Accuracy of the pruned runs, as the authors ran them and with the schedule "
+               "completed](../figures/schedules.png)\n\n"
+               if pictures.ROWS["schedules"](records) else "")
+    head = ["training", "schedule", "seeds", "of it done", "clean", "apgd-ce", "PGD-20",
+            "paper: clean", "apgd-ce"]
+    return picture + as_table(head, rows, left=2) + (
         "\nPreActResNet18 of width 16, bfloat16, 15 epochs, pruned after epoch 3; the paper's is "
         "of width 64. apgd-ce on the first 1,000 test images, PGD-20 on all 10,000. Mean ± "
         "standard deviation over seeds; one seed is no verdict (`python -m experiments authors "
         "--jobs 2`).\n")
 
 
-def strategies(records: Records) -> str:
-    """The studies in files of this folder: their arms and comparisons."""
-    text = []
-    for name, title in (("strategies-digits", "digits, 30 epochs"),
-                        ("strategies-mnist", "MNIST, robust recipe"),
-                        ("low-mnist", "MNIST, robust recipe, seeds 10 to 19")):
-        (part,) = studies.EXPERIMENTS[name]
-        of, rows = studies.read(part.file), studies.rows(records.folder, part)
-        command = f"`python -m experiments study experiments/{name}.toml --jobs 2`"
-        text.append(f"**{title}**\n\n" + (
-            f"{study.tables(of, rows)}\n{of.setup.attack} on {rows[0]['n']:,} test images "
-            f"({command}).\n" if len(rows) == len(part.runs()) else
-            f"Not yet measured: {command}.\n"))
-    return "\n".join(text)
+def of_study(name: str, records: Records) -> str:
+    """The arms and the comparisons of an experiment that is a part of one study."""
+    (part,) = studies.EXPERIMENTS[name]
+    of, rows = studies.read(part.file), studies.rows(records.folder, part)
+    command = f"`python -m experiments {name} --jobs 2`"
+    if len(rows) < len(part.runs()):
+        return f"Not yet measured: {command}.\n"
+    return (f"{study.tables(of, rows)}\n{of.setup.attack} on {rows[0]['n']:,} test images; mean ± "
+            f"standard deviation over seeds. From `results/{part.setup}/` ({command}).\n")
 
 
 def headline(records: Records) -> str:
@@ -165,62 +201,56 @@ def headline(records: Records) -> str:
 
 
 def equal_time(records: Records) -> str:
-    """Each pruned arm less all data for as many examples, by seed."""
+    """Each pruned arm less fewer epochs at equal examples, by seed."""
     text = []
-    for setup, pairs in EQUAL.items():
-        rows = records.study("frontier", setup)["rows"]
-        table = []
-        for p, epochs in pairs.items():
-            for arm in dict.fromkeys(row["arm"] for row in rows):
-                # Those by margin prune at the start, so they have seen fewer examples.
-                if not re.fullmatch(rf"(?!margin|puma)[a-z+]+-{p}(-running|-balanced)?", arm):
-                    continue
-                clean, robust = (by_seed(rows, less(arm, f"full-{epochs}-epochs", accuracy))
-                                 for accuracy in (CLEAN, ROBUST))
-                if len(robust) >= LEAST:
-                    table.append([arm, f"{epochs} epochs", str(len(robust)), with_interval(clean),
-                                  with_interval(robust)])
-        if table:
+    for setup in EQUAL:
+        study = records.study("frontier", setup)
+        clean, robust = (at_equal_examples(study["rows"], setup, accuracy)
+                         for accuracy in (CLEAN, ROBUST))
+        if robust:
             text.append(f"**{SETUP_TITLES[setup]}**\n\n" + as_table(
-                ["pruned after epoch 3", "all data for", "seeds", "clean: difference",
-                 "AutoAttack: difference"], table))
+                ["pruned after epoch 3", "beside", "seeds", "clean: difference",
+                 "AutoAttack: difference"],
+                [[arm, fewer, str(len(values)), with_interval(without), with_interval(values)]
+                 for (arm, fewer, values), (_, _, without) in zip(robust, clean, strict=True)])
+                + f"\nAutoAttack standard on the first {study['n']} test images.\n")
     if not text:
         return "Not yet measured: `python -m experiments frontier --jobs 2`.\n"
     return "\n".join(text) + (
-        "\nAbove 0 the pruned run is better. Both have seen as many examples; the scoring is not "
-        "counted. Means and 95 % intervals over seeds (`python -m experiments frontier --jobs "
-        "2`).\n")
+        "\nAbove 0 the pruned run is better. Means and 95 % intervals over seeds (`python -m "
+        "experiments frontier --jobs 2`).\n")
 
 
 def frontier(records: Records) -> str:
-    """Time and accuracy of every strategy, and which of them no other beats."""
+    """Time and accuracy of every strategy."""
     text = []
     for name, setup in (("digits", "digits"), ("mnist", "mnist-robust")):
         rows = pictures.ROWS[f"frontier-{name}"](records)
         points = pictures.costs(rows) if rows else {}
-        best = pictures.front(points)
-        table = [[f"**{arm}**" if arm in best else arm, f"{time:.2f}",
-                  f"{mean:.3f} ± {spread:.3f}", str(sum(row["arm"] == arm for row in rows))]
+        table = [[arm, f"{time:.2f}", f"{mean:.3f} ± {spread:.3f}",
+                  str(sum(row["arm"] == arm for row in rows))]
                  for arm, (time, mean, spread) in sorted(points.items(), key=lambda at: at[1][0])]
         text.append(f"**{SETUP_TITLES[setup]}**\n\n" + (
             f"![AutoAttack accuracy against time](../figures/frontier-{name}.png)\n\n"
             + as_table(["training", "time", "AutoAttack", "seeds"], table)
+            + f"\nAutoAttack standard on the first {rows[0]['n']} test images.\n"
             if table else "Not yet measured: `python -m experiments frontier --jobs 2`.\n"))
     return "\n".join(text) + (
-        "\nTime is that of training and scoring; all data take 1. Bold: no other is faster and "
-        "at least as accurate. Margins and PUMA's budgets need a trained network first, which is "
-        "not counted.\n")
+        "\nTime is that of training and scoring; all data for all epochs take 1. The pictures "
+        "show the four strategies by loss. Dots are means over seeds, bars standard deviations. "
+        "Margins and PUMA's budgets need a trained network first, which is not counted.\n")
 
 
 def figures(records: Records) -> str:
     """The pictures that there are records for, and the commands of the others."""
-    text = ""
-    for name, (says, command) in PICTURES.items():
-        text += (f"![{says}](../figures/{name}.png)\n\n{says}. Dots are means over seeds, bars "
-                 f"standard deviations.\n(`python -m experiments {command} --jobs 2`)\n\n"
-                 if pictures.ROWS[name](records) else
-                 f"{says}: not yet measured: `python -m experiments {command} --jobs 2`.\n\n")
-    return text
+    text = []
+    for name, (says, how, experiment) in PICTURES.items():
+        command = f"`python -m experiments {experiment} --jobs 2`"
+        rows = pictures.ROWS[name](records)
+        text.append(f"![{says}](../figures/{name}.png)\n\n{says}. {how}; AutoAttack standard on "
+                    f"the first {rows[0]['n']} test images ({command}).\n" if rows else
+                    f"{says}: not yet measured: {command}.\n")
+    return "\n".join(text)
 
 
 # --- what pruning does
@@ -246,14 +276,10 @@ def results(records: Records) -> str:
 
 
 def puma(records: Records) -> str:
-    names = {"full": "all data", "random-0.3-from-start": "`--prune random`",
-             "margin-0.3": "`--prune high` by margin", "puma-0.3": "`--prune puma`",
-             "puma-floor-0.3": "`--prune puma`, `--eps-floor` eps/2",
-             "keep-easy-0.3": "`--prune low` by margin"}
     mnist, cifar = (records.study("puma", name) for name in ("mnist-pgd5", "cifar10-width4"))
     rows = [[name, *(spread(record["summary"][arm], accuracy) for record in (mnist, cifar)
                      for accuracy in ("clean_accuracy", "robust_accuracy"))]
-            for arm, name in names.items()]
+            for arm, name in pictures.PUMA.items()]
     return as_table(["training, p = 0.3", "MNIST: clean", "AutoAttack", "narrow CIFAR-10: clean",
                    "AutoAttack"], rows) + (
         f"\nMean ± standard deviation over {mnist['summary']['full']['seeds']} seeds; AutoAttack "
@@ -281,8 +307,9 @@ def collapse(records: Records) -> str:
     return as_table(["MNIST, all data", "seeds", "PGD-50-10", "least", "below 0.5",
                    "collapsed in epoch (learning rate)", "clean", "time", "guard"], rows) + (
         f"\nMean ± standard deviation over seeds; PGD-50-10 on the first {record['n']:,} test "
-        f"images. Time is that of the fastest run, as a ratio to the first row's, on one thread "
-        f"of a shared machine. Guard is the median of its share of the training time."
+        f"images. Time is the training time of a row's fastest run, divided by that of the first "
+        f"row's, on one thread of a shared machine. Guard is the median of its share of the "
+        f"training time."
         f"{record['source']}")
 
 
@@ -396,8 +423,8 @@ def _value(value: object) -> str:
 
 
 BLOCKS: dict[str, Callable[[Records], str]] = {
-    "claims": claims, "headline": headline, "table1": table1, "completed": completed,
-    "strategies": strategies, "equal-time": equal_time,
+    "claims": claims, "other-claims": other_claims, "headline": headline, "table1": table1,
+    "completed": completed, "equal-time": equal_time,
     "frontier": frontier, "figures": figures, "results": results, "puma": puma,
     "collapse": collapse, "kernels": kernels, "toy-accuracy": toy_accuracy,
     "toy-verdicts": toy_verdicts, "perceptron": perceptron, "table2": table2,

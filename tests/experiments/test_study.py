@@ -146,7 +146,8 @@ def test_holms_correction_by_hand():
         "worse", "no clear difference", "no clear difference"]
     assert study.verdicts([of(-5.9), of(3.25)][:1]) == ["worse"]
     assert study.verdicts([of(3.25)]) == ["better"]
-    assert study.verdicts([np.array([1.0, 2.0])]) == [""]
+    assert study.verdicts([of(3.25), np.array([1.0, 2.0])]) == ["better", ""]
+    assert study.verdicts([np.zeros(3)]) == ["no clear difference"]
 
 
 def test_no_file(capsys):
