@@ -238,11 +238,12 @@ class Training:
             raise UserError(f"training diverged in epoch {epoch + 1}; try a smaller --lr")
         row = {"epoch": epoch + 1, "lr": lr, "examples": images, "loss": loss,
                "accuracy": accuracy, "seconds": seconds, "images_per_second": images / seconds,
-               "updates": len(batches), "progress": progress}
-        start = time.perf_counter()
-        with self.autocast:
-            row["robust"], row["clean"] = self.guard.measure(self.result)
-        self.seconds["guard"] += time.perf_counter() - start
+               "updates": len(batches), "progress": progress, "robust": None, "clean": None}
+        if epoch + 1 in self.guard.due:
+            start = time.perf_counter()
+            with self.autocast:
+                row["robust"], row["clean"] = self.guard.measure(self.result)
+            self.seconds["guard"] += time.perf_counter() - start
         self.rows.append(row)
 
     def prune(self, epoch):
@@ -433,10 +434,9 @@ def main(argv=None):
 def train(training, this):
     """All epochs that are left (Algorithm 1); returns the record."""
     a, dataset, guard = training.settings, training.dataset, training.guard
-    guard.keep(training)
-    n = len(dataset.labels)
-    images = dataset.examples_of(a.epochs, sum(map(a.pruned_in, range(a.epochs))),
-                                 round(a.p * n))
+    if not training.rows:
+        guard.keep(training)
+    images = dataset.examples_of(a)
     done = sum(row["examples"] for row in training.rows)
     with tqdm(total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
               disable=None if this.first else True) as bar:
@@ -456,13 +456,14 @@ def train(training, this):
     seconds, images = training.seconds, sum(row["examples"] for row in training.rows) + guard.lost
     return {
         "dataset": a.dataset, "prune": a.prune, "p": a.p, "epoch": a.epoch, "epochs": a.epochs,
-        "seed": a.seed, "n_train": n, "n_kept": len(training.kept),
+        "seed": a.seed, "n_train": len(dataset.labels), "n_kept": len(training.kept),
         "clean_accuracy": right.double().mean().item(), "train_seconds": seconds["train"],
         "prune_seconds": seconds["prune"], "images_per_second": images / seconds["train"],
         "examples": images, "n_seen": int(training.seen.sum()), "schedule": a.schedule,
         "progress": training.rows[-1]["progress"], "guard_seconds": seconds["guard"],
         "draw_seconds": seconds["draw"], "collapses": guard.collapses,
-        "collapsed": guard.collapsed or bool(guard.undefended(training.rows[-1])),
+        "collapsed": (guard.collapsed or bool(guard.undefended(training.rows[-1]))
+                      if guard.due else None),  # None: nothing was checked
         **training.budget_statistics(), "classes": dataset.classes,
         "weights": weights.fingerprint(training.result)}
 

@@ -300,9 +300,10 @@ def _attack_flags(flag: Callable) -> None:
          "authors' code has it; robust: PGD of 2 steps for grey images, N-FGSM for colour; "
          "wang2023: TRADES and a wide network, as PUMA is used (paper)")
     flag("--attack", choices=["none", "rs-fgsm", "n-fgsm", "pgd"], help="that of the --recipe")
-    flag("--on-collapse", choices=["warn", "stop", "rollback"], default="warn",
+    flag("--on-collapse", choices=["warn", "stop", "rollback", "off"], default="warn",
          help="what to do when robust accuracy on training examples breaks down: go on, end the "
-         "run, or return to the epoch before and go on with the attack of --recipe robust (warn)")
+         "run, or return to the last good check and go on with the attack of --recipe robust; off "
+         "checks nothing (warn)")
     flag("--epsilon", type=console.budget, help="l-inf budget in [0, 1] pixels, such as 8/255 "
          f"({shown('epsilon')})")
     flag("--alpha", type=console.number(float, 0, 2), help="attack step in [0, 1] pixels (1.25 "

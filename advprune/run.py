@@ -37,7 +37,7 @@ from advprune.config import Settings
 from advprune.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-FORMAT = 2  # of config.json and state.pt; a run of another one is refused
+FORMAT = 3  # of config.json and state.pt; a run of another one is refused
 STATES = ("state.pt", "state.previous.pt")  # the newest, and the one before
 
 
@@ -377,9 +377,11 @@ class Run:
         row = training.rows[-1]
         row.setdefault("segment", self.segment)
         if not collapsed or row["epoch"] > self.printed:
+            checked = {name: "" if row[name] is None else f"{row[name]:.3f}"
+                       for name in ("robust", "clean")}
             tqdm.write("{epoch:5d}  {lr:8.2g}  {examples:8,d}  {loss:6.3f}  {accuracy:8.4f}  "
-                       "{robust:6.3f}  {clean:6.3f}  {seconds:7.1f}  {images_per_second:8,.0f}"
-                       .format(**row))
+                       "{robust:>6}  {clean:>6}  {seconds:7.1f}  {images_per_second:8,.0f}"
+                       .format(**{**row, **checked}))
             self.printed = row["epoch"]
         files.write_csv(self.folder / "log.csv", training.rows)
         newest, previous = (self.folder / name for name in STATES)
@@ -399,8 +401,8 @@ class Run:
         files.write_json(self.folder / "train.json", record)
         if at_chance(record["clean_accuracy"], labels, len(record["classes"])):
             print(f"train.py: clean accuracy {record['clean_accuracy']:.4f} is about that of "
-                  f"guessing among {len(record['classes'])} classes; try another --lr, or more "
-                  "--epochs or examples", file=sys.stderr)
+                  f"guessing among {len(record['classes'])} classes; try more --epochs or "
+                  "examples, or another --lr", file=sys.stderr)
         if undefended := training.guard.undefended(training.rows[-1]):
             print(f"train.py: {undefended}", file=sys.stderr)
         self.say(record)
@@ -408,8 +410,9 @@ class Run:
 
     def say(self, record: dict) -> None:
         if self.first:
-            print("clean accuracy {clean_accuracy:.4f}; trained in {train_seconds:.1f} s, pruned "
-                  "in {prune_seconds:.1f} s: {run}".format(**record))
+            print("clean accuracy {clean_accuracy:.4f}; trained in {0:.1f} s (guard "
+                  "{guard_seconds:.1f} s), pruned in {prune_seconds:.1f} s: {run}".format(
+                      record["train_seconds"] + record["guard_seconds"], **record))
 
 
 def saved_weights(model: nn.Module) -> bytes:
