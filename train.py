@@ -75,7 +75,7 @@ class Training:
         it needs --pretrained.
         """
         codes = codes or {}
-        a = self.settings = settings
+        a = self.settings = config.settled(settings, dataset.original)
         self.dataset, self.device, self.scores = dataset, device, scores
         torch.manual_seed(a.seed)
         torch.set_float32_matmul_precision("high" if a.precision == "tf32" else "highest")
@@ -383,8 +383,7 @@ def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False
     codes = {flag: code for flag, record in own.items()
              if (code := own_code.of_run(folder, record, trust_code, flag)) is not None}
     margins = scores = None
-    done = len(state["rows"]) if state else 0
-    if any(map(settings.prunes, range(done, settings.epochs))):
+    if not state or any(map(settings.prunes, range(len(state["rows"]), settings.epochs))):
         margins = margin_model(settings, network, codes.get("model"), device, trust_code)
         if settings.scores:
             scores = run.read_scores(settings.scores, dataset.labels,

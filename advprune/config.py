@@ -5,6 +5,7 @@ values. `settings` checks them and gives the Settings, which config.json records
 here: neither data nor weights.
 """
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,11 +118,17 @@ RECIPES: dict[str, Recipe] = {
     # and a flipped digit is none.
     "svhn": {**CIFAR10, "lr": 0.05, "flip": False},
     # CIFAR-10's for twice as many epochs: sets of 64x64 images such as Tiny ImageNet have a tenth
-    # of the images of each class and many more classes. ImageNet's usual epsilon. The crop moves
-    # by an eighth of the side, as CIFAR-10's does.
-    "folder": {**CIFAR10, "epsilon": 4 / 255, "epochs": 30, "image_size": 64, "pad": None},
+    # of the images of each class and many more classes; small sets have more epochs and smaller
+    # batches (settled). ImageNet's usual epsilon. The crop moves by an eighth of the side, as
+    # CIFAR-10's does.
+    "folder": {**CIFAR10, "epsilon": 4 / 255, "image_size": 64,
+               **dict.fromkeys(("epochs", "batch_size", "pad"))},
     "synthetic": {**MNIST, "epsilon": 0.1, "epochs": 5, "batch_size": 32, "peak": 0.2},
 }
+
+# How the values that follow from the images are written: None in the recipe.
+FOLLOWS = {"epochs": "30 or more", "batch_size": "32 to 128", "pad": "side / 8"}
+UPDATES = 1000  # at least, of a folder's network
 
 # Any trained network has more clean accuracy than this, a robust one too. evaluate.py doubts less.
 LEAST_CLEAN = {"digits": 0.8, "mnist": 0.9, "fashion-mnist": 0.7, "cifar10": 0.6, "cifar100": 0.3,
@@ -184,7 +191,7 @@ def shown(name: str) -> str:
     values: dict[str, list[str]] = {}
     for dataset, recipe in RECIPES.items():
         if name in recipe:
-            value = recipe[name]
+            value = FOLLOWS[name] if recipe[name] is None else recipe[name]
             text = f"{value:.4g}" if isinstance(value, float) else str(value)
             values.setdefault(text, []).append(dataset)
     if len(values) == 1:
@@ -414,18 +421,37 @@ def settings(args: argparse.Namespace) -> Settings:
     values = {name: values[name] for name in Settings.__annotations__}
     _complete(values, args, chosen)
     made = Settings(**values)
-    if made.epoch is not None and made.epoch >= made.epochs:
-        raise UserError(f"--epoch {made.epoch} is too late: it must leave some of the "
-                        f"{made.epochs} --epochs to train on what is kept")
+    if made.epochs:
+        _check_epochs(made)
     if made.adapt_eps and (made.attack == "none" or made.epsilon == 0):
         raise UserError("--prune puma needs an attack with a budget, not --attack none or "
                         "--epsilon 0")
     if made.score == "running-loss" and made.epoch == 0 and not made.scores:
         raise UserError("--score running-loss needs an epoch of training first: --epoch 1 or more")
-    if made.until_epoch and not made.epoch < made.until_epoch < made.epochs:  # type: ignore[operator]
+    return made
+
+
+def settled(settings: Settings, images: int) -> Settings:
+    """The settings with the epochs and the batch size that follow from the number of images.
+
+    An epoch has 16 updates or more from 512 images on, with batches of at most 128, and a run has
+    UPDATES or more. Raises UserError where --epoch or --until-epoch is too late for it.
+    """
+    a = settings
+    batch_size = a.batch_size or (128 if images >= 2048 else 64 if images >= 1024 else 32)
+    epochs = a.epochs or max(30, math.ceil(UPDATES / math.ceil(images / batch_size)))
+    made = replace(a, batch_size=batch_size, epochs=epochs)
+    _check_epochs(made)
+    return made
+
+
+def _check_epochs(made):
+    if made.epoch is not None and made.epoch >= made.epochs:
+        raise UserError(f"--epoch {made.epoch} is too late: it must leave some of the "
+                        f"{made.epochs} --epochs to train on what is kept")
+    if made.until_epoch and not made.epoch < made.until_epoch < made.epochs:
         raise UserError(f"--until-epoch {made.until_epoch} must be after --epoch {made.epoch} and "
                         f"before the last of the {made.epochs} --epochs")
-    return made
 
 
 # The values of flags that are not given, where no recipe has one.

@@ -61,7 +61,8 @@ def read_config(folder: str | Path) -> dict:
                                     for name, value in content["settings"].items()}
         content["settings"] = Settings(**settings)
         content["network"]["name"], content["data_dir"], content["cache_dir"]
-        content["data"], content["own"] = {**content["data"]}, {**content["own"]}
+        for part in ("data", "own", "open"):
+            content[part] = {**content[part]}
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{folder}/config.json is damaged; put back the file that was written"
                         ) from None
@@ -196,7 +197,8 @@ class Run:
         if self.named and (settings is None or self._exists()):
             self.config = read_config(self.folder)
             self._compare(settings)
-        self.settings: Settings = self.config["settings"] if settings is None else settings
+        self.settings: Settings = (self.config["settings"] if self.config or settings is None
+                                   else settings)
         self.record = record(self.folder) if self.config else {}
         self.first = distributed.rank() == 0
 
@@ -213,7 +215,7 @@ class Run:
     def _compare(self, settings):
         if settings is None:
             return
-        theirs = self.config["settings"]
+        theirs = dataclasses.replace(self.config["settings"], **self.config["open"])
         other = [field.name for field in dataclasses.fields(settings)
                  if getattr(settings, field.name) != getattr(theirs, field.name)]
         if other:
@@ -282,10 +284,13 @@ class Run:
         if not self.config:
             self._try_saving(training)
             self._make()
+            asked, self.settings = self.settings, training.settings
             for flag, code in codes.items():
                 files.write(self.folder / own_code.COPIES[flag], code)
             files.write_json(self.folder / "config.json", {
                 "format": FORMAT, **about, "settings": dataclasses.asdict(self.settings),
+                "open": {name: value for name, value in dataclasses.asdict(asked).items()
+                         if value != getattr(self.settings, name)},  # before they followed
                 "data": {part: training.dataset.checksum(part) for part in ("train", "test")},
                 "network": network, "own": {
                     flag: {"name": getattr(self.settings, flag), "sha256": own_code.digest(code)}
