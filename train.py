@@ -34,6 +34,7 @@ from advprune import (
     console,
     data,
     distributed,
+    image_folder,
     models,
     own_code,
     pruning,
@@ -247,7 +248,10 @@ class Training:
         self.rows.append(row)
 
     def prune(self, epoch):
-        """Score, select and adapt the budgets (lines 3-23): (scores [N], their kind)."""
+        """Score, select and adapt the budgets (lines 3-23).
+
+        Returns the scores [N], their kind, and what speaks against this pruning, in sentences.
+        """
         a, start = self.settings, time.perf_counter()
         scores, kind = self.scores or self.score(epoch)
         seed = a.seed if epoch == a.epoch else data.mixed_seed(a.seed, epoch)
@@ -259,8 +263,29 @@ class Training:
                             f"needs {self.smallest}")
         if a.adapt_eps:
             self.eps = pruning.adapt(scores, self.kept, a.epsilon, a.adapt_fraction, a.eps_floor)
+        doubts = [*self.doubt_network(), *self.doubt_classes()]
         self.seconds["prune"] += time.perf_counter() - start
-        return scores, kind
+        return scores, kind, doubts
+
+    def doubt_network(self):
+        """A sentence where the network in training gave the scores, but is near chance."""
+        a = self.settings
+        if a.prune == "random" or a.scores or a.margin_model:
+            return
+        with self.autocast:
+            clean = self.guard.clean(self.result)
+        if run.at_chance(clean, self.dataset.labels, len(self.dataset.classes), self.guard.size):
+            yield (f"the network that gives the scores is near chance: its clean accuracy is "
+                   f"{clean:.3f} on {self.guard.size} training examples; give a later --epoch")
+
+    def doubt_classes(self):
+        """A sentence where pruning leaves a class too few examples."""
+        a, names = self.settings, self.dataset.classes
+        if starved := pruning.starved(self.dataset.labels, self.kept):
+            lost = image_folder.listed([f"{kept} of {n} ({names[i]})" for i, kept, n in starved])
+            balance = not (a.class_balanced or own_code.is_file(a.prune))
+            yield (f"{own_code.short(a.prune)} pruning keeps only {lost}, less than a quarter of "
+                   f"their share; give {'--class-balanced or ' * balance}a later --epoch")
 
     def keep_all(self):
         """Train on all data."""

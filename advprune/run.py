@@ -337,8 +337,12 @@ class Run:
         pruned = f"-{rule}-p{a.p:g}-e{a.epoch}" if a.prune != "none" else ""
         return f"{a.dataset}-{how}{pruned}-s{a.seed}"
 
-    def pruned(self, training: Any, epoch: int, scores: Tensor, kind: str) -> None:
-        """Write scores.npz and, the last time, pruned.png; say how many examples are kept."""
+    def pruned(self, training: Any, epoch: int, scores: Tensor, kind: str, doubts: list[str]
+               ) -> None:
+        """Write scores.npz and, the last time, pruned.png; say how many examples are kept.
+
+        doubts: what speaks against this pruning.
+        """
         if not self.first:
             return
         a, dataset, kept = self.settings, training.dataset, training.kept
@@ -350,8 +354,10 @@ class Run:
             self._draw(training, scores, kind, f"{a.dataset}: {rule} by {kind}, p = {a.p:g}, "
                        f"epoch {epoch}")
         if training.guard.collapsed and kind not in ("random", "clean-loss"):
-            tqdm.write("train.py: these scores say little, because the network has collapsed: it "
-                       "withstands no attack", file=sys.stderr)
+            doubts = [*doubts, "these scores say little, because the network has collapsed: it "
+                      "withstands no attack"]
+        for doubt in doubts:
+            tqdm.write(f"train.py: {doubt}", file=sys.stderr)
         training.seconds["draw"] += time.perf_counter() - start
         tqdm.write(f"{rule} pruning kept {len(kept):,} of {len(scores):,} "
                    "({prune:.1f} s, and {draw:.1f} s to draw)".format(**training.seconds))
@@ -441,8 +447,8 @@ BEFORE_CONFIG = {".lock", ".config.json.part", *own_code.COPIES.values(),
                  *(f".{name}.part" for name in own_code.COPIES.values())}
 
 
-def at_chance(accuracy: float, labels: Tensor, classes: int) -> bool:
-    """Whether this accuracy on these test labels is about that of guessing."""
+def at_chance(accuracy: float, labels: Tensor, classes: int, judged: int | None = None) -> bool:
+    """Whether this accuracy on these labels, or on so many of them, is about that of guessing."""
     share = torch.bincount(labels).max().item() / len(labels)  # 1 / classes, or more
-    deviation = (share * (1 - share) / len(labels)) ** 0.5
+    deviation = (share * (1 - share) / (judged or len(labels))) ** 0.5
     return share < 1 and accuracy <= max(share + 2 * deviation, 1.5 / classes)
