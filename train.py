@@ -14,9 +14,11 @@ A run writes a directory (a new runs/..., or --out; advprune/run.py lists its fi
 the same command again continues what was cut off, and ends with the same weights; torchrun's
 --max-restarts needs nothing else. The last line does that for a run that named itself.
 """
+import dataclasses
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import advprune.start  # noqa: F401  first, because others may not be installed
@@ -35,6 +37,7 @@ from advprune import (
     data,
     distributed,
     image_folder,
+    minutes,
     models,
     own_code,
     pruning,
@@ -301,13 +304,7 @@ class Training:
             maker = type(self.observer)
             scores = pruning.numbers(maker, pruning.call(self.observer.scores), len(self.seen))
             return pruning.finite(maker, scores.to(self.device)), own_code.short(a.score)
-        if a.score == "margin":  # in float32
-            model, precision = self.margin_model, torch.autocast(self.device.type, enabled=False)
-            how = dict(norm=a.margin_norm, classes=a.margin_classes)
-        else:
-            model, precision = self.result, self.autocast
-            how = dict(eps=a.epsilon, alpha=a.score_alpha, seed=a.seed, epoch=epoch,
-                       clip_start=a.clip_start)
+        model, precision, how = self.scoring(epoch)
         with precision, tqdm(total=len(self.seen), unit="img", desc="scoring", leave=False,
                              disable=None if distributed.rank() == 0 else True) as bar:
             images = self.dataset.images
@@ -315,6 +312,15 @@ class Training:
                 images = data.Augmented(self.dataset, a.seed, epoch, a.pad, a.flip)
             scores = pruning.score(model, images, self.dataset.labels, self.scorer, **how, bar=bar)
         return scores, pruning.kind_name(own_code.short(a.score), a.margin_norm)
+
+    def scoring(self, epoch):
+        """(the network that scores, its precision, pruning.score's arguments)."""
+        a = self.settings
+        if a.score == "margin":  # in float32
+            return (self.margin_model, torch.autocast(self.device.type, enabled=False),
+                    dict(norm=a.margin_norm, classes=a.margin_classes))
+        return self.result, self.autocast, dict(
+            eps=a.epsilon, alpha=a.score_alpha, seed=a.seed, epoch=epoch, clip_start=a.clip_start)
 
     def budget_statistics(self):
         """The mean budget of the kept, and the share below the full one; {} if not adapted."""
@@ -383,11 +389,12 @@ def margin_model(settings, network, code, device, trust_code):
 
 
 def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False, folder=None,
-             state=None):
+             state=None, fit=None):
     """(the Training that these settings begin, or continue from a state; what models.build takes;
     the source of the user's own network, score and rule, by flag).
 
-    folder: the run's, where it exists already and may have the only copy of that source.
+    folder: the run's, where it exists already and may have the only copy of that source. fit: the
+    epochs of settings with --minutes, given what makes a Training (minutes.epochs).
     """
     if settings.precision == "tf32" and device.type != "cuda":
         raise UserError("--precision tf32 needs a CUDA GPU; use fp32 or bf16 here")
@@ -413,7 +420,12 @@ def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False
         if settings.scores:
             scores = run.read_scores(settings.scores, dataset.labels,
                                      "margin" if settings.adapt_eps else None)
-    training = Training(settings, dataset, device, network, codes, margins, scores, not state)
+    def begun(settings, fresh=False):
+        return Training(settings, dataset, device, network, codes, margins, scores, fresh)
+
+    if settings.minutes and not settings.epochs:
+        settings = dataclasses.replace(settings, epochs=fit(begun, settings))
+    training = begun(settings, fresh=not state)
     if state:
         training.restore(state)
     return training, network, codes
@@ -434,6 +446,7 @@ def absolute(path):
 
 
 def main(argv=None):
+    began = advprune.start.BEGAN if __name__ == "__main__" else time.monotonic()
     args, settings = config.parse(argv, __doc__)
     device = console.device(args.device)
     distributed.join(device)
@@ -450,7 +463,8 @@ def main(argv=None):
         used = config.moved(this.settings, args.extra_data)
         training, network, codes = prepared(
             used, device, about["data_dir"], about["cache_dir"], args.trust_code,
-            this.folder if this.config else None, this.state(device))
+            this.folder if this.config else None, this.state(device),
+            partial(minutes.epochs, folder=this.folder, began=began))
         this.begin(training, network, codes, about)
         return this.finish(training, train(training, this))
 
@@ -462,14 +476,15 @@ def train(training, this):
         guard.keep(training)
     images = dataset.examples_of(a)
     done = sum(row["examples"] for row in training.rows)
-    with tqdm(total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
-              disable=None if this.first else True) as bar:
+    with run.Bar(total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
+                 disable=None if this.first else True) as bar:
         while not guard.stopped and (epoch := len(training.rows)) < a.epochs:
             if a.prunes(epoch):
                 this.pruned(training, epoch, *training.prune(epoch))
             elif epoch == a.until_epoch:
                 training.keep_all()
             training.epoch(epoch, bar)
+            bar.say_left(training.rows[-1]["seconds"] / training.rows[-1]["examples"])
             collapsed = guard.watch(training)  # it may go back to the epoch before
             bar.total = images + guard.lost
             this.epoch(training, collapsed)

@@ -52,7 +52,8 @@ class Settings:
     adapt_fraction: float
     eps_floor: float
 
-    epochs: int
+    minutes: float | None  # in which the run is to end; they choose the epochs (minutes.py)
+    epochs: int  # None, as batch_size, until it follows from the minutes or the images (settled)
     batch_size: int
     optimizer: str
     lr: float
@@ -323,6 +324,8 @@ def _attack_flags(flag: Callable) -> None:
 def _training_flags(flag: Callable) -> None:
     flag("--epochs", type=console.positive_int,
          help=f"passes over the training set ({shown('epochs')})")
+    flag("--minutes", type=console.number(float, 0, open_low=True), metavar="M",
+         help="instead of --epochs: as many as end within M minutes on this machine, all included")
     flag("--batch-size", type=console.positive_int,
          help=f"images in an update, over all processes ({shown('batch_size')})")
     flag("--optimizer", choices=["sgd", "adam", "adamw"],
@@ -460,6 +463,8 @@ UNSET: Recipe = dict(prune="none", p=0.0, margin_norm="linf", adapt_fraction=1.0
 
 def _complete(values, args, chosen):
     """Fill in what follows from other settings."""
+    if args.minutes:
+        values["epochs"] = None
     if values["loss"] == "trades":
         values["attack"] = "pgd"
         values["beta"] = BETA if values["beta"] is None else values["beta"]
@@ -507,6 +512,8 @@ def _check_data(args):
 
 def _check_training(args, chosen):
     """TRADES has its own attack, PGD. A learning rate belongs to an optimiser."""
+    if args.minutes:
+        _refuse(args, ("epochs",), "has no effect with --minutes, which chooses it")
     if (args.loss or chosen["loss"]) != "trades":
         _refuse(args, ("beta",), "applies only with --loss trades")
     elif args.attack not in (None, "pgd"):

@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 import platform
 import subprocess
@@ -181,6 +182,32 @@ def _version(package: str) -> str | None:
 # --- a run in progress
 
 
+class Bar(tqdm):
+    """The bar of a training's images. A line also says, once, about how long the run will take.
+
+    That is after the first epoch (say_left); before, if a batch takes longer than a second.
+    """
+
+    def __init__(self, **how: Any) -> None:
+        self.done, self.ended, self.said = how["initial"], math.inf, distributed.rank() > 0
+        super().__init__(**how)
+
+    def update(self, images: float = 1) -> None:
+        """A batch of so many images is done."""
+        super().update(images)
+        before, self.ended = self.ended, time.monotonic()
+        self.done += images
+        if self.ended - before > 1:  # not the first, which takes longer
+            self.say_left((self.ended - before) / images)
+
+    def say_left(self, seconds: float) -> None:
+        """Say how long the rest takes, at so many seconds an image, unless it was said."""
+        left = seconds * (self.total - self.done)
+        if not self.said and left > 100:
+            tqdm.write(f"train.py: about {console.duration(left)} left", file=sys.stderr)
+        self.said = True
+
+
 class Run:
     """A run of these settings, within `with`. Process 0 holds its lock and writes into it.
 
@@ -298,6 +325,9 @@ class Run:
                 "kernels": ops.KERNELS,
                 "layout": "channels-last" if training.channels_last else "contiguous",
                 **environment(training.device)})
+            if minutes := self.settings.minutes:
+                print(f"train.py: {self.settings.epochs} epochs fit into {minutes:g} minutes",
+                      file=sys.stderr)
         tqdm.write("epoch        lr  examples    loss  accuracy  robust   clean  seconds  "
                    "images/s")
 
