@@ -1,4 +1,4 @@
-# make demo   set up, train on the embedded data set with pruning, attack, and show what was dropped
+# make demo   set up, train on the embedded data set and attack; then the same on less data
 # make test   set up, lint, and run the tests (about 6 minutes on 2 cores)
 # make test-slow   run the tests that take minutes each
 # make kernels   build csrc/ in place, after a change of it
@@ -23,9 +23,15 @@ kernels: $(VENV)/.ready
 	$(RUN) setup.py --quiet build_ext --inplace
 
 demo: $(VENV)/.ready
-	$(RUN) train.py --dataset digits --prune high --p 0.4 --epoch 3 --out $(DEMO)
+	$(RUN) train.py --dataset digits --recipe robust --out $(DEMO)
 	$(RUN) evaluate.py $(DEMO) --attack autoattack --n 100
-	@echo "what was dropped, and the scores: $(DEMO)/pruned.png"
+	@echo "the experiment, less data: --prune random"
+	$(RUN) train.py --dataset digits --recipe robust --prune random --p 0.4 --epoch 3 \
+		--out $(DEMO)-random
+	$(RUN) evaluate.py $(DEMO)-random --attack autoattack --n 100
+	@echo "what works: --recipe robust on all data, and fewer --epochs if time is short: $(DEMO)"
+	@echo "the experiment: $(DEMO)-random; pruned.png there shows what was dropped"
+	@echo "your images: $(RUN) train.py --dataset folder --data-dir DIR --recipe robust --minutes 10"
 
 test: $(VENV)/.ready lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal

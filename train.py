@@ -14,9 +14,11 @@ A run writes a directory (a new runs/..., or --out; advprune/run.py lists its fi
 the same command again continues what was cut off, and ends with the same weights; torchrun's
 --max-restarts needs nothing else. The last line does that for a run that named itself.
 """
+import dataclasses
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import advprune.start  # noqa: F401  first, because others may not be installed
@@ -34,6 +36,8 @@ from advprune import (
     console,
     data,
     distributed,
+    image_folder,
+    minutes,
     models,
     own_code,
     pruning,
@@ -75,7 +79,7 @@ class Training:
         it needs --pretrained.
         """
         codes = codes or {}
-        a = self.settings = settings
+        a = self.settings = config.settled(settings, dataset.original)
         self.dataset, self.device, self.scores = dataset, device, scores
         torch.manual_seed(a.seed)
         torch.set_float32_matmul_precision("high" if a.precision == "tf32" else "highest")
@@ -238,15 +242,19 @@ class Training:
             raise UserError(f"training diverged in epoch {epoch + 1}; try a smaller --lr")
         row = {"epoch": epoch + 1, "lr": lr, "examples": images, "loss": loss,
                "accuracy": accuracy, "seconds": seconds, "images_per_second": images / seconds,
-               "updates": len(batches), "progress": progress}
-        start = time.perf_counter()
-        with self.autocast:
-            row["robust"], row["clean"] = self.guard.measure(self.result)
-        self.seconds["guard"] += time.perf_counter() - start
+               "updates": len(batches), "progress": progress, "robust": None, "clean": None}
+        if epoch + 1 in self.guard.due:
+            start = time.perf_counter()
+            with self.autocast:
+                row["robust"], row["clean"] = self.guard.measure(self.result)
+            self.seconds["guard"] += time.perf_counter() - start
         self.rows.append(row)
 
     def prune(self, epoch):
-        """Score, select and adapt the budgets (lines 3-23): (scores [N], their kind)."""
+        """Score, select and adapt the budgets (lines 3-23).
+
+        Returns the scores [N], their kind, and what speaks against this pruning, in sentences.
+        """
         a, start = self.settings, time.perf_counter()
         scores, kind = self.scores or self.score(epoch)
         seed = a.seed if epoch == a.epoch else data.mixed_seed(a.seed, epoch)
@@ -258,8 +266,29 @@ class Training:
                             f"needs {self.smallest}")
         if a.adapt_eps:
             self.eps = pruning.adapt(scores, self.kept, a.epsilon, a.adapt_fraction, a.eps_floor)
+        doubts = [*self.doubt_network(), *self.doubt_classes()]
         self.seconds["prune"] += time.perf_counter() - start
-        return scores, kind
+        return scores, kind, doubts
+
+    def doubt_network(self):
+        """A sentence where the network in training gave the scores, but is near chance."""
+        a = self.settings
+        if a.prune == "random" or a.scores or a.margin_model:
+            return
+        with self.autocast:
+            clean = self.guard.clean(self.result)
+        if run.at_chance(clean, self.dataset.labels, len(self.dataset.classes), self.guard.size):
+            yield (f"the network that gives the scores is near chance: its clean accuracy is "
+                   f"{clean:.3f} on {self.guard.size} training examples; give a later --epoch")
+
+    def doubt_classes(self):
+        """A sentence where pruning leaves a class too few examples."""
+        a, names = self.settings, self.dataset.classes
+        if starved := pruning.starved(self.dataset.labels, self.kept):
+            lost = image_folder.listed([f"{kept} of {n} ({names[i]})" for i, kept, n in starved])
+            balance = not (a.class_balanced or own_code.is_file(a.prune))
+            yield (f"{own_code.short(a.prune)} pruning keeps only {lost}, less than a quarter of "
+                   f"their share; give {'--class-balanced or ' * balance}a later --epoch")
 
     def keep_all(self):
         """Train on all data."""
@@ -275,13 +304,7 @@ class Training:
             maker = type(self.observer)
             scores = pruning.numbers(maker, pruning.call(self.observer.scores), len(self.seen))
             return pruning.finite(maker, scores.to(self.device)), own_code.short(a.score)
-        if a.score == "margin":  # in float32
-            model, precision = self.margin_model, torch.autocast(self.device.type, enabled=False)
-            how = dict(norm=a.margin_norm, classes=a.margin_classes)
-        else:
-            model, precision = self.result, self.autocast
-            how = dict(eps=a.epsilon, alpha=a.score_alpha, seed=a.seed, epoch=epoch,
-                       clip_start=a.clip_start)
+        model, precision, how = self.scoring(epoch)
         with precision, tqdm(total=len(self.seen), unit="img", desc="scoring", leave=False,
                              disable=None if distributed.rank() == 0 else True) as bar:
             images = self.dataset.images
@@ -289,6 +312,15 @@ class Training:
                 images = data.Augmented(self.dataset, a.seed, epoch, a.pad, a.flip)
             scores = pruning.score(model, images, self.dataset.labels, self.scorer, **how, bar=bar)
         return scores, pruning.kind_name(own_code.short(a.score), a.margin_norm)
+
+    def scoring(self, epoch):
+        """(the network that scores, its precision, pruning.score's arguments)."""
+        a = self.settings
+        if a.score == "margin":  # in float32
+            return (self.margin_model, torch.autocast(self.device.type, enabled=False),
+                    dict(norm=a.margin_norm, classes=a.margin_classes))
+        return self.result, self.autocast, dict(
+            eps=a.epsilon, alpha=a.score_alpha, seed=a.seed, epoch=epoch, clip_start=a.clip_start)
 
     def budget_statistics(self):
         """The mean budget of the kept, and the share below the full one; {} if not adapted."""
@@ -357,11 +389,12 @@ def margin_model(settings, network, code, device, trust_code):
 
 
 def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False, folder=None,
-             state=None):
+             state=None, fit=None):
     """(the Training that these settings begin, or continue from a state; what models.build takes;
     the source of the user's own network, score and rule, by flag).
 
-    folder: the run's, where it exists already and may have the only copy of that source.
+    folder: the run's, where it exists already and may have the only copy of that source. fit: the
+    epochs of settings with --minutes, given what makes a Training (minutes.epochs).
     """
     if settings.precision == "tf32" and device.type != "cuda":
         raise UserError("--precision tf32 needs a CUDA GPU; use fp32 or bf16 here")
@@ -382,13 +415,17 @@ def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False
     codes = {flag: code for flag, record in own.items()
              if (code := own_code.of_run(folder, record, trust_code, flag)) is not None}
     margins = scores = None
-    done = len(state["rows"]) if state else 0
-    if any(map(settings.prunes, range(done, settings.epochs))):
+    if not state or any(map(settings.prunes, range(len(state["rows"]), settings.epochs))):
         margins = margin_model(settings, network, codes.get("model"), device, trust_code)
         if settings.scores:
             scores = run.read_scores(settings.scores, dataset.labels,
                                      "margin" if settings.adapt_eps else None)
-    training = Training(settings, dataset, device, network, codes, margins, scores, not state)
+    def begun(settings, fresh=False):
+        return Training(settings, dataset, device, network, codes, margins, scores, fresh)
+
+    if settings.minutes and not settings.epochs:
+        settings = dataclasses.replace(settings, epochs=fit(begun, settings))
+    training = begun(settings, fresh=not state)
     if state:
         training.restore(state)
     return training, network, codes
@@ -409,6 +446,7 @@ def absolute(path):
 
 
 def main(argv=None):
+    began = advprune.start.BEGAN if __name__ == "__main__" else time.monotonic()
     args, settings = config.parse(argv, __doc__)
     device = console.device(args.device)
     distributed.join(device)
@@ -425,7 +463,8 @@ def main(argv=None):
         used = config.moved(this.settings, args.extra_data)
         training, network, codes = prepared(
             used, device, about["data_dir"], about["cache_dir"], args.trust_code,
-            this.folder if this.config else None, this.state(device))
+            this.folder if this.config else None, this.state(device),
+            partial(minutes.epochs, folder=this.folder, began=began))
         this.begin(training, network, codes, about)
         return this.finish(training, train(training, this))
 
@@ -433,19 +472,19 @@ def main(argv=None):
 def train(training, this):
     """All epochs that are left (Algorithm 1); returns the record."""
     a, dataset, guard = training.settings, training.dataset, training.guard
-    guard.keep(training)
-    n = len(dataset.labels)
-    images = dataset.examples_of(a.epochs, sum(map(a.pruned_in, range(a.epochs))),
-                                 round(a.p * n))
+    if not training.rows:
+        guard.keep(training)
+    images = dataset.examples_of(a)
     done = sum(row["examples"] for row in training.rows)
-    with tqdm(total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
-              disable=None if this.first else True) as bar:
+    with run.Bar(total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
+                 disable=None if this.first else True) as bar:
         while not guard.stopped and (epoch := len(training.rows)) < a.epochs:
             if a.prunes(epoch):
                 this.pruned(training, epoch, *training.prune(epoch))
             elif epoch == a.until_epoch:
                 training.keep_all()
             training.epoch(epoch, bar)
+            bar.say_left(training.rows[-1]["seconds"] / training.rows[-1]["examples"])
             collapsed = guard.watch(training)  # it may go back to the epoch before
             bar.total = images + guard.lost
             this.epoch(training, collapsed)
@@ -456,13 +495,14 @@ def train(training, this):
     seconds, images = training.seconds, sum(row["examples"] for row in training.rows) + guard.lost
     return {
         "dataset": a.dataset, "prune": a.prune, "p": a.p, "epoch": a.epoch, "epochs": a.epochs,
-        "seed": a.seed, "n_train": n, "n_kept": len(training.kept),
+        "seed": a.seed, "n_train": len(dataset.labels), "n_kept": len(training.kept),
         "clean_accuracy": right.double().mean().item(), "train_seconds": seconds["train"],
         "prune_seconds": seconds["prune"], "images_per_second": images / seconds["train"],
         "examples": images, "n_seen": int(training.seen.sum()), "schedule": a.schedule,
         "progress": training.rows[-1]["progress"], "guard_seconds": seconds["guard"],
         "draw_seconds": seconds["draw"], "collapses": guard.collapses,
-        "collapsed": guard.collapsed or bool(guard.undefended(training.rows[-1])),
+        "collapsed": (guard.collapsed or bool(guard.undefended(training.rows[-1]))
+                      if guard.due else None),  # None: nothing was checked
         **training.budget_statistics(), "classes": dataset.classes,
         "weights": weights.fingerprint(training.result)}
 

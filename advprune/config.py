@@ -5,6 +5,7 @@ values. `settings` checks them and gives the Settings, which config.json records
 here: neither data nor weights.
 """
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +52,8 @@ class Settings:
     adapt_fraction: float
     eps_floor: float
 
-    epochs: int
+    minutes: float | None  # in which the run is to end; they choose the epochs (minutes.py)
+    epochs: int  # None, as batch_size, until it follows from the minutes or the images (settled)
     batch_size: int
     optimizer: str
     lr: float
@@ -117,11 +119,17 @@ RECIPES: dict[str, Recipe] = {
     # and a flipped digit is none.
     "svhn": {**CIFAR10, "lr": 0.05, "flip": False},
     # CIFAR-10's for twice as many epochs: sets of 64x64 images such as Tiny ImageNet have a tenth
-    # of the images of each class and many more classes. ImageNet's usual epsilon. The crop moves
-    # by an eighth of the side, as CIFAR-10's does.
-    "folder": {**CIFAR10, "epsilon": 4 / 255, "epochs": 30, "image_size": 64, "pad": None},
+    # of the images of each class and many more classes; small sets have more epochs and smaller
+    # batches (settled). ImageNet's usual epsilon. The crop moves by an eighth of the side, as
+    # CIFAR-10's does.
+    "folder": {**CIFAR10, "epsilon": 4 / 255, "image_size": 64,
+               **dict.fromkeys(("epochs", "batch_size", "pad"))},
     "synthetic": {**MNIST, "epsilon": 0.1, "epochs": 5, "batch_size": 32, "peak": 0.2},
 }
+
+# How the values that follow from the images are written: None in the recipe.
+FOLLOWS = {"epochs": "30 or more", "batch_size": "32 to 128", "pad": "side / 8"}
+UPDATES = 1000  # at least, of a folder's network
 
 # Any trained network has more clean accuracy than this, a robust one too. evaluate.py doubts less.
 LEAST_CLEAN = {"digits": 0.8, "mnist": 0.9, "fashion-mnist": 0.7, "cifar10": 0.6, "cifar100": 0.3,
@@ -184,7 +192,7 @@ def shown(name: str) -> str:
     values: dict[str, list[str]] = {}
     for dataset, recipe in RECIPES.items():
         if name in recipe:
-            value = recipe[name]
+            value = FOLLOWS[name] if recipe[name] is None else recipe[name]
             text = f"{value:.4g}" if isinstance(value, float) else str(value)
             values.setdefault(text, []).append(dataset)
     if len(values) == 1:
@@ -300,9 +308,10 @@ def _attack_flags(flag: Callable) -> None:
          "authors' code has it; robust: PGD of 2 steps for grey images, N-FGSM for colour; "
          "wang2023: TRADES and a wide network, as PUMA is used (paper)")
     flag("--attack", choices=["none", "rs-fgsm", "n-fgsm", "pgd"], help="that of the --recipe")
-    flag("--on-collapse", choices=["warn", "stop", "rollback"], default="warn",
+    flag("--on-collapse", choices=["warn", "stop", "rollback", "off"], default="warn",
          help="what to do when robust accuracy on training examples breaks down: go on, end the "
-         "run, or return to the epoch before and go on with the attack of --recipe robust (warn)")
+         "run, or return to the last good check and go on with the attack of --recipe robust; off "
+         "checks nothing (warn)")
     flag("--epsilon", type=console.budget, help="l-inf budget in [0, 1] pixels, such as 8/255 "
          f"({shown('epsilon')})")
     flag("--alpha", type=console.number(float, 0, 2), help="attack step in [0, 1] pixels (1.25 "
@@ -315,6 +324,8 @@ def _attack_flags(flag: Callable) -> None:
 def _training_flags(flag: Callable) -> None:
     flag("--epochs", type=console.positive_int,
          help=f"passes over the training set ({shown('epochs')})")
+    flag("--minutes", type=console.number(float, 0, open_low=True), metavar="M",
+         help="instead of --epochs: as many as end within M minutes on this machine, all included")
     flag("--batch-size", type=console.positive_int,
          help=f"images in an update, over all processes ({shown('batch_size')})")
     flag("--optimizer", choices=["sgd", "adam", "adamw"],
@@ -413,18 +424,37 @@ def settings(args: argparse.Namespace) -> Settings:
     values = {name: values[name] for name in Settings.__annotations__}
     _complete(values, args, chosen)
     made = Settings(**values)
-    if made.epoch is not None and made.epoch >= made.epochs:
-        raise UserError(f"--epoch {made.epoch} is too late: it must leave some of the "
-                        f"{made.epochs} --epochs to train on what is kept")
+    if made.epochs:
+        _check_epochs(made)
     if made.adapt_eps and (made.attack == "none" or made.epsilon == 0):
         raise UserError("--prune puma needs an attack with a budget, not --attack none or "
                         "--epsilon 0")
     if made.score == "running-loss" and made.epoch == 0 and not made.scores:
         raise UserError("--score running-loss needs an epoch of training first: --epoch 1 or more")
-    if made.until_epoch and not made.epoch < made.until_epoch < made.epochs:  # type: ignore[operator]
+    return made
+
+
+def settled(settings: Settings, images: int) -> Settings:
+    """The settings with the epochs and the batch size that follow from the number of images.
+
+    An epoch has 16 updates or more from 512 images on, with batches of at most 128, and a run has
+    UPDATES or more. Raises UserError where --epoch or --until-epoch is too late for it.
+    """
+    a = settings
+    batch_size = a.batch_size or (128 if images >= 2048 else 64 if images >= 1024 else 32)
+    epochs = a.epochs or max(30, math.ceil(UPDATES / math.ceil(images / batch_size)))
+    made = replace(a, batch_size=batch_size, epochs=epochs)
+    _check_epochs(made)
+    return made
+
+
+def _check_epochs(made):
+    if made.epoch is not None and made.epoch >= made.epochs:
+        raise UserError(f"--epoch {made.epoch} is too late: it must leave some of the "
+                        f"{made.epochs} --epochs to train on what is kept")
+    if made.until_epoch and not made.epoch < made.until_epoch < made.epochs:
         raise UserError(f"--until-epoch {made.until_epoch} must be after --epoch {made.epoch} and "
                         f"before the last of the {made.epochs} --epochs")
-    return made
 
 
 # The values of flags that are not given, where no recipe has one.
@@ -433,6 +463,8 @@ UNSET: Recipe = dict(prune="none", p=0.0, margin_norm="linf", adapt_fraction=1.0
 
 def _complete(values, args, chosen):
     """Fill in what follows from other settings."""
+    if args.minutes:
+        values["epochs"] = None
     if values["loss"] == "trades":
         values["attack"] = "pgd"
         values["beta"] = BETA if values["beta"] is None else values["beta"]
@@ -480,6 +512,8 @@ def _check_data(args):
 
 def _check_training(args, chosen):
     """TRADES has its own attack, PGD. A learning rate belongs to an optimiser."""
+    if args.minutes:
+        _refuse(args, ("epochs",), "has no effect with --minutes, which chooses it")
     if (args.loss or chosen["loss"]) != "trades":
         _refuse(args, ("beta",), "applies only with --loss trades")
     elif args.attack not in (None, "pgd"):

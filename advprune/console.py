@@ -169,6 +169,14 @@ def device(name: str | None) -> torch.device:
     return chosen
 
 
+def duration(seconds: float) -> str:
+    """So many seconds in words, rounded: `40 s`, `25 minutes`, `3.5 hours`."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
+
+
 def command(name: str, argv: list[str] | None) -> str:
     """The command line that repeats this call of the script `name`."""
     return shlex.join(["python", name, *(sys.argv[1:] if argv is None else argv)])

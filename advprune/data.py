@@ -86,10 +86,12 @@ class Dataset:
         """
         return max(1, round(self.original * kept / len(self.labels)))
 
-    def examples_of(self, epochs: int, pruned: int, drop: int) -> int:
-        """How many images a run of so many epochs visits, of which `pruned` drop `drop`."""
-        n = len(self.labels)
-        return (epochs - pruned) * self.epoch_size(n) + pruned * self.epoch_size(n - drop)
+    def examples_of(self, settings: Settings) -> int:
+        """How many images a run of these settings visits."""
+        n, epochs = len(self.labels), settings.epochs
+        pruned = sum(map(settings.pruned_in, range(epochs)))
+        left = self.epoch_size(n - round(settings.p * n))
+        return (epochs - pruned) * self.epoch_size(n) + pruned * left
 
     def batches(self, kept: Tensor, batch_size: int, seed: int, epoch: int,
                 extra_fraction: float | None = None, smallest: int = 1) -> Sequence[Tensor]:

@@ -63,6 +63,12 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def of_first(value: float, device: torch.device) -> float:
+    """Process 0's value, in every process."""
+    mine = value if rank() == 0 else 0.0
+    return total(torch.tensor(mine, dtype=torch.float64, device=device)).item()
+
+
 def say(line: str) -> None:
     """Print this line on stderr, once for all processes."""
     if rank() == 0:

@@ -318,6 +318,18 @@ def keep(rule: str | Callable, scores: Tensor, labels: Tensor, p: float, *, seed
     return ids.sort().values, torch.zeros(n, device=scores.device).index_copy(0, ids, weights)
 
 
+def starved(labels: Tensor, kept: Tensor) -> list[tuple[int, int, int]]:
+    """(class, how many stay, of how many) where a class has under a quarter of its share.
+
+    labels [n] of all examples, kept: the ids that stay. A class's share of them is its share of
+    all.
+    """
+    before = labels.bincount()
+    after = labels[kept].bincount(minlength=len(before))
+    few = after < before * (len(kept) / len(labels) / 4)
+    return [(i, int(after[i]), int(before[i])) for i in few.nonzero().flatten().tolist()]
+
+
 def adapt(margins: Tensor, kept: Tensor, eps: float, fraction: float = 1.0, floor: float = 0.0
           ) -> Tensor:
     """The budget of every example [N]: clip(margin, floor, eps) on the lowest margins, else eps.

@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 import platform
 import subprocess
@@ -37,7 +38,7 @@ from advprune.config import Settings
 from advprune.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-FORMAT = 2  # of config.json and state.pt; a run of another one is refused
+FORMAT = 3  # of config.json and state.pt; a run of another one is refused
 STATES = ("state.pt", "state.previous.pt")  # the newest, and the one before
 
 
@@ -61,7 +62,8 @@ def read_config(folder: str | Path) -> dict:
                                     for name, value in content["settings"].items()}
         content["settings"] = Settings(**settings)
         content["network"]["name"], content["data_dir"], content["cache_dir"]
-        content["data"], content["own"] = {**content["data"]}, {**content["own"]}
+        for part in ("data", "own", "open"):
+            content[part] = {**content[part]}
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{folder}/config.json is damaged; put back the file that was written"
                         ) from None
@@ -180,6 +182,32 @@ def _version(package: str) -> str | None:
 # --- a run in progress
 
 
+class Bar(tqdm):
+    """The bar of a training's images. A line also says, once, about how long the run will take.
+
+    That is after the first epoch (say_left); before, if a batch takes longer than a second.
+    """
+
+    def __init__(self, **how: Any) -> None:
+        self.done, self.ended, self.said = how["initial"], math.inf, distributed.rank() > 0
+        super().__init__(**how)
+
+    def update(self, images: float = 1) -> None:
+        """A batch of so many images is done."""
+        super().update(images)
+        before, self.ended = self.ended, time.monotonic()
+        self.done += images
+        if self.ended - before > 1:  # not the first, which takes longer
+            self.say_left((self.ended - before) / images)
+
+    def say_left(self, seconds: float) -> None:
+        """Say how long the rest takes, at so many seconds an image, unless it was said."""
+        left = seconds * (self.total - self.done)
+        if not self.said and left > 100:
+            tqdm.write(f"train.py: about {console.duration(left)} left", file=sys.stderr)
+        self.said = True
+
+
 class Run:
     """A run of these settings, within `with`. Process 0 holds its lock and writes into it.
 
@@ -196,7 +224,8 @@ class Run:
         if self.named and (settings is None or self._exists()):
             self.config = read_config(self.folder)
             self._compare(settings)
-        self.settings: Settings = self.config["settings"] if settings is None else settings
+        self.settings: Settings = (self.config["settings"] if self.config or settings is None
+                                   else settings)
         self.record = record(self.folder) if self.config else {}
         self.first = distributed.rank() == 0
 
@@ -213,7 +242,7 @@ class Run:
     def _compare(self, settings):
         if settings is None:
             return
-        theirs = self.config["settings"]
+        theirs = dataclasses.replace(self.config["settings"], **self.config["open"])
         other = [field.name for field in dataclasses.fields(settings)
                  if getattr(settings, field.name) != getattr(theirs, field.name)]
         if other:
@@ -282,10 +311,13 @@ class Run:
         if not self.config:
             self._try_saving(training)
             self._make()
+            asked, self.settings = self.settings, training.settings
             for flag, code in codes.items():
                 files.write(self.folder / own_code.COPIES[flag], code)
             files.write_json(self.folder / "config.json", {
                 "format": FORMAT, **about, "settings": dataclasses.asdict(self.settings),
+                "open": {name: value for name, value in dataclasses.asdict(asked).items()
+                         if value != getattr(self.settings, name)},  # before they followed
                 "data": {part: training.dataset.checksum(part) for part in ("train", "test")},
                 "network": network, "own": {
                     flag: {"name": getattr(self.settings, flag), "sha256": own_code.digest(code)}
@@ -293,6 +325,9 @@ class Run:
                 "kernels": ops.KERNELS,
                 "layout": "channels-last" if training.channels_last else "contiguous",
                 **environment(training.device)})
+            if minutes := self.settings.minutes:
+                print(f"train.py: {self.settings.epochs} epochs fit into {minutes:g} minutes",
+                      file=sys.stderr)
         tqdm.write("epoch        lr  examples    loss  accuracy  robust   clean  seconds  "
                    "images/s")
 
@@ -332,8 +367,12 @@ class Run:
         pruned = f"-{rule}-p{a.p:g}-e{a.epoch}" if a.prune != "none" else ""
         return f"{a.dataset}-{how}{pruned}-s{a.seed}"
 
-    def pruned(self, training: Any, epoch: int, scores: Tensor, kind: str) -> None:
-        """Write scores.npz and, the last time, pruned.png; say how many examples are kept."""
+    def pruned(self, training: Any, epoch: int, scores: Tensor, kind: str, doubts: list[str]
+               ) -> None:
+        """Write scores.npz and, the last time, pruned.png; say how many examples are kept.
+
+        doubts: what speaks against this pruning.
+        """
         if not self.first:
             return
         a, dataset, kept = self.settings, training.dataset, training.kept
@@ -345,8 +384,10 @@ class Run:
             self._draw(training, scores, kind, f"{a.dataset}: {rule} by {kind}, p = {a.p:g}, "
                        f"epoch {epoch}")
         if training.guard.collapsed and kind not in ("random", "clean-loss"):
-            tqdm.write("train.py: these scores say little, because the network has collapsed: it "
-                       "withstands no attack", file=sys.stderr)
+            doubts = [*doubts, "these scores say little, because the network has collapsed: it "
+                      "withstands no attack"]
+        for doubt in doubts:
+            tqdm.write(f"train.py: {doubt}", file=sys.stderr)
         training.seconds["draw"] += time.perf_counter() - start
         tqdm.write(f"{rule} pruning kept {len(kept):,} of {len(scores):,} "
                    "({prune:.1f} s, and {draw:.1f} s to draw)".format(**training.seconds))
@@ -377,9 +418,11 @@ class Run:
         row = training.rows[-1]
         row.setdefault("segment", self.segment)
         if not collapsed or row["epoch"] > self.printed:
+            checked = {name: "" if row[name] is None else f"{row[name]:.3f}"
+                       for name in ("robust", "clean")}
             tqdm.write("{epoch:5d}  {lr:8.2g}  {examples:8,d}  {loss:6.3f}  {accuracy:8.4f}  "
-                       "{robust:6.3f}  {clean:6.3f}  {seconds:7.1f}  {images_per_second:8,.0f}"
-                       .format(**row))
+                       "{robust:>6}  {clean:>6}  {seconds:7.1f}  {images_per_second:8,.0f}"
+                       .format(**{**row, **checked}))
             self.printed = row["epoch"]
         files.write_csv(self.folder / "log.csv", training.rows)
         newest, previous = (self.folder / name for name in STATES)
@@ -399,8 +442,8 @@ class Run:
         files.write_json(self.folder / "train.json", record)
         if at_chance(record["clean_accuracy"], labels, len(record["classes"])):
             print(f"train.py: clean accuracy {record['clean_accuracy']:.4f} is about that of "
-                  f"guessing among {len(record['classes'])} classes; try another --lr, or more "
-                  "--epochs or examples", file=sys.stderr)
+                  f"guessing among {len(record['classes'])} classes; try more --epochs or "
+                  "examples, or another --lr", file=sys.stderr)
         if undefended := training.guard.undefended(training.rows[-1]):
             print(f"train.py: {undefended}", file=sys.stderr)
         self.say(record)
@@ -408,8 +451,9 @@ class Run:
 
     def say(self, record: dict) -> None:
         if self.first:
-            print("clean accuracy {clean_accuracy:.4f}; trained in {train_seconds:.1f} s, pruned "
-                  "in {prune_seconds:.1f} s: {run}".format(**record))
+            print("clean accuracy {clean_accuracy:.4f}; trained in {0:.1f} s (guard "
+                  "{guard_seconds:.1f} s), pruned in {prune_seconds:.1f} s: {run}".format(
+                      record["train_seconds"] + record["guard_seconds"], **record))
 
 
 def saved_weights(model: nn.Module) -> bytes:
@@ -433,8 +477,8 @@ BEFORE_CONFIG = {".lock", ".config.json.part", *own_code.COPIES.values(),
                  *(f".{name}.part" for name in own_code.COPIES.values())}
 
 
-def at_chance(accuracy: float, labels: Tensor, classes: int) -> bool:
-    """Whether this accuracy on these test labels is about that of guessing."""
+def at_chance(accuracy: float, labels: Tensor, classes: int, judged: int | None = None) -> bool:
+    """Whether this accuracy on these labels, or on so many of them, is about that of guessing."""
     share = torch.bincount(labels).max().item() / len(labels)  # 1 / classes, or more
-    deviation = (share * (1 - share) / len(labels)) ** 0.5
+    deviation = (share * (1 - share) / (judged or len(labels))) ** 0.5
     return share < 1 and accuracy <= max(share + 2 * deviation, 1.5 / classes)

@@ -1,5 +1,8 @@
 """Every script imports this first: a package that is not installed is a sentence, no traceback."""
 import sys
+import time
+
+BEGAN = time.monotonic()  # when the script began
 
 
 def _say_what_is_missing(kind, error, trace):

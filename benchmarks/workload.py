@@ -29,7 +29,8 @@ def title(settings, n):
 def fields(settings, n):
     """The same for a record."""
     return {"dataset": settings.dataset, "model": settings.model, "width": settings.width,
-            "precision": settings.precision, "batch_size": settings.batch_size, "examples": n}
+            "precision": settings.precision, "examples": n,
+            "batch_size": config.settled(settings, n).batch_size}
 
 
 def remade(optimizer, weights, **how):

@@ -2,7 +2,7 @@
 from collections.abc import Callable
 from statistics import mean, median
 
-from advprune.config import RECIPES
+from advprune.config import FOLLOWS, RECIPES
 from benchmarks import kernels as speed
 from experiments import figures as pictures
 from experiments import studies, study
@@ -409,8 +409,8 @@ def readings(records: Records) -> str:
 
 def defaults(records: Records) -> str:
     names = [name for name in next(iter(RECIPES.values())) if name != "alphas"]
-    rows = [[f"`{name}`", *(_value(recipe.get(name)) for recipe in RECIPES.values())]
-            for name in names]
+    rows = [[f"`{name}`", *(FOLLOWS[name] if recipe[name] is None else _value(recipe[name])
+                            for recipe in RECIPES.values())] for name in names]
     rows.insert(1, ["`alpha` of rs-fgsm, n-fgsm, pgd, in epsilons",
                     *(", ".join(f"{value:.3g}" for value in recipe["alphas"].values())
                       for recipe in RECIPES.values())])
@@ -418,8 +418,9 @@ def defaults(records: Records) -> str:
 
 
 def _value(value: object) -> str:
-    return "side / 8" if value is None else f"{value:.4g}" if isinstance(value, float) else (
-        {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 BLOCKS: dict[str, Callable[[Records], str]] = {

@@ -208,6 +208,21 @@ def test_a_run_on_a_folder_from_end_to_end(root, tmp_path, capsys):
     assert "3 classes" in err
 
 
+def test_the_same_command_continues_what_followed_from_the_images(root, cut_off, capsys):
+    """24 images are one batch; 1,000 epochs would be 1,000 updates."""
+    command = flags(root, "--model", "mnist-net", "--out", "run")
+    with cut_off(1):
+        train.main(command)
+    used = run.read_config("run")["settings"]
+    assert (used.batch_size, used.epochs) == (32, 1000)
+    for more in (command, ["--resume", "run"]):
+        with cut_off(2):
+            train.main(more)
+    for other in ("--epochs", "1000"), ("--batch-size", "32"):
+        assert f"({other[0][2:].replace('-', '_')} differ)" in refused(
+            train.main, [*command, *other], capsys)
+
+
 def test_a_read_only_folder_is_used_by_way_of_a_cache(root, tmp_path, capsys):
     (tmp_path / "cache").mkdir()
     with read_only(root):

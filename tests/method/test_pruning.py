@@ -219,3 +219,12 @@ def test_progress_is_kept_after_every_batch_and_continued(monkeypatch, tmp_path)
     scores = pruning.score(model, dataset.images, dataset.labels, "margin", state=state)
     assert scores[:200].eq(7).all()
     torch.testing.assert_close(scores[200:], wanted[200:])
+
+
+def test_classes_below_a_quarter_of_their_share_are_named():
+    """Of 8, 8 and 4 examples 10 stay: a quarter of their shares is 1, 1 and 0.5."""
+    labels = torch.tensor([0] * 8 + [1] * 8 + [2] * 4)
+    assert pruning.starved(labels, torch.tensor([0, 8, 9, 10, 11, 12, 13, 14, 15, 16])) == []
+    assert pruning.starved(labels, torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 9, 10])) == [(2, 0, 4)]
+    assert pruning.starved(labels, torch.arange(10)) == [(2, 0, 4)]
+    assert pruning.starved(labels, torch.arange(10, 20)) == [(0, 0, 8)]

@@ -48,7 +48,7 @@ TRAIN = {
     "--recipe": ["paper", "robust", "wang2023", "authors", "x"],
     "--schedule": ["cyclic", "cyclic-fixed", "cosine", "x"], "--score-augmented": None,
     "--attack": ["none", "rs-fgsm", "n-fgsm", "pgd", "x"],
-    "--on-collapse": ["warn", "stop", "rollback", "x"], "--epsilon": REAL, "--alpha": REAL,
+    "--on-collapse": ["warn", "stop", "rollback", "off", "x"], "--epsilon": REAL, "--alpha": REAL,
     "--pgd-steps": ["1", "2", "0", "x"], "--optimizer": ["sgd", "adam", "adamw", "x"],
     "--lr": REAL, "--weight-decay": REAL, "--loss": ["cross-entropy", "trades", "x"],
     "--beta": REAL, "--label-smoothing": SHARE, "--ema": SHARE,
@@ -59,6 +59,7 @@ TRAIN = {
     "--precision": ["fp32", "bf16", "tf32", "x"],
     "--out": FOLDER, "--device": DEVICE, "--resume": ["run", "cut", *ODD], "--trust-code": None,
     "--image-size": WHOLE, "--skip-bad": None, "--extra-data": ["extra.npz", *ODD],
+    "--minutes": ["0.01", "0", "-1", "nan", "x"],
     "--extra-fraction": SHARE, "--data-dir": ["empty", "afile", "nothing"],
     "--cache-dir": ["cache", "afile"], "--momentum": SHARE, "--epo": ["3"], "--": None}
 EVALUATE = {

@@ -7,6 +7,7 @@ from conftest import refused
 
 import train
 from advprune import config, models, run
+from advprune.errors import UserError
 
 FLAGS = ["--dataset", "synthetic", "--limit", "32", "--batch-size", "32", "--epochs", "2",
          "--attack", "none"]
@@ -80,6 +81,24 @@ def test_what_the_recipes_and_flags_give(flags, wanted):
     assert {name: getattr(a, name) for name in wanted} == wanted
 
 
+@pytest.mark.parametrize(("flags", "images", "batch_size", "epochs"), [
+    ([], 400, 32, 77), ([], 448, 32, 72), ([], 1023, 32, 32), ([], 1024, 64, 63),
+    ([], 2047, 64, 32), ([], 2048, 128, 63), ([], 4300, 128, 30), ([], 100_000, 128, 30),
+    (["--batch-size", "200"], 400, 200, 500), (["--epochs", "3"], 400, 32, 3),
+    (["--recipe", "wang2023"], 400, 512, 400)])
+def test_a_folders_epochs_follow_from_its_images(flags, images, batch_size, epochs):
+    """1,000 updates or more, and 16 or more in an epoch of 512 images or more."""
+    settled = config.settled(config.parse(["--dataset", "folder", *flags])[1], images)
+    assert (settled.batch_size, settled.epochs) == (batch_size, epochs)
+
+
+def test_an_epoch_too_late_for_a_folders_epochs_is_refused():
+    a = config.parse(["--dataset", "folder", "--prune", "high", "--epoch", "30"])[1]
+    assert config.settled(a, 4000).epochs == 32
+    with pytest.raises(UserError, match="--epoch 30 is too late"):
+        config.settled(a, 5000)
+
+
 @pytest.mark.parametrize("text", ["8/255", "8./255", "8/255.", "80e-1/255", f"{8 / 255}"])
 def test_a_number_may_be_a_fraction(text):
     assert config.parse(["--epsilon", text])[1].epsilon == 8 / 255
@@ -106,8 +125,8 @@ def test_the_help_names_the_recipe_of_each_data_set(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    for line in ("digits, folder 30; mnist, fashion-mnist 10; cifar10, cifar100, svhn 15; "
-                 "synthetic 5",
+    for line in ("digits 30; mnist, fashion-mnist 10; cifar10, cifar100, svhn 15; folder 30 or "
+                 "more; synthetic 5",
                  "peak learning rate (digits, mnist, fashion-mnist, synthetic 0.005; cifar10, "
                  "cifar100, folder 0.2; svhn 0.05)"):
         assert line in said

@@ -224,6 +224,39 @@ def test_a_run_that_learnt_nothing_says_so(capsys):
     assert "guessing" not in capsys.readouterr().err
 
 
+def test_pruning_by_a_network_near_chance_says_so(capsys):
+    """Ten classes: one that guesses is right on 6 of 32 at most, in 19 of 20 cases."""
+    flags = ["--dataset", "synthetic", "--limit", "600", "--prune"]
+    for more, said in ((["high", "--epochs", "1", "--epoch", "0"], 1),
+                       (["random", "--epochs", "1", "--epoch", "0"], 0),
+                       (["high", "--epochs", "6", "--epoch", "5", "--attack", "none"], 0)):
+        train.main([*flags, *more])
+        err = capsys.readouterr().err
+        assert err.count("the network that gives the scores is near chance") == said
+        assert ("on 32 training examples; give a later --epoch" in err) == said
+
+
+def test_pruning_that_starves_a_class_names_it(capsys, tmp_path):
+    """By scores that rise with the class: high drops the last two, a rule of one's own one."""
+    labels = data.load("synthetic", limit=200).labels.numpy()
+    np.savez("scores.npz", scores=labels.astype(np.float32), labels=labels)
+    command = ["--dataset", "synthetic", "--limit", "200", "--epochs", "1", "--epoch", "0"]
+    (tmp_path / "own.py").write_text("def rule(scores, labels, p, seed, epoch):\n"
+                                     "    return (labels != 3).nonzero().flatten()\n")
+    counts = np.bincount(labels)
+    for flags, words in (
+            (["--prune", "high", "--p", "0.22", "--scores", "scores.npz"],
+             f"high pruning keeps only 0 of {counts[8]} (8), 0 of {counts[9]} (9), less than a "
+             "quarter of their share; give --class-balanced or a later --epoch"),
+            (["--prune", "own.py:rule"],
+             f"own.py:rule pruning keeps only 0 of {counts[3]} (3), less than a quarter of their "
+             "share; give a later --epoch")):
+        train.main([*command, *flags])
+        assert f"train.py: {words}" in capsys.readouterr().err.splitlines()
+    train.main([*command, "--prune", "high", "--scores", "scores.npz", "--class-balanced"])
+    assert "keeps only" not in capsys.readouterr().err
+
+
 def test_default_names_never_collide():
     flags = ["--dataset", "synthetic", "--limit", "100", "--epochs", "1"]
     names = [train.main(flags)["run"] for _ in range(2)]

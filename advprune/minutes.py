@@ -1,0 +1,107 @@
+"""train.py --minutes: how many epochs of a run end within so many minutes on this machine.
+
+A trial of the run, with a network of its own, is timed: a few updates, the scores of a batch, a
+checkpoint. Then it is thrown away, so that the run is as one with --epochs. The guard and the
+final evaluation are counted in passes through the network. The number is chosen once, before the
+first epoch.
+"""
+import tempfile
+import time
+from bisect import bisect
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from advprune import checkpoint, console, data, distributed, guard, models, pruning
+from advprune.config import Settings
+from advprune.errors import UserError
+
+PLANNED = 0.95  # of the minutes; the rest is for what nobody foresees
+TIMED = 0.02  # of the minutes, at least, are updates of the trial
+MOST = 100_000  # epochs
+
+
+def epochs(begin: Callable[[Settings], Any], settings: Settings, folder: Path, began: float
+           ) -> int:
+    """The most epochs with which a run of these settings ends within its minutes.
+
+    begin: makes a train.Training of settings. folder: where the run will be. began: when the
+    minutes began, on the clock of time.monotonic. With several processes it is process 0's number.
+    Raises UserError where the epochs that --epoch needs do not fit.
+    """
+    start, minutes = time.monotonic(), float(settings.minutes)  # type: ignore[arg-type]
+    trial = begin(replace(settings, epochs=MOST, on_collapse="off"))
+    built = time.monotonic() - start
+    dataset, size = trial.dataset, trial.guard.size
+    update = update_seconds(trial, 60 * TIMED * minutes)  # of an image
+    forward = update / guard.passes(settings)
+    scoring, saving = score_seconds(trial), save_seconds(trial, folder)
+    tested = len(dataset.test_labels) * distributed.world()  # each process tests on all
+
+    def seconds(count):
+        a = replace(trial.settings, epochs=count, on_collapse=settings.on_collapse)
+        checked = len(guard.due(a, dataset, size)) * size * guard.CHECK
+        return (update * dataset.examples_of(a) + forward * (checked + tested) + saving * count
+                + scoring * sum(map(a.prunes, range(count))))
+
+    left = 60 * PLANNED * minutes - built - (time.monotonic() - began)
+    found = bisect(range(1, MOST + 1), left, key=seconds)
+    found = round(distributed.of_first(found, trial.device))
+    least = 1 + max(settings.epoch or 0, settings.until_epoch or 0)
+    if found < least:
+        one = console.duration(update * dataset.epoch_size(len(dataset.labels)))
+        raise UserError(f"--minutes {minutes:g} is too short for {least} "
+                        f"epoch{'s' * (least > 1)}, each of about {one} on this machine; give "
+                        "more minutes, a --limit, a smaller --width or another --model")
+    return found
+
+
+def update_seconds(trial: Any, enough: float) -> float:
+    """Seconds of an image in training, from updates of `enough` seconds or more after a first."""
+    a, ids, batches = trial.settings, data.shuffled(trial.kept, trial.settings.seed), 1
+    share = len(ids) / trial.dataset.original  # --extra-data makes no epoch longer
+    timed = trial.rows[1:]
+    while not timed or distributed.of_first(_total(timed, "seconds"), trial.device) < enough:
+        trial.kept = ids[:round(batches * a.batch_size * share)]
+        trial.epoch(0, tqdm(disable=True))
+        timed = trial.rows[1:]
+        batches *= 1 + bool(timed)
+    return _total(timed, "seconds") / _total(timed, "examples")
+
+
+def _total(rows, name):
+    return sum(row[name] for row in rows)
+
+
+def score_seconds(trial: Any) -> float:
+    """Seconds of scoring all examples, from the second of two batches; 0 where no network scores.
+
+    The labels are what the network predicts: where it is wrong, DeepFool would have nothing to do.
+    """
+    a, dataset = trial.settings, trial.dataset
+    if a.epoch is None or a.prune == "random" or trial.observer or trial.scores:
+        return 0.0
+    ids = torch.arange(len(dataset.labels))[:pruning.at_once(trial.device)]
+    model, precision, how = trial.scoring(0)
+    images = dataset.images[ids]
+    with precision:
+        labels = models.predict(model, images).clamp(min=0)
+        for _ in range(2):
+            start = time.monotonic()
+            pruning.score(model, images, labels, trial.scorer, **how)
+    return (time.monotonic() - start) * len(dataset.labels) / len(ids)
+
+
+def save_seconds(trial: Any, folder: Path) -> float:
+    """Seconds of writing a checkpoint where the folder will be, which process 0 does."""
+    if distributed.rank() > 0:
+        return 0.0
+    place = next(path for path in folder.resolve().parents if path.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".minutes-", dir=place) as temporary:
+        start = time.monotonic()
+        checkpoint.State(Path(temporary, "state")).write(trial.state())
+        return time.monotonic() - start

@@ -1,0 +1,119 @@
+"""--minutes: the epochs that fit are counted right, and the run is as one with --epochs."""
+import dataclasses
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import killing
+import pytest
+import torch
+from conftest import refused, weights
+from test_own_network import NETWORK
+
+import train
+from advprune import config, console, guard, minutes, run
+
+SMALL = ["--dataset", "synthetic", "--limit", "100", "--width", "1"]
+PRUNED = ["--p", "0.5", "--epoch", "1"]
+
+
+@pytest.fixture
+def three(monkeypatch):
+    """At most three epochs are chosen, after a short measurement."""
+    monkeypatch.setattr(minutes, "MOST", 3)
+    monkeypatch.setattr(minutes, "TIMED", 1e-3)
+
+
+def test_the_run_is_that_of_as_many_epochs(three, tmp_path, capsys):
+    """Of a network with batch norm and dropout; by a score that sees the training."""
+    (tmp_path / "net.py").write_text(NETWORK)
+    flags = [*SMALL[:-2], "--model", "net.py:Net", "--prune", "high", "--epoch", "1", "--score"]
+    for score in ("running-loss", "margin"):
+        record = train.main([*flags, score, "--minutes", "5", "--out", f"{score}-m"])
+        assert record["epochs"] == 3 and "3 epochs fit into 5 minutes" in capsys.readouterr().err
+        train.main([*flags, score, "--epochs", "3", "--out", f"{score}-e"])
+        one, other = weights(f"{score}-m"), weights(f"{score}-e")
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert {path.name for path in tmp_path.iterdir()} == {"net.py", *(
+        f"{score}-{end}" for score in ("running-loss", "margin") for end in "me")}
+
+
+@pytest.mark.parametrize("how", ["same", "resume"])
+def test_the_number_is_kept(three, monkeypatch, cut_off, capsys, how):
+    command = [*SMALL, "--minutes", "5", "--out", "cut"]
+    with cut_off(1):
+        train.main(command)
+    monkeypatch.setattr(minutes, "update_seconds", None)  # nothing is measured again
+    described = json.loads(Path("cut/config.json").read_text())
+    assert (described["settings"]["minutes"], described["settings"]["epochs"]) == (5, 3)
+    for other, names in ((["--minutes", "6"], "minutes"), (["--epochs", "3"], "minutes, epochs")):
+        said = refused(train.main, [*SMALL, *other, "--out", "cut"], capsys)
+        assert f"({names} differ)" in said
+    again = command if how == "same" else ["--resume", "cut"]
+    assert train.main(again)["epochs"] == 3
+    assert train.main(again)["epochs"] == 3  # it is finished
+
+
+# An image takes 1 s in training, and 0.2 s a pass: 100 s for the 500 test images, and 140.8 s for
+# a check of 32. A checkpoint takes 1 s, and scoring 60 s.
+@pytest.mark.parametrize(("flags", "checks", "wanted"), [
+    ([], False, 5),  # 100 + 101 E is 605, and the next one 706
+    (["--prune", "random", *PRUNED], False, 9),  # 150 + 51 E is 609, and the next one 660
+    (["--prune", "high", *PRUNED], False, 8),  # 60 more: 618 and 669
+    ([], True, 2)])  # 100 + 241.8 E is 583.6, and the next one 825.4
+def test_what_fits_is_counted(monkeypatch, tmp_path, flags, checks, wanted):
+    """Of 11.3 minutes 644 s are planned, less the seconds that this test has taken."""
+    for name, seconds in (("update", 1.0), ("save", 1.0), ("score", 60.0 * ("high" in flags))):
+        monkeypatch.setattr(minutes, f"{name}_seconds", lambda *_, seconds=seconds: seconds)
+    monkeypatch.setattr(guard, "due", lambda a, *_: set(range(a.epochs * checks)))
+    settings = config.parse([*SMALL, *flags, "--minutes", "11.3"])[1]
+    fit = partial(minutes.epochs, folder=tmp_path / "run", began=time.monotonic())
+    training = train.prepared(settings, torch.device("cpu"), fit=fit)[0]
+    assert training.settings == dataclasses.replace(settings, epochs=wanted)
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    ([*SMALL, "--epochs", "3"], "--epochs has no effect with --minutes"),
+    (["--resume", "run"], "leave out --minutes"),
+    (SMALL, "--minutes 5 is too short for 1 epoch, each of about 4 minutes on this machine; give"),
+    ([*SMALL, "--prune", "random", "--epoch", "3"], "too short for 4 epochs"),
+    ([*SMALL, "--prune", "high", *PRUNED, "--until-epoch", "6"], "too short for 7 epochs")])
+def test_refused_before_the_work(monkeypatch, tmp_path, capsys, flags, words):
+    monkeypatch.setattr(minutes, "update_seconds", lambda *_: 2.5)  # of an image
+    assert words in refused(train.main, [*flags, "--minutes", "5"], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_processes_agree_and_end_in_time(forks, tmp_path):
+    command = killing.Command(forks, "train", tmp_path / "output", 2)
+    start = time.monotonic()
+    command.wait(command.start(*SMALL, "--minutes", "0.5", "--out", str(tmp_path / "run")))
+    assert 20 < time.monotonic() - start < 40
+    assert run.record(tmp_path / "run")["epochs"] > 3
+
+
+@pytest.mark.parametrize(("seconds", "words"), [
+    (0.314, "0.31 s"), (99.4, "99 s"), (100, "2 minutes"), (1500, "25 minutes"),
+    (12600, "3.5 hours")])
+def test_durations_in_words(seconds, words):
+    assert console.duration(seconds) == words
+
+
+@pytest.mark.parametrize(("batch", "said_at"), [(2.0, 2), (0.5, None)])
+def test_the_time_that_is_left_is_said_once(monkeypatch, capsys, batch, said_at):
+    """1,000 images of a run of 3,000 are done. Batches of 10 take 2 s or 0.5 s."""
+    now = [0.0]
+    monkeypatch.setattr(run.time, "monotonic", lambda: now[0])
+    bar = run.Bar(total=3000, initial=1000, disable=True)
+    for count in range(1, 6):
+        now[0] += batch
+        bar.update(10)
+        said = capsys.readouterr().err
+        assert said == ("train.py: about 7 minutes left\n" if count == said_at else "")  # 396 s
+    bar.say_left(0.1)  # after the epoch: 195 s
+    assert capsys.readouterr().err == ("" if said_at else "train.py: about 3 minutes left\n")
+    short = run.Bar(total=3000, initial=1000, disable=True)
+    short.say_left(0.05)
+    assert capsys.readouterr().err == ""
