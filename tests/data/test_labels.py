@@ -29,7 +29,8 @@ def test_the_labels_are_the_files_and_the_test_set_keeps_its_own():
 
 def test_a_run_and_its_scores_have_the_labels_of_the_file():
     np.save("labels.npy", WRONG)
-    train.main([*FLAGS, "--labels", "labels.npy", "--prune", "high", "--epoch", "1", "--out", "run"])
+    train.main([*FLAGS, "--labels", "labels.npy", "--prune", "high", "--epoch", "1", "--out",
+                "run"])
     prune.main(["run", "--out", "scored"])
     with open("scored/scores.csv") as file:
         assert [int(row["label"]) for row in csv.DictReader(file)] == WRONG[:60].tolist()

@@ -1,4 +1,4 @@
-"""--score-model: scores of another network, and the one that is trained first, without an attack."""
+"""--score-model: scores of another network, or of one that is trained first, without an attack."""
 import json
 from pathlib import Path
 
