@@ -132,7 +132,7 @@ def subject(args, device):
         if len(dataset.classes) != trained:
             raise UserError(f"{args.run} was trained on {trained} classes, but the test set has "
                             f"{len(dataset.classes)}")
-        data.check(dataset, of_run["data"], ["test"], data_dir)
+        data.check(dataset, used, of_run["data"], ["test"], data_dir)
         eps = used.epsilon
     else:
         dataset = data.load(args.dataset, args.data_dir or "data", 0, device, args.image_size,

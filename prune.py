@@ -82,6 +82,7 @@ def parse(argv):
     flag("--batch-size", type=console.positive_int, help="images at a time (500; 128 on a CPU)")
     flag("--data-dir", help="where the data sets are (as for the run)")
     flag("--cache-dir", metavar="DIR", help="where decoded images are kept (as for the run)")
+    flag("--labels", metavar="FILE", help="where the run's --labels are (as for the run)")
     flag("--extra-data", metavar="FILE", action="append",
          help="where the run's generated images are (as for the run)")
     flag("--out", metavar="DIR", help="the folder of what is written")
@@ -112,7 +113,7 @@ def options(args, used):
 def main(argv=None):
     args = parse(argv)
     of_run = run.read_config(args.run)
-    used = config.moved(of_run["settings"], args.extra_data)
+    used = config.moved(of_run["settings"], args)
     device = console.device(args.device)
     distributed.join(device)
     codes = {flag: own_code.source(name, flag) for flag in ("score", "prune")
@@ -133,7 +134,7 @@ def main(argv=None):
     if not record:
         data_dir = args.data_dir or of_run["data_dir"]
         dataset = data.of_run(used, data_dir, args.cache_dir or of_run["cache_dir"], device)
-        data.check(dataset, of_run["data"], ["train"], data_dir)
+        data.check(dataset, used, of_run["data"], ["train"], data_dir)
         out.mkdir(parents=True, exist_ok=True)
         with (console.if_interrupted(lambda: "the same command continues the scoring"),
               files.locked(out / f".lock-{distributed.rank()}", f"the scoring of {args.run}")):
@@ -177,7 +178,8 @@ def score(args, asked, how, seed, model, dataset, out, codes):
         scores = pruning.score(model, dataset.images, dataset.labels, scorer, **how,
                                batch_size=args.batch_size, bar=bar, state=state)
     kept, weights = pruning.keep(rule, scores, dataset.labels, args.p, seed=seed,
-                                 epoch=how.get("epoch", 0), class_balanced=args.class_balanced)
+                                 epoch=how.get("epoch", 0), class_balanced=args.class_balanced,
+                                 model=model, images=dataset.images)
     losses, predicted = judged(model, dataset, args.batch_size)
     record = {"source": args.run, "score": args.score, "prune": args.prune, "p": args.p,
               "n": len(scores), "n_kept": len(kept), "scores_file": str(out / "scores.npz"),

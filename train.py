@@ -2,13 +2,16 @@
 
     python train.py --dataset cifar10 --prune high --p 0.4 --epoch 3
     torchrun --nproc-per-node 8 -- train.py --dataset cifar10 --prune high --p 0.4 --epoch 3
-    python train.py --dataset cifar10 --prune puma --p 0.3 --margin-model runs/NAME
+    python train.py --dataset cifar10 --prune puma --p 0.3 --score-model runs/NAME
+    python train.py --dataset cifar10 --labels FILE --prune high --p 0.4 --score-model first
     python train.py --resume runs/NAME
 
 The first line trains with RS+FGSM, scores every training example after epoch 3, drops the 40 %
 with the highest loss, and trains on with the rest. The third line does what PUMA does: it drops
 the 30 % with the largest margin under that run's network, and gives each of the rest its own
-budget. Each data set has a recipe (advprune/config.py); flags change it.
+budget. The fourth line is for labels of which many are wrong: it trains the same network for five
+epochs without an attack, drops the 40 % with the highest loss of the images themselves, and then
+trains afresh on the rest. Each data set has a recipe (advprune/config.py); flags change it.
 
 A run writes a directory (a new runs/..., or --out; advprune/run.py lists its files). With --out,
 the same command again continues what was cut off, and ends with the same weights; torchrun's
@@ -72,11 +75,12 @@ def optimizer(settings, weights):
 class Training:
     """A run in progress: the network, its optimiser, the kept ids, and the log so far."""
 
-    def __init__(self, settings, dataset, device, network, codes=None, margin_model=None,
+    def __init__(self, settings, dataset, device, network, codes=None, score_model=None,
                  scores=None, fresh=True):
         """network: what models.build takes. codes: the source of the user's own network, score
-        and rule, by flag. scores: what run.read_scores gives. fresh: whether it begins, so that
-        it needs --pretrained.
+        and rule, by flag. score_model: the network that gives the scores, if it is not this one.
+        scores: what run.read_scores gives. fresh: whether it begins, so that it needs
+        --pretrained.
         """
         codes = codes or {}
         a = self.settings = config.settled(settings, dataset.original)
@@ -103,7 +107,7 @@ class Training:
         self.updates = len(data.batch_sizes(whole, a.batch_size, self.smallest))  # on all data
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(a.ema),
                                      use_buffers=True) if a.ema else None
-        self.margin_model = margin_model or self.result
+        self.score_model = score_model or self.result
         self.eps = None  # the budget of every example [N], once adapted
         self.seen = torch.zeros(len(dataset.labels), dtype=torch.bool, device=device)
         self.keep_all()
@@ -111,7 +115,8 @@ class Training:
             own_code.loaded(getattr(a, flag), codes[flag], flag) if flag in codes else name
             for flag, name in (("prune", config.strategy(a.prune)), ("score", a.score)))
         self.observer = self.begin_observer()
-        self.rows, self.seconds = [], dict.fromkeys(("train", "prune", "guard", "draw"), 0.0)
+        self.rows, self.seconds = [], dict.fromkeys(
+            ("first", "train", "prune", "guard", "draw"), 0.0)
         # The attack of the settings, until a rollback replaces it.
         self.attack = {"kind": a.attack, "alpha": a.alpha, "steps": a.pgd_steps}
         self.guard = Guard(a, dataset)
@@ -130,6 +135,9 @@ class Training:
         if not (hasattr(maker, "see") and hasattr(maker, "scores")):
             raise UserError(f"--score: {maker.__name__} must be a function, or a class with the "
                             "methods see and scores")
+        if a.score_model:
+            raise UserError(f"--score {own_code.short(a.score)} is of the network in training; "
+                            "leave out --score-model")
         if self.dataset.original < n:
             raise UserError("with --extra-data an epoch does not visit every example, so there is "
                             f"no --score {own_code.short(a.score)}")
@@ -260,7 +268,7 @@ class Training:
         seed = a.seed if epoch == a.epoch else data.mixed_seed(a.seed, epoch)
         self.kept, self.weights = pruning.keep(
             self.rule, scores, self.dataset.labels, a.p, seed=seed, epoch=epoch,
-            class_balanced=a.class_balanced)
+            class_balanced=a.class_balanced, model=self.score_model, images=self.dataset.images)
         if len(self.kept) < self.smallest:
             raise UserError(f"{own_code.short(a.prune)} keeps {len(self.kept)} examples; a batch "
                             f"needs {self.smallest}")
@@ -271,15 +279,17 @@ class Training:
         return scores, kind, doubts
 
     def doubt_network(self):
-        """A sentence where the network in training gave the scores, but is near chance."""
+        """A sentence if the network that gave the scores is near chance."""
         a = self.settings
-        if a.prune == "random" or a.scores or a.margin_model:
+        if a.prune == "random" or a.scores:
             return
+        better = {None: "a later --epoch", config.FIRST: "more --first-epochs"}
         with self.autocast:
-            clean = self.guard.clean(self.result)
+            clean = self.guard.clean(self.score_model)
         if run.at_chance(clean, self.dataset.labels, len(self.dataset.classes), self.guard.size):
             yield (f"the network that gives the scores is near chance: its clean accuracy is "
-                   f"{clean:.3f} on {self.guard.size} training examples; give a later --epoch")
+                   f"{clean:.3f} on {self.guard.size} training examples; give "
+                   + better.get(a.score_model, "another --score-model"))
 
     def doubt_classes(self):
         """A sentence where pruning leaves a class too few examples."""
@@ -304,23 +314,24 @@ class Training:
             maker = type(self.observer)
             scores = pruning.numbers(maker, pruning.call(self.observer.scores), len(self.seen))
             return pruning.finite(maker, scores.to(self.device)), own_code.short(a.score)
-        model, precision, how = self.scoring(epoch)
+        precision, how = self.scoring(epoch)
         with precision, tqdm(total=len(self.seen), unit="img", desc="scoring", leave=False,
                              disable=None if distributed.rank() == 0 else True) as bar:
             images = self.dataset.images
             if a.score_augmented:
                 images = data.Augmented(self.dataset, a.seed, epoch, a.pad, a.flip)
-            scores = pruning.score(model, images, self.dataset.labels, self.scorer, **how, bar=bar)
+            scores = pruning.score(self.score_model, images, self.dataset.labels, self.scorer,
+                                   **how, bar=bar)
         return scores, pruning.kind_name(own_code.short(a.score), a.margin_norm)
 
     def scoring(self, epoch):
-        """(the network that scores, its precision, pruning.score's arguments)."""
+        """(the precision in which a network scores, pruning.score's arguments)."""
         a = self.settings
         if a.score == "margin":  # in float32
-            return (self.margin_model, torch.autocast(self.device.type, enabled=False),
+            return (torch.autocast(self.device.type, enabled=False),
                     dict(norm=a.margin_norm, classes=a.margin_classes))
-        return self.result, self.autocast, dict(
-            eps=a.epsilon, alpha=a.score_alpha, seed=a.seed, epoch=epoch, clip_start=a.clip_start)
+        return self.autocast, dict(eps=a.epsilon, alpha=a.score_alpha, seed=a.seed, epoch=epoch,
+                                   clip_start=a.clip_start)
 
     def budget_statistics(self):
         """The mean budget of the kept, and the share below the full one; {} if not adapted."""
@@ -375,17 +386,41 @@ def from_file(model, name, path, new_head=False):
     return model
 
 
-def margin_model(settings, network, code, device, trust_code):
-    """The network of --margin-model, from a run or a weights file; None without the flag."""
-    path = settings.margin_model
-    if not path:
+def score_model(settings, network, code, device, trust_code):
+    """The network of --score-model, from a run or a weights file; None without one."""
+    path = settings.score_model
+    if path in (None, config.FIRST):
         return None
     if not Path(path).is_dir():
         return from_file(models.build(**network, code=code), settings.model, path).to(device)
     theirs = run.read_config(path)["network"]
     if odd := [name for name in ("channels", "classes", "size") if theirs[name] != network[name]]:
-        raise UserError(f"--margin-model {path} was trained on other data: its {odd[0]} differ")
+        raise UserError(f"--score-model {path} was trained on other data: its {odd[0]} differ")
     return weights.of_run(path, trust_code).to(device)
+
+
+def first_network(training, this, network, codes, about):
+    """The network of --score-model first. It is trained as a run of its own, in the run's folder.
+
+    A resumed run finds it there, or continues it.
+    """
+    a, code = config.first(training.settings), {k: v for k, v in codes.items() if k == "model"}
+    # Of the processes that do not write only those of a named run know the folder.
+    folder = this.folder / "first" if this.first or this.named else None
+    with run.Run(a, folder) as inner:
+        state = inner.state(training.device)
+        first = Training(a, training.dataset, training.device, network, code,
+                         fresh=not (state or inner.record))
+        if inner.record:
+            weights.load_run(first.result, inner.folder)
+        else:
+            distributed.say(f"train.py: first {a.epochs} epochs without an attack, for the scores")
+            if state:
+                first.restore(state)
+            inner.begin(first, network, code, about)
+            inner.record = inner.finish(first, train(first, inner))
+    training.seconds["first"] = inner.record["train_seconds"]
+    return first.result
 
 
 def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False, folder=None,
@@ -408,20 +443,21 @@ def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False
         raise UserError(f"--p {settings.p} leaves none of the {n} examples")
     if folder:
         of_run = run.read_config(folder)
-        data.check(dataset, of_run["data"], ["train", "test"], data_dir)
+        data.check(dataset, settings, of_run["data"], ["train", "test"], data_dir)
     network = of_run["network"] if folder else models.spec(settings, dataset)
     own = {"model": network, **(of_run["own"] if folder else {
         flag: {"name": getattr(settings, flag)} for flag in ("score", "prune")})}
     codes = {flag: code for flag, record in own.items()
              if (code := own_code.of_run(folder, record, trust_code, flag)) is not None}
-    margins = scores = None
-    if not state or any(map(settings.prunes, range(len(state["rows"]), settings.epochs))):
-        margins = margin_model(settings, network, codes.get("model"), device, trust_code)
+    scorer = scores = None
+    if not state or settings.prunes_from(len(state["rows"])):
+        scorer = score_model(settings, network, codes.get("model"), device, trust_code)
         if settings.scores:
             scores = run.read_scores(settings.scores, dataset.labels,
                                      "margin" if settings.adapt_eps else None)
+
     def begun(settings, fresh=False):
-        return Training(settings, dataset, device, network, codes, margins, scores, fresh)
+        return Training(settings, dataset, device, network, codes, scorer, scores, fresh)
 
     if settings.minutes and not settings.epochs:
         settings = dataclasses.replace(settings, epochs=fit(begun, settings))
@@ -460,18 +496,21 @@ def main(argv=None):
         about = {"command": console.command("train.py", argv),
                  "data_dir": absolute(args.data_dir or this.config.get("data_dir", "data")),
                  "cache_dir": absolute(args.cache_dir or this.config.get("cache_dir"))}
-        used = config.moved(this.settings, args.extra_data)
+        used = config.moved(this.settings, args)
         training, network, codes = prepared(
             used, device, about["data_dir"], about["cache_dir"], args.trust_code,
             this.folder if this.config else None, this.state(device),
             partial(minutes.epochs, folder=this.folder, began=began))
         this.begin(training, network, codes, about)
+        if used.score_model == config.FIRST and used.prunes_from(len(training.rows)):
+            training.score_model = first_network(training, this, network, codes, about)
         return this.finish(training, train(training, this))
 
 
 def train(training, this):
     """All epochs that are left (Algorithm 1); returns the record."""
     a, dataset, guard = training.settings, training.dataset, training.guard
+    this.head()
     if not training.rows:
         guard.keep(training)
     images = dataset.examples_of(a)
@@ -493,13 +532,17 @@ def train(training, this):
 
     right = models.right(training.result, dataset.test_images, dataset.test_labels)
     seconds, images = training.seconds, sum(row["examples"] for row in training.rows) + guard.lost
+    first = (a.first_epochs or 0) * dataset.epoch_size(len(dataset.labels))
     return {
         "dataset": a.dataset, "prune": a.prune, "p": a.p, "epoch": a.epoch, "epochs": a.epochs,
         "seed": a.seed, "n_train": len(dataset.labels), "n_kept": len(training.kept),
         "clean_accuracy": right.double().mean().item(), "train_seconds": seconds["train"],
         "prune_seconds": seconds["prune"], "images_per_second": images / seconds["train"],
-        "examples": images, "n_seen": int(training.seen.sum()), "schedule": a.schedule,
-        "progress": training.rows[-1]["progress"], "guard_seconds": seconds["guard"],
+        "examples": images + round(first * 3 / a.passes),  # without an attack it is 3 passes
+        "first_examples": first,
+        "first_seconds": seconds["first"], "n_seen": int(training.seen.sum()),
+        "schedule": a.schedule, "progress": training.rows[-1]["progress"],
+        "guard_seconds": seconds["guard"],
         "draw_seconds": seconds["draw"], "collapses": guard.collapses,
         "collapsed": (guard.collapsed or bool(guard.undefended(training.rows[-1]))
                       if guard.due else None),  # None: nothing was checked

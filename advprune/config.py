@@ -6,7 +6,7 @@ here: neither data nor weights.
 """
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ class Settings:
 
     dataset: str
     limit: int | None  # train on the first so many examples
+    labels: str | None  # a file of training labels, in place of the data set's own
     image_size: int | None  # side of a folder's images
     skip_bad: bool
     extra_data: tuple[str, ...]  # npz files of generated images
@@ -46,7 +47,8 @@ class Settings:
     score_augmented: bool  # whether examples are scored as they are trained on: cropped, flipped
     scores: str | None  # a file of scores
     class_balanced: bool
-    margin_model: str | None
+    score_model: str | None  # the network that is asked for the scores: a run, a file, or FIRST
+    first_epochs: int | None  # of FIRST
     margin_norm: str
     margin_classes: int | None
     adapt_fraction: float
@@ -91,6 +93,19 @@ class Settings:
         if self.epoch is None or not self.pruned_in(epoch):
             return False
         return epoch == self.epoch or bool(self.every and (epoch - self.epoch) % self.every == 0)
+
+    def prunes_from(self, epoch: int) -> bool:
+        """Whether it prunes before this epoch or a later one."""
+        return any(map(self.prunes, range(epoch, self.epochs)))
+
+    @property
+    def passes(self) -> int:
+        """How many passes through the network the training makes of one example.
+
+        Forward is one, backward to the image is one, and backward to image and weights is two.
+        """
+        steps = {"none": 0, "pgd": self.pgd_steps}.get(self.attack, 1)
+        return 2 * steps + (7 if self.loss == "trades" else 3)
 
 
 # --- recipes
@@ -164,6 +179,7 @@ AUTHORS: dict[str, Recipe] = {
     "fashion-mnist": {**CLEAN_LOSS, "model": "resnet18", "epsilon": 0.3}}
 BETA, EXTRA_FRACTION = 5.0, 0.7  # TRADES' and Wang et al.'s
 P, PRUNE_EPOCH = 0.4, 3
+FIRST, FIRST_EPOCHS = "first", 5  # --score-model first
 
 
 def recipe(dataset: str, name: str = "paper") -> Recipe:
@@ -204,11 +220,11 @@ def shown(name: str) -> str:
 
 STRATEGIES = (*pruning.STRATEGIES, "puma")
 SCORES = (*pruning.SCORES, *pruning.OBSERVERS)
-MARGIN = ("margin_model", "margin_norm", "margin_classes")
+MARGIN = ("margin_norm", "margin_classes")
 ADAPT = ("adapt_fraction", "eps_floor")
-FILES = ("scores", "margin_model", "pretrained")
+FILES = ("labels", "scores", "score_model", "pretrained")
 # What --resume may go with: where data lie and how a run is run are no settings of it.
-PLACES = ("resume", "data_dir", "cache_dir", "extra_data", "device", "trust_code")
+PLACES = ("resume", "data_dir", "cache_dir", "labels", "extra_data", "device", "trust_code")
 
 
 def strategy(prune: str) -> str:
@@ -263,6 +279,9 @@ def _data_flags(flag: Callable) -> None:
          "npz are kept (beside them)")
     flag("--limit", type=console.positive_int, metavar="N",
          help="train on the first N examples, and on all of --extra-data")
+    flag("--labels", metavar="FILE", help="training labels in place of the data set's own: a .npy "
+         "of whole numbers, one for each training image; for --dataset folder a CSV of path,class "
+         "(with --resume, as for the run)")
     flag("--image-size", type=console.positive_int, metavar="PIXELS",
          help=f"side of the images of --dataset folder ({shown('image_size')})")
     flag("--skip-bad", action="store_true", help="leave out images that cannot be used")
@@ -279,20 +298,23 @@ def _pruning_flags(flag: Callable) -> None:
          "your own as FILE.py:NAME (none)")
     flag("--p", type=console.fraction, help=f"fraction to drop, 0 <= p < 1 ({P})")
     flag("--epoch", type=console.number(int, 0), help="full epochs before pruning "
-         f"({PRUNE_EPOCH}, or 0 with --scores or --margin-model)")
+         f"({PRUNE_EPOCH}, or 0 with --scores or --score-model)")
     flag("--every", type=console.positive_int, metavar="N", help="prune again, from all data and "
          "with new scores, after each N epochs (once)")
     flag("--until-epoch", type=console.positive_int, metavar="E", help="after E epochs train on "
          "all data again (never)")
     flag("--score", type=score_name, help="the score to prune by: "
          f"{', '.join(SCORES)} (prune.py explains them), or your own as FILE.py:NAME (loss; for "
-         "puma, margin)")
+         f"puma, margin; with --score-model {FIRST}, clean-loss)")
     flag("--score-augmented", action=argparse.BooleanOptionalAction, help="score examples as they "
          "are trained on, cropped and flipped (no; with --recipe authors, yes)")
     flag("--scores", metavar="FILE", help="prune by the scores in this file of prune.py")
     flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
-    flag("--margin-model", metavar="RUN-or-FILE", help="the network that measures the "
-         "margins: a run, or a weights file that fits --model (the network in training)")
+    flag("--score-model", metavar="RUN-or-FILE", help="the network that gives the scores: a run; "
+         f"a weights file that fits --model; or {FIRST}: the same network, trained for "
+         "--first-epochs without an attack (the network in training)")
+    flag("--first-epochs", type=console.positive_int, metavar="N",
+         help=f"epochs of --score-model {FIRST} ({FIRST_EPOCHS})")
     flag("--margin-norm", choices=["linf", "l2"], help="norm of --score margin (linf)")
     flag("--margin-classes", type=console.number(int, 2), metavar="K",
          help="search boundaries to the K - 1 next best classes only (all)")
@@ -385,7 +407,7 @@ def _run_flags(flag: Callable) -> None:
     flag("--resume", metavar="DIR", help="continue this run with its own settings")
     flag("--trust-code", action="store_true",
          help="allow network code from a run's directory to be executed (--resume, "
-         "--margin-model)")
+         "--score-model)")
 
 
 def parse(argv: list[str] | None, doc: str | None = None
@@ -401,10 +423,20 @@ def parse(argv: list[str] | None, doc: str | None = None
     return args, None
 
 
-def moved(settings: Settings, extra_data: Sequence[str] | None) -> Settings:
-    """The settings of a run whose --extra-data lie here now; None: where they were."""
-    paths = tuple(str(Path(path).resolve()) for path in extra_data or ())
-    return replace(settings, extra_data=paths or settings.extra_data)
+def moved(settings: Settings, args: argparse.Namespace) -> Settings:
+    """The settings of a run whose --labels and --extra-data lie where these flags say now."""
+    labels = args.labels and str(Path(args.labels).resolve())
+    paths = tuple(str(Path(path).resolve()) for path in args.extra_data or ())
+    return replace(settings, labels=labels or settings.labels,
+                   extra_data=paths or settings.extra_data)
+
+
+def first(settings: Settings) -> Settings:
+    """The settings of the run that --score-model first trains: all data, without an attack."""
+    assert settings.first_epochs
+    return replace(settings, attack="none", loss="cross-entropy", beta=None, minutes=None,
+                   epochs=settings.first_epochs, prune="none", p=0.0, epoch=None, every=None,
+                   until_epoch=None, score="loss", score_model=None, first_epochs=None)
 
 
 def settings(args: argparse.Namespace) -> Settings:
@@ -413,7 +445,7 @@ def settings(args: argparse.Namespace) -> Settings:
     given = {name: value for name, value in vars(args).items()
              if name in Settings.__annotations__ and value is not None}
     for name in FILES:  # --resume finds them too, from any folder
-        if name in given:
+        if name in given and (name, given[name]) != ("score_model", FIRST):
             given[name] = str(Path(given[name]).resolve())
     given["extra_data"] = tuple(str(Path(path).resolve()) for path in args.extra_data or ())
     given |= normalisation(args)
@@ -429,6 +461,9 @@ def settings(args: argparse.Namespace) -> Settings:
     if made.adapt_eps and (made.attack == "none" or made.epsilon == 0):
         raise UserError("--prune puma needs an attack with a budget, not --attack none or "
                         "--epsilon 0")
+    if made.score == "running-loss" and made.score_model:
+        raise UserError("--score running-loss is of the network in training; leave out "
+                        "--score-model")
     if made.score == "running-loss" and made.epoch == 0 and not made.scores:
         raise UserError("--score running-loss needs an epoch of training first: --epoch 1 or more")
     return made
@@ -484,8 +519,12 @@ def _complete(values, args, chosen):
     values["p"] = P if args.p is None else args.p
     if values["prune"] == "puma":
         values["score"] = "margin"
+    elif args.score_model == FIRST and args.score is None:
+        values["score"] = "clean-loss"
+    if args.score_model == FIRST:
+        values["first_epochs"] = args.first_epochs or FIRST_EPOCHS
     if args.epoch is None:
-        elsewhere = args.scores or args.margin_model  # the scores are of another network
+        elsewhere = args.scores or args.score_model  # the scores are of another network
         values["epoch"] = 0 if elsewhere else PRUNE_EPOCH
 
 
@@ -530,11 +569,14 @@ def _check_pruning(args):
         _refuse(args, ("class_balanced",), "is for the built-in rules; yours gets the labels")
     if args.scores:
         _refuse(args, ("every",), "needs new scores each time, and --scores has only one set")
+        _refuse(args, ("score_model",), "gives scores, and so does --scores; leave one out")
+    if args.score_model != FIRST:
+        _refuse(args, ("first_epochs",), f"applies only with --score-model {FIRST}")
     if args.prune in (None, "none"):
         _refuse(args, ("p", "class_balanced", "epoch", "every", "until_epoch"),
                 "has no effect without --prune")
     if args.prune in (None, "none", "random"):
-        _refuse(args, ("score", "score_augmented", "scores", *MARGIN),
+        _refuse(args, ("score", "score_augmented", "scores", "score_model", *MARGIN),
                 f"has no effect with --prune {args.prune or 'none'}; leave it out")
     if args.prune == "puma":
         if args.score not in (None, "margin"):

@@ -12,7 +12,9 @@
 An example's id is its index in the training set. The ids of --extra-data follow. There are no
 worker processes: a whole set fits on the device, or its images stay in files (image_files.py).
 """
+import csv
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -126,13 +128,15 @@ class Augmented:
 
 def load(name: str, data_dir: str | Path = "data", limit: int | None = None,
          device: str | torch.device = "cpu", image_size: int | None = None, skip_bad: bool = False,
-         extra: Sequence[str] = (), cache_dir: str | Path | None = None) -> Dataset:
+         extra: Sequence[str] = (), cache_dir: str | Path | None = None,
+         label_file: str | Path | None = None) -> Dataset:
     """The Dataset of that name on the device. limit keeps its first examples to train on.
 
     With limit 0 a folder's training images are not read at all. image_size and skip_bad are for
     `folder`. extra names npz files of more images to train on; limit does not count them.
-    cache_dir is where decoded images go (None: beside their source). Raises UserError where files
-    are absent and cannot be downloaded, or are damaged.
+    cache_dir is where decoded images go (None: beside their source). label_file has other labels
+    for all of the set's training images (`labels_in`). Raises UserError where files are absent and
+    cannot be downloaded, or are damaged.
     """
     if Path(data_dir).exists() and not Path(data_dir).is_dir():
         raise UserError(f"--data-dir {data_dir} is a file; give the folder of the data sets")
@@ -145,6 +149,8 @@ def load(name: str, data_dir: str | Path = "data", limit: int | None = None,
         parts = embedded() if embedded else _torchvision(name, Path(data_dir))
     images, labels, test_images, test_labels, classes = parts
     classes, n = list(classes), len(labels[:limit])
+    if label_file:
+        labels = labels_in(label_file, len(labels), classes, paths)
     images = [images.narrow(0, 0, n)]
     labels = [labels[:n]]
     for path in extra:
@@ -163,17 +169,70 @@ def of_run(settings: Settings, data_dir: str | Path = "data", cache_dir: str | N
     """The Dataset of a run with these settings. Without train, it has only the test images."""
     return load(settings.dataset, data_dir, settings.limit if train else 0, device,
                 settings.image_size, settings.skip_bad, settings.extra_data if train else (),
-                cache_dir)
+                cache_dir, settings.labels if train else None)
 
 
-def check(dataset: Dataset, recorded: dict, parts: Sequence[str], data_dir: str) -> None:
+def check(dataset: Dataset, settings: Settings, recorded: dict, parts: Sequence[str],
+          data_dir: str) -> None:
     """Raise UserError where parts of a run's data are not those whose checksums it recorded."""
-    extra = " with --extra-data" if dataset.original < len(dataset.labels) else ""
+    flags = [f"--{name.replace('_', '-')}" for name in ("labels", "extra_data")
+             if getattr(settings, name)]
     for part in parts:
         if recorded.get(part) != dataset.checksum(part):
-            raise UserError(f"{data_dir}{extra} is not the data that the run was trained on: the "
-                            f"{part} images or labels differ; give the folder of the same data "
-                            "as --data-dir")
+            given = " and ".join([data_dir, *flags] if part == "train" else [data_dir])
+            raise UserError(f"{given} is not the data that the run was trained on: the {part} "
+                            "images or labels differ; give the folder of the same data as "
+                            f"{' and '.join(['--data-dir', *flags])}")
+
+
+# --- labels in a file
+
+
+def labels_in(path: str | Path, n: int, classes: Sequence[str], paths: Sequence[str] = ()
+              ) -> Tensor:
+    """The labels [n] int64 that a file gives the n training images of a set with these classes.
+
+    It is a .npy of n whole numbers; or, for images that are files below train/ with these paths,
+    a CSV with the columns path and class, in any order, each image once. Raises UserError where
+    the file is neither, or does not fit.
+    """
+    if paths:
+        return _labels_of_csv(path, classes, paths)
+    try:
+        with open(path, "rb") as file:
+            labels = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # numpy raises several kinds
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise UserError(f"--labels {path} is no .npy of whole numbers: {reason}") from None
+    if labels.shape != (n,) or labels.dtype.kind not in "iu":
+        raise UserError(f"--labels {path} must have a whole number for each of the {n} training "
+                        f"images, [{n}], not {labels.dtype} {list(labels.shape)}")
+    for label in (labels.min(), labels.max()):
+        if not 0 <= label < len(classes):
+            raise UserError(f"--labels {path} has the label {label}, but classes go from 0 to "
+                            f"{len(classes) - 1}")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _labels_of_csv(path, classes, paths):
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = [(row["path"], row["class"]) for row in csv.DictReader(file, restval="")]
+    except OSError as error:
+        raise UserError(f"--labels {path} cannot be read: {error.strerror}") from None
+    except (KeyError, csv.Error):
+        raise UserError(f"--labels {path} is no CSV with the columns path and class") from None
+    times, known = Counter(name for name, _ in rows), set(paths)
+    numbers = {name: i for i, name in enumerate(classes)}
+    for odd, what in (
+            ([name for name in times if name not in known], "has paths of no training image"),
+            ([name for name in times if times[name] > 1], "has images more than once"),
+            ([name for name in paths if name not in times], "lacks training images"),
+            ([label for _, label in rows if label not in numbers], "has unknown classes")):
+        if odd:
+            raise UserError(f"--labels {path} {what}: {image_folder.listed(odd)}")
+    given = dict(rows)
+    return torch.tensor([numbers[given[name]] for name in paths])
 
 
 def batch_sizes(images: int, batch_size: int, smallest: int = 1) -> list[int]:

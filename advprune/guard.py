@@ -127,15 +127,6 @@ class Guard:
         self.good = state["good"]
 
 
-def passes(settings: config.Settings) -> int:
-    """How many passes through the network the training makes of one example.
-
-    Forward is one, backward to the image is one, and backward to image and weights is two.
-    """
-    steps = {"none": 0, "pgd": settings.pgd_steps}.get(settings.attack, 1)
-    return 2 * steps + (7 if settings.loss == "trades" else 3)
-
-
 def due(settings: config.Settings, dataset: data.Dataset, size: int) -> set[int]:
     """After how many epochs a slice of `size` examples is checked: as often as SHARE pays for.
 
@@ -145,7 +136,7 @@ def due(settings: config.Settings, dataset: data.Dataset, size: int) -> set[int]
     a = settings
     if a.on_collapse == "off":
         return set()
-    checks = int(SHARE * dataset.examples_of(a) * passes(a) / (size * CHECK))
+    checks = int(SHARE * dataset.examples_of(a) * a.passes / (size * CHECK))
     before = {a.epoch} if a.epoch and checks > 1 else set()
     even = min(a.epochs, checks - len(before))
     return before | {a.epochs * (i + 1) // even for i in range(even)}

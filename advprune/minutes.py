@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from advprune import checkpoint, console, data, distributed, guard, models, pruning
+from advprune import checkpoint, config, console, data, distributed, guard, models, pruning
 from advprune.config import Settings
 from advprune.errors import UserError
 
@@ -38,15 +38,19 @@ def epochs(begin: Callable[[Settings], Any], settings: Settings, folder: Path, b
     built = time.monotonic() - start
     dataset, size = trial.dataset, trial.guard.size
     update = update_seconds(trial, 60 * TIMED * minutes)  # of an image
-    forward = update / guard.passes(settings)
+    forward = update / settings.passes
     scoring, saving = score_seconds(trial), save_seconds(trial, folder)
     tested = len(dataset.test_labels) * distributed.world()  # each process tests on all
 
+    def of_training(a):
+        checked = len(guard.due(a, dataset, size)) * size * guard.CHECK
+        return (forward * (a.passes * dataset.examples_of(a) + checked + tested)
+                + saving * a.epochs + scoring * sum(map(a.prunes, range(a.epochs))))
+
     def seconds(count):
         a = replace(trial.settings, epochs=count, on_collapse=settings.on_collapse)
-        checked = len(guard.due(a, dataset, size)) * size * guard.CHECK
-        return (update * dataset.examples_of(a) + forward * (checked + tested) + saving * count
-                + scoring * sum(map(a.prunes, range(count))))
+        first = a.score_model == config.FIRST
+        return of_training(a) + (of_training(config.first(a)) if first else 0)
 
     left = 60 * PLANNED * minutes - built - (time.monotonic() - began)
     found = bisect(range(1, MOST + 1), left, key=seconds)
@@ -86,7 +90,7 @@ def score_seconds(trial: Any) -> float:
     if a.epoch is None or a.prune == "random" or trial.observer or trial.scores:
         return 0.0
     ids = torch.arange(len(dataset.labels))[:pruning.at_once(trial.device)]
-    model, precision, how = trial.scoring(0)
+    model, (precision, how) = trial.score_model, trial.scoring(0)
     images = dataset.images[ids]
     with precision:
         labels = models.predict(model, images).clamp(min=0)

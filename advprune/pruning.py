@@ -27,6 +27,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -281,19 +282,23 @@ def select(scores: Any, how: str, p: float, seed: int = 0, labels: Tensor | None
 
 
 def keep(rule: str | Callable, scores: Tensor, labels: Tensor, p: float, *, seed: int = 0,
-         epoch: int = 0, class_balanced: bool = False) -> tuple[Tensor, Tensor | None]:
+         epoch: int = 0, class_balanced: bool = False, model: nn.Module | None = None,
+         images: Any = None) -> tuple[Tensor, Tensor | None]:
     """(the sorted ids that stay, their weights in the loss [n], or None where all count alike).
 
     rule: one of STRATEGIES, or a function of (scores [n], labels [n], p, seed, epoch) that gives
-    ids, or ids and their weights. In the weights [n] the others have 0. Raises UserError, which
-    names the function, for ids that are outside, twice or none, and for weights that are not
-    finite, or below 0.
+    ids, or ids and their weights. It gets model, in eval mode and without gradients, and images,
+    as `score` takes them, if it has arguments of these names. In the weights [n] the others have
+    0. Raises UserError, which names the function, for ids that are outside, twice or none, and for
+    weights that are not finite, or below 0.
     """
     if isinstance(rule, str):
         balance = labels if class_balanced else None
         return select(scores, rule, p, seed, balance), None
     n, name = len(scores), named(rule)
-    found = call(rule, scores.clone(), labels.clone(), p, seed, epoch)  # it may write into them
+    copies = scores.clone(), labels.clone()  # it may write into them
+    with attacks.evaluating(model) if model else nullcontext(), torch.no_grad():
+        found = call(rule, *copies, p, seed, epoch, model=model, images=images)
     ids, weights = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     try:
         ids = torch.as_tensor(ids, device=scores.device)

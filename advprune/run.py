@@ -4,6 +4,7 @@ A run is a directory that describes itself and is never overwritten:
     config.json         command, settings, checksums of the data, network, commit, versions, device
     network.py          the source of the network, where --model names a file; score.py and
                         rule.py, where --score and --prune do
+    first/              the run of --score-model first: the same, of its own training
     log.csv             one row for each epoch
     scores.npz          scores, labels and kept ids, if it pruned; pruned.png shows them. With
                         --every those of the last time, and scores-EPOCH.npz of each
@@ -299,7 +300,7 @@ class Run:
         return None
 
     def begin(self, training: Any, network: dict, codes: dict[str, str], about: dict) -> None:
-        """Make the directory of a new run, and print the head of the table.
+        """Make the directory of a new run.
 
         network: what models.build took. codes: the source of the user's own code, by flag. about:
         the command, and where the data lie.
@@ -328,8 +329,12 @@ class Run:
             if minutes := self.settings.minutes:
                 print(f"train.py: {self.settings.epochs} epochs fit into {minutes:g} minutes",
                       file=sys.stderr)
-        tqdm.write("epoch        lr  examples    loss  accuracy  robust   clean  seconds  "
-                   "images/s")
+
+    def head(self) -> None:
+        """Print the head of the table."""
+        if self.first:
+            tqdm.write("epoch        lr  examples    loss  accuracy  robust   clean  seconds  "
+                       "images/s")
 
     def _try_saving(self, training):
         """Raise UserError where what is trained could not be written and read again."""
@@ -380,10 +385,11 @@ class Run:
         for name in ("scores", f"scores-{epoch}")[:2 if a.every else 1]:
             write_scores(self.folder / f"{name}.npz", scores, dataset.labels, kept, kind,
                          training.weights)
-        if not any(map(a.prunes, range(epoch + 1, a.epochs))):
+        if not a.prunes_from(epoch + 1):
             self._draw(training, scores, kind, f"{a.dataset}: {rule} by {kind}, p = {a.p:g}, "
                        f"epoch {epoch}")
-        if training.guard.collapsed and kind not in ("random", "clean-loss"):
+        own = training.score_model is training.result and not a.scores
+        if training.guard.collapsed and own and kind not in ("random", "clean-loss"):
             doubts = [*doubts, "these scores say little, because the network has collapsed: it "
                       "withstands no attack"]
         for doubt in doubts:
@@ -402,10 +408,9 @@ class Run:
         seen = training.seen.index_fill(0, training.kept, True)
         if self.settings.every:
             title += f"; trained on so far, or now: {int(seen.sum()):,} of {len(seen):,}"
-        model = training.margin_model if kind.startswith("margin") else training.result
         files.write_figure(self.folder / "pruned.png", plots.pruned(
             training.dataset, scores, training.kept,
-            lambda images: models.predict(model, images), title))
+            lambda images: models.predict(training.score_model, images), title))
 
     def epoch(self, training: Any, collapsed: str | None) -> None:
         """Print the newest row and what the guard says; write log.csv and the state."""

@@ -16,8 +16,14 @@ def of_run(folder: str | Path, trust_code: bool = False) -> nn.Module:
     trust_code allows a network whose code only the run itself still has (own_code.py). Raises
     UserError where the directory is no finished run, or its weights are not those it wrote.
     """
-    network, file = run.read_config(folder)["network"], Path(folder) / "model.safetensors"
+    network = run.read_config(folder)["network"]
     model = models.build(**network, code=own_code.of_run(folder, network, trust_code))
+    return load_run(model, folder)
+
+
+def load_run(model: nn.Module, folder: str | Path) -> nn.Module:
+    """The model, of a run's network, with its final weights. Raises UserError as `of_run`."""
+    file = Path(folder) / "model.safetensors"
     load(model, file)
     recorded = run.record(folder).get("weights")
     if recorded and fingerprint(model) != recorded:

@@ -16,6 +16,7 @@ frontier every strategy, and fewer epochs on all data: AutoAttack accuracy again
 toy      section 5.2's distribution and PUMA's perceptron (`toy_model.py`).
 digits, collapse, precision    the built-in digits; how often single-step training collapses, and
          what helps; bfloat16 beside float32.
+noisy-*  studies in files: training labels of which some are wrong, and what finds those.
 headline README's line, random pruning and all data: CIFAR-10 at full width. A GPU, or days.
 gpu      headline, the GPU's tests and benchmarks; each that ends within the budget is a record.
 render   makes what the records in results/ say; it trains nothing.

@@ -54,7 +54,8 @@ def by_seed(folders):
                             "one run for each seed")
         found[seed] = {"run": str(folder), "settings": replace(config["settings"], seed=0),
                        "examples": trained["examples"],
-                       "seconds": trained["train_seconds"] + trained["prune_seconds"],
+                       "seconds": sum(trained[f"{part}_seconds"]
+                                      for part in ("first", "train", "prune")),
                        "data": config["data"]["test"],
                        "evaluations": evaluations(folder)}
     return found

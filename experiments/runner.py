@@ -11,7 +11,7 @@ from advprune import console, files, own_code
 from advprune.config import RECIPES
 from advprune.run import new_folder, read_config
 from benchmarks.workers import Workers
-from experiments import studies
+from experiments import labels, studies
 from experiments.studies import HALF, MARGINS
 
 RESULTS, RUNS = Path("results"), Path("runs")
@@ -29,9 +29,10 @@ def run_arm(run, data_dir, jobs):
            "command": f"python train.py {run.flags} --seed {run.seed}",
            "prune": own_code.short(trained["prune"]),
            **{name: trained[name] for name in (
-               "p", "epoch", "epochs", "n_train", "n_kept", "examples", "clean_accuracy",
-               "progress", "train_seconds", "prune_seconds", "guard_seconds", "collapses",
-               "weights", "segment_seconds")},
+               "p", "epoch", "epochs", "n_train", "n_kept", "examples", "first_examples",
+               "clean_accuracy", "progress", "train_seconds", "first_seconds", "prune_seconds",
+               "guard_seconds", "collapses", "weights", "segment_seconds")},
+           **labels.wrong(folder, data_dir),
            **{name: judged[name] for name in (
                "attack", "n", "robust", "robust_accuracy", "robust_interval", "per_attack")},
            "attack_seconds": judged["seconds"],
@@ -64,6 +65,8 @@ def train_arm(run, data_dir):
         settings["scores"] = measure_margins(run, data_dir)
     if settings.get("eps_floor") == HALF:
         settings["eps_floor"] = RECIPES[settings["dataset"]]["epsilon"] / 2
+    if "labels" in settings:
+        settings["labels"] = labels.file_of(settings, run.seed, RUNS / run.setup, data_dir)
     return train.main([*studies.flags(settings), "--seed", str(run.seed), "--data-dir", data_dir,
                        "--out", str(RUNS / run.name)])
 

@@ -120,9 +120,10 @@ def flags(settings: dict[str, Any]) -> list[str]:
 
 
 def resolved(settings: dict[str, Any], file: str) -> dict[str, Any]:
-    """The settings, in which a FILE.py:NAME lies beside the study's own file."""
+    """The settings, in which FILE.py:NAME and a file of labels lie beside the study's own file."""
     return {name: str(Path(file).parent / value)
-            if isinstance(value, str) and own_code.is_file(value) else value
+            if isinstance(value, str) and (own_code.is_file(value) or name == "labels")
+            and not value.startswith("symmetric-") else value
             for name, value in settings.items()}
 
 

@@ -35,12 +35,17 @@ The file, in TOML:
     # seeds = 1
     # n = 1000
 
-mine.py lies beside the study's file. Runs lie in runs/mine/ARM-SEED, records in results/mine/
-ARM-SEED.json. What has a record is not repeated, and what was cut off goes on, so the same command
-continues the study. It prints, and writes into results/mine/: mine.md, the table of the arms and
-the comparisons, and mine.png; of a part, PART.md and PART.png. "worst class" is the robust
-accuracy of the worst class. A comparison is by seed; from three seeds on it has Student's 95 %
-interval, and a verdict that holds for all comparisons of the table together (Holm's correction).
+mine.py lies beside the study's file, and so does a file of `labels`. Runs lie in
+runs/mine/ARM-SEED, records in results/mine/ARM-SEED.json. What has a record is not repeated, and
+what was cut off goes on, so the same command continues the study. It prints, and writes into
+results/mine/: mine.md, the table of the arms and the comparisons, and mine.png; of a part, PART.md
+and PART.png. "worst class" is the robust accuracy of that class. A comparison is by seed; from
+three seeds on it has Student's 95 % interval, and a verdict that holds for all comparisons of the
+table together (Holm's correction).
+
+labels = "symmetric-0.4" makes 40 % of the training labels wrong: any other class, by the seed.
+With `labels`, the table has the share of wrong ones among those kept, and precision and recall of
+what was dropped.
 
 In an arm, `scores = "{margins}"` stands for the margins under this seed's run of the arm `full`,
 and `eps_floor = "{half}"` for half of the data set's budget.
@@ -99,12 +104,15 @@ def tables(study, rows):
     """The arms, and the comparisons, in Markdown."""
     attack = study.setup.attack
     by_class = all("by_class" in row for row in rows)  # earlier records have none
+    noisy = all("wrong" in row for row in rows)
     arms = [[arm, str(row["seeds"]), *(
         spread(row, name) if row["seeds"] > 1 else f"{row[name]:.3f}" for name in (CLEAN, ROBUST)),
-        *([f"{worst(rows, arm):.3f}"] if by_class else []), f"{mean(rows, arm, 'examples'):,.0f}"]
+        *([f"{worst(rows, arm):.3f}"] if by_class else []), f"{mean(rows, arm, 'examples'):,.0f}",
+        *(wrong_labels(rows, arm) if noisy else [])]
         for arm, row in studies.summary(rows).items()]
     text = as_table(["arm", "seeds", "clean", attack, *(["worst class"] if by_class else []),
-                     "examples"], arms)
+                     "examples", *(["wrong among kept", "precision", "recall"] if noisy else [])],
+                    arms)
     pairs, robust = [], []
     for one, other in compared(study, rows):
         differences = [by_seed(rows, less(one, other, name)) for name in (CLEAN, ROBUST)]
@@ -135,6 +143,15 @@ def worst(rows, arm):
     """The robust accuracy of the worst class, as a mean over seeds."""
     return float(np.mean([min(robust for _, robust in row["by_class"].values())
                           for row in rows if row["arm"] == arm]))
+
+
+def wrong_labels(rows, arm):
+    """The share of wrong labels among those kept; precision and recall of what was dropped."""
+    kept, dropped = ({name: sum(row["wrong"][part][name] for row in rows if row["arm"] == arm)
+                      for name in ("labels", "wrong")} for part in ("kept", "dropped"))
+    return [f"{some / all:.3f}" if all else "—" for some, all in (
+        (kept["wrong"], kept["labels"]), (dropped["wrong"], dropped["labels"]),
+        (dropped["wrong"], kept["wrong"] + dropped["wrong"]))]
 
 
 def mean(rows, arm, name):

@@ -63,7 +63,7 @@ def test_budgets_to_adapt_are_in_0_1(how):
 
 def test_puma_drops_the_highest_margins_and_adapts_to_the_rest(trained, tmp_path):
     model = trained(*FEW, "--epochs", "10")  # a finished robust network
-    puma = trained(*FEW, "--prune", "puma", "--p", "0.3", "--margin-model", str(model),
+    puma = trained(*FEW, "--prune", "puma", "--p", "0.3", "--score-model", str(model),
                    "--epoch", "0")
     file = np.load(puma / "scores.npz")
     scores, kept = file["scores"], set(file["kept"])
@@ -87,7 +87,7 @@ def test_puma_drops_the_highest_margins_and_adapts_to_the_rest(trained, tmp_path
 def test_adapting_changes_what_is_trained_and_a_large_floor_changes_nothing(trained):
     def end(*flags):
         return weights(trained(*FEW, "--p", "0.3", "--epoch", "0", "--epsilon", "0.2",
-                               "--margin-model", str(trained()), *flags))
+                               "--score-model", str(trained()), *flags))
 
     plain, puma = end("--prune", "high", "--score", "margin"), end("--prune", "puma")
     floored = end("--prune", "puma", "--eps-floor", "0.2")
@@ -176,7 +176,7 @@ def test_resuming_after_the_pruning_needs_no_score_file(trained, tmp_path, cut_o
 
 
 def test_two_processes_prune_by_margin_as_one(trained, forks, tmp_path):
-    flags = [*FEW, "--prune", "puma", "--epoch", "0", "--margin-model", str(trained()),
+    flags = [*FEW, "--prune", "puma", "--epoch", "0", "--score-model", str(trained()),
              "--loss", "trades", "--pgd-steps", "2", "--ema", "0.9"]
     two, alone = tmp_path / "two", trained(*flags)
     command = killing.Command(forks, "train", tmp_path / "output", 2)
@@ -192,13 +192,13 @@ def test_two_processes_prune_by_margin_as_one(trained, forks, tmp_path):
 @pytest.mark.parametrize(("flags", "word"), [
     ("--prune puma --score loss", "margin"), ("--eps-floor 0.1", "puma"),
     ("--adapt-fraction 0.5 --prune high", "puma"),
-    ("--margin-model x --prune high", "--score margin"), ("--beta 3", "trades"),
+    ("--margin-norm l2 --prune high", "--score margin"), ("--beta 3", "trades"),
     ("--prune puma --margin-norm l2", "linf"), ("--prune puma --attack none", "budget"),
     ("--loss trades --attack rs-fgsm", "--attack"), ("--prune puma --epsilon 0", "budget"),
     ("--ema 1", "below 1"), ("--prune puma --adapt-fraction 0", "above 0"),
-    ("--score margin", "--prune"), ("--prune puma --margin-model nowhere.pth", "nowhere.pth"),
+    ("--score margin", "--prune"), ("--prune puma --score-model nowhere.pth", "nowhere.pth"),
     ("--prune none --p 0.3", "--prune"), ("--prune random --score margin", "random"),
-    ("--prune random --margin-model x", "random"),
+    ("--prune random --score-model x", "random"),
     ("--recipe wang2023 --optimizer adam --lr 1", "SGD"),
 ])
 def test_settings_that_contradict_are_refused_in_one_sentence(tmp_path, capsys, flags, word):
@@ -215,8 +215,8 @@ def test_unfit_margin_models_and_scores_are_refused_in_one_sentence(tmp_path, ca
     network = models.build("mnist-net", 1)
     network[0].weight.data[0] = torch.nan
     torch.save(network.state_dict(), "nan.pth")
-    for flags, word in [("--margin-model run", "other data"), ("--scores loss.npz", "kind"),
-                        ("--margin-model nan.pth", "not finite")]:
+    for flags, word in [("--score-model run", "other data"), ("--scores loss.npz", "kind"),
+                        ("--score-model nan.pth", "not finite")]:
         argv = [*SYNTHETIC, "--out", "new", "--prune", "puma", *flags.split()]
         assert word in refused(train.main, argv, capsys)
         assert not (tmp_path / "new").exists()

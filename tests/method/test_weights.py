@@ -95,7 +95,7 @@ def test_a_file_without_a_state_dict_is_one_sentence_that_says_how_to_save(conte
 
 
 @pytest.mark.parametrize("flags", [
-    ["--pretrained", "w.pth"], ["--prune", "puma", "--margin-model", "w.pth"]])
+    ["--pretrained", "w.pth"], ["--prune", "puma", "--score-model", "w.pth"]])
 def test_training_says_how_it_took_a_weights_file(flags, capsys):
     torch.save(models.build("preactresnet18-v2", 1, width=2).state_dict(), "w.pth")
     train.main(["--dataset", "synthetic", "--limit", "20", "--epochs", "1", "--model",

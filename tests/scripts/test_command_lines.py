@@ -42,8 +42,8 @@ TRAIN = {
     "--prune": ["none", "random", "high", "low", "low+high", "middle", "extremes", "puma", "most"],
     "--p": SHARE, "--epoch": ["0", "1", "2", "-1", "x"], "--scores": ["run/scores.npz", *ODD],
     "--score": ["loss", "clean-loss", "margin", "running-loss", "x"], "--class-balanced": None,
-    "--margin-model": ["run", *ODD], "--margin-norm": ["linf", "l2", "l1"],
-    "--margin-classes": ["2", "3", *WHOLE],
+    "--score-model": ["run", "first", *ODD], "--first-epochs": WHOLE,
+    "--margin-norm": ["linf", "l2", "l1"], "--margin-classes": ["2", "3", *WHOLE],
     "--adapt-fraction": SHARE, "--eps-floor": SHARE,
     "--recipe": ["paper", "robust", "wang2023", "authors", "x"],
     "--schedule": ["cyclic", "cyclic-fixed", "cosine", "x"], "--score-augmented": None,
@@ -60,6 +60,7 @@ TRAIN = {
     "--out": FOLDER, "--device": DEVICE, "--resume": ["run", "cut", *ODD], "--trust-code": None,
     "--image-size": WHOLE, "--skip-bad": None, "--extra-data": ["extra.npz", *ODD],
     "--minutes": ["0.01", "0", "-1", "nan", "x"],
+    "--labels": ["labels.npy", "run/scores.npz", *ODD],
     "--extra-fraction": SHARE, "--data-dir": ["empty", "afile", "nothing"],
     "--cache-dir": ["cache", "afile"], "--momentum": SHARE, "--epo": ["3"], "--": None}
 EVALUATE = {
@@ -76,7 +77,8 @@ PRUNE = {
     "--margin-norm": ["linf", "l2", "x"],
     "--margin-classes": WHOLE, "--prune": TRAIN["--prune"], "--p": SHARE,
     "--class-balanced": None, "--batch-size": ["7", *WHOLE], "--data-dir": ["empty", "afile"],
-    "--cache-dir": ["cache"], "--extra-data": ["extra.npz", *ODD], "--suspects": WHOLE,
+    "--cache-dir": ["cache"], "--extra-data": ["extra.npz", *ODD], "--labels": ODD,
+    "--suspects": WHOLE,
     "--out": FOLDER,
     "--device": DEVICE, "--trust-code": None}
 TOY = {"--n": ["100", "200", *WHOLE], "--d": ["2", "5", *WHOLE], "--p-R": SHARE,
@@ -158,6 +160,7 @@ def template(tmp_path, trained, cut_off):
                                   "channels * size**2, classes))\n")
     np.savez(place / "extra.npz", image=np.zeros((9, 28, 28), np.uint8),
              label=np.zeros(9, np.int64))
+    np.save(place / "labels.npy", np.zeros(2000, np.int64))
     flags = [*TINY, "--prune", "high", "--epoch", "1"]
     train.main([*flags, "--out", str(place / "run")])
     with cut_off(1):

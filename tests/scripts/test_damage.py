@@ -136,7 +136,7 @@ def test_a_damaged_config_is_one_sentence(content, copy, capsys):
     for main, argv in ((evaluate.main, [copy]), (prune.main, [copy]),
                        (train.main, ["--resume", copy]), (train.main, [*TRAINED, "--out", copy]),
                        (train.main, ["--dataset", "synthetic", "--prune", "puma",
-                                     "--margin-model", copy])):
+                                     "--score-model", copy])):
         said = refused(main, list(map(str, argv)), capsys)
         assert any(words in said for words in ("no readable config.json", "another version",
                                                "config.json is damaged"))

@@ -77,7 +77,7 @@ def uses(run):
     """Every way to use a run, each a script and its arguments."""
     (run / "train.json").unlink()  # so that it is not finished
     more = ["--prune", "high", "--score", "margin", "--dataset", "synthetic", "--limit", "100",
-            "--epochs", "1", "--margin-model", str(run)]
+            "--epochs", "1", "--score-model", str(run)]
     return {"evaluate": (evaluate.main, [str(run), "--attack", "clean"]),
             "prune": (prune.main, [str(run)]), "resume": (train.main, ["--resume", str(run)]),
             "margins": (train.main, [*more, "--out", "new"])}
@@ -103,11 +103,11 @@ def test_code_that_only_the_run_has_is_executed_with_trust_code(file, run, how, 
     advprune.load(run, trust_code=True)
 
 
-def test_a_margin_model_from_a_weights_file_is_built_from_the_runs_code(file, run, cut_off):
+def test_a_score_model_from_a_weights_file_is_built_from_the_runs_code(file, run, cut_off):
     flags = ["--dataset", "synthetic", "--limit", "100", "--epochs", "2", "--prune", "high",
              "--score", "margin", "--epoch", "1", "--model", "net.py:Net"]
     with cut_off(1):
-        train.main([*flags, "--margin-model", str(run / "model.safetensors"), "--out", "cut"])
+        train.main([*flags, "--score-model", str(run / "model.safetensors"), "--out", "cut"])
     file.unlink()
     assert train.main(["--resume", "cut", "--trust-code"])["n_kept"] == 60
 

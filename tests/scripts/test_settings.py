@@ -72,7 +72,7 @@ def test_what_was_used_is_recorded():
     (["--dataset", "mnist", "--recipe", "robust"], dict(attack="pgd", pgd_steps=2, epochs=8,
                                                         alpha=pytest.approx(0.2))),
     (["--prune", "puma"], dict(prune="puma", score="margin", p=0.4, epoch=3, adapt_eps=True)),
-    (["--prune", "puma", "--margin-model", "x"], dict(epoch=0)),
+    (["--prune", "puma", "--score-model", "x"], dict(epoch=0)),
     (["--prune", "high", "--epsilon", "0.2"], dict(alpha=0.25, score_alpha=0.25,
                                                    adapt_eps=False)),
 ], ids=lambda v: " ".join(v) if isinstance(v, list) else "")

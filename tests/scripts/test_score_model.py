@@ -1,0 +1,145 @@
+"""--score-model: scores of another network, or of one that is trained first, without an attack."""
+import json
+from pathlib import Path
+
+import killing
+import numpy as np
+import pytest
+import torch
+from conftest import refused, weights
+
+import prune
+import train
+from advprune import config, data, pruning
+
+FLAGS = ["--dataset", "synthetic", "--limit", "200", "--epochs", "3", "--width", "2"]
+FIRST = [*FLAGS, "--prune", "high", "--p", "0.25", "--score-model", "first"]
+
+
+def equal(one, other):
+    one, other = weights(one), weights(other)
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_first_is_two_commands_in_one():
+    record = train.main([*FIRST, "--first-epochs", "2", "--out", "run"])
+    train.main([*FLAGS, "--epochs", "2", "--attack", "none", "--out", "by hand"])
+    assert equal("run/first", "by hand")
+    train.main([*FLAGS, "--prune", "high", "--p", "0.25", "--score", "clean-loss",
+                "--score-model", "by hand", "--out", "again"])
+    assert equal("run", "again")
+    with np.load("run/scores.npz") as file:
+        assert str(file["kind"]) == "clean-loss" and len(file["kept"]) == 150
+    assert record["epoch"] == 0 and record["n_seen"] == 150
+    # RS+FGSM takes five passes over an image, and a step without an attack takes three.
+    assert (record["first_examples"], record["examples"]) == (400, 3 * 150 + 240)
+    first = json.loads(Path("run/first/train.json").read_text())
+    assert record["first_seconds"] == first["train_seconds"] > 0
+    assert prune.main(["run/first", "--suspects", "3"])["suspects"]
+
+
+@pytest.mark.parametrize(("epochs", "stop"), [("2", 0), ("2", 1), ("1", 1)])
+def test_what_was_cut_off_goes_on_to_the_same_weights(epochs, stop, cut_off):
+    """In the first epoch of the first training, in its second, and after the pruning."""
+    command = [*FIRST, "--first-epochs", epochs]
+    train.main([*command, "--out", "whole"])
+    with cut_off(stop):
+        train.main([*command, "--out", "cut"])
+    record = train.main([*command, "--out", "cut"])
+    assert killing.results(Path("cut")) == killing.results(Path("whole"))
+    assert equal("cut/first", "whole/first") and record["first_seconds"] > 0
+
+
+def test_between_the_two_trainings_the_first_is_not_repeated(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    train.main([*FIRST, "--out", "whole"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.Training, "prune", interrupted)
+        train.main([*FIRST, "--out", "cut"])
+    made = Path("cut/first/train.json").read_text()
+    train.main(["--resume", "cut"])
+    assert Path("cut/first/train.json").read_text() == made
+    assert killing.results(Path("cut")) == killing.results(Path("whole"))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_two_processes_train_first_too(forks, tmp_path, named):
+    (tmp_path / "runs/first").mkdir(parents=True)  # a stranger's folder
+    command = killing.Command(forks, "train", tmp_path / "output", processes=2)
+    command.wait(command.start(*FIRST, "--first-epochs", "2",
+                               *(["--out", "run"] if named else [])))
+    made = tmp_path / ("run" if named else "runs/synthetic-rs-fgsm-high-p0.25-e0-s0")
+    train.main([*FIRST, "--first-epochs", "2", "--out", "alone"])
+    kept = [set(np.load(path / "scores.npz")["kept"]) for path in (made, tmp_path / "alone")]
+    assert len(kept[0]) == 150 and len(kept[0] & kept[1]) >= 147  # up to rounding
+    assert (made / "first/train.json").exists() and not any((tmp_path / "runs/first").iterdir())
+
+
+NETWORK = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(nn.Flatten(), nn.Linear(784, classes))
+"""
+
+
+def test_first_trains_the_networks_code_that_the_run_began_with(cut_off, capsys):
+    Path("net.py").write_text(NETWORK)
+    command = [*FIRST[:6], *FIRST[8:], "--first-epochs", "2", "--model", "net.py:Net"]
+    train.main([*command, "--out", "whole"])
+    with cut_off(0):
+        train.main([*command, "--out", "cut"])
+    Path("net.py").write_text(NETWORK.replace("784, classes", "784, classes, bias=False"))
+    assert "--trust-code" in refused(train.main, ["--resume", "cut"], capsys)
+    train.main(["--resume", "cut", "--trust-code"])
+    assert equal("cut", "whole") and equal("cut/first", "whole/first")
+
+
+def test_any_score_may_come_from_another_network(trained):
+    train.main([*FLAGS, "--prune", "high", "--p", "0.25", "--score-model", str(trained()),
+                "--out", "run"])
+    from advprune import weights as stored
+
+    a, dataset = config.parse(FLAGS)[1], data.load("synthetic", limit=200)
+    wanted = pruning.score(stored.of_run(trained()), dataset.images, dataset.labels, "loss",
+                           eps=a.epsilon, alpha=a.alpha)
+    with np.load("run/scores.npz") as file:
+        np.testing.assert_allclose(file["scores"], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_rule_may_ask_the_network(trained):
+    Path("own.py").write_text("""
+def wrong(scores, labels, p, seed, epoch, *, model, images):
+    assert not model.training and not model(images[:2] / 255).requires_grad
+    return (model(images / 255).argmax(1) != labels).nonzero()[:, 0]
+""")
+    run = str(trained())
+    train.main([*FLAGS, "--prune", "own.py:wrong", "--score-model", run, "--out", "run"])
+    prune.main([run, "--prune", "own.py:wrong", "--out", "scored"])
+    from advprune import weights as stored
+
+    dataset = data.load("synthetic", limit=600)
+    wrong = stored.of_run(run).eval()(dataset.images / 255).argmax(1) != dataset.labels
+    for folder, n in (("run", 200), ("scored", 600)):
+        with np.load(f"{folder}/scores.npz") as file:
+            assert file["kept"].tolist() == wrong[:n].nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--prune", "random", "--score-model", "first"], "--score-model"),
+    (["--score-model", "first"], "--score-model"),
+    (["--prune", "high", "--first-epochs", "3"], "--score-model first"),
+    (["--prune", "high", "--score-model", "x", "--scores", "y"], "--score-model"),
+    (["--prune", "high", "--score-model", "first", "--score", "running-loss"], "running-loss"),
+    (["--prune", "high", "--score-model", "first", "--score", "own.py:Seen"], "own.py:Seen"),
+    (["--prune", "high", "--score-model", "gone"], "gone"),
+    (["--prune", "high", "--score-model", "first", "--first-epochs", "0"], "at least 1"),
+])
+def test_what_makes_no_sense_is_refused(flags, words, capsys):
+    Path("own.py").write_text("class Seen:\n    def __init__(self, n): pass\n"
+                              "    def see(self, *_): pass\n    def scores(self): pass\n")
+    assert words in refused(train.main, [*FLAGS, *flags, "--out", "run"], capsys)
+    assert not Path("run").exists()
