@@ -15,7 +15,7 @@ from advprune import files
 from experiments import figures, speed_tables, tables
 from experiments.records import Records
 
-PLACE = re.compile(r"(<!-- render: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- render: ([\w. -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 BLOCKS = {**tables.BLOCKS, **speed_tables.BLOCKS}
 
 

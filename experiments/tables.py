@@ -1,4 +1,5 @@
 """The tables of README and docs of what was trained: claims, Table 1, equal time, the studies."""
+from collections import Counter
 from collections.abc import Callable
 from statistics import mean, median
 
@@ -168,14 +169,21 @@ def completed(records: Records) -> str:
 
 
 def of_study(name: str, records: Records) -> str:
-    """The arms and the comparisons of an experiment that is a part of one study."""
+    """The arms and the comparisons of an experiment that is a part of one study.
+
+    Of an arm all seeds are there, or it is not measured yet.
+    """
     (part,) = studies.EXPERIMENTS[name]
     of, rows = studies.read(part.file), studies.rows(records.folder, part)
+    found = Counter(row["arm"] for row in rows)
+    absent = [f"`{arm}`" for arm in part.arms if found[arm] < part.seeds]
     command = f"`python -m experiments {name} --jobs 2`"
-    if len(rows) < len(part.runs()):
+    if len(absent) == len(part.arms):
         return f"Not yet measured: {command}.\n"
+    rows = [row for row in rows if f"`{row['arm']}`" not in absent]
+    left = f" Not yet measured: {', '.join(absent)}." if absent else ""
     return (f"{study.tables(of, rows)}\n{of.setup.attack} on {rows[0]['n']:,} test images; mean ± "
-            f"standard deviation over seeds. From `results/{part.setup}/` ({command}).\n")
+            f"standard deviation over seeds. From `results/{part.setup}/` ({command}).{left}\n")
 
 
 def headline(records: Records) -> str:
