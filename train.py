@@ -420,6 +420,7 @@ def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False
         if settings.scores:
             scores = run.read_scores(settings.scores, dataset.labels,
                                      "margin" if settings.adapt_eps else None)
+
     def begun(settings, fresh=False):
         return Training(settings, dataset, device, network, codes, margins, scores, fresh)
 
