@@ -20,7 +20,7 @@ from advprune import checkpoint, config, console, data, distributed, guard, mode
 from advprune.config import Settings
 from advprune.errors import UserError
 
-PLANNED = 0.95  # of the minutes; the rest is for what nobody foresees
+PLANNED = 0.95  # of the minutes; the rest is for what is not timed, such as drawing pruned.png
 TIMED = 0.02  # of the minutes, at least, are updates of the trial
 MOST = 100_000  # epochs
 

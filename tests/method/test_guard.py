@@ -188,6 +188,7 @@ def test_without_checks_the_cells_are_empty_and_the_verdict_open(monkeypatch, ca
 COUNTS = {  # flags -> the size of the slice; after which epochs it is checked
     "--dataset mnist": (240, set(range(1, 11))), "--dataset cifar10": (200, set(range(1, 16))),
     "--dataset mnist --prune high --p 0.4": (144, set(range(1, 11))),
+    "--dataset mnist --on-collapse off": (240, set()),
     "--dataset digits": (32, {5, 10, 15, 20, 25, 30}),
     "--dataset digits --prune high": (32, {3, 15, 30}),
     "--dataset digits --epochs 5": (32, {5}), "--dataset digits --epochs 4": (32, set())}
