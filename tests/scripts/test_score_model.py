@@ -38,8 +38,8 @@ def test_first_is_two_commands_in_one():
     assert prune.main(["run/first", "--suspects", "3"])["suspects"]
 
 
-@pytest.mark.parametrize(("epochs", "stop"), [("2", 0), ("2", 1), ("1", 1)])
-def test_what_was_cut_off_goes_on_to_the_same_weights(epochs, stop, cut_off):
+@pytest.mark.parametrize(("epochs", "stop", "segments"), [("2", 0, 1), ("2", 1, 2), ("1", 1, 1)])
+def test_what_was_cut_off_goes_on_to_the_same_weights(epochs, stop, segments, cut_off):
     """In the first epoch of the first training, in its second, and after the pruning."""
     command = [*FIRST, "--first-epochs", epochs]
     train.main([*command, "--out", "whole"])
@@ -48,6 +48,8 @@ def test_what_was_cut_off_goes_on_to_the_same_weights(epochs, stop, cut_off):
     record = train.main([*command, "--out", "cut"])
     assert killing.results(Path("cut")) == killing.results(Path("whole"))
     assert equal("cut/first", "whole/first") and record["first_seconds"] > 0
+    first = json.loads(Path("cut/first/train.json").read_text())
+    assert len(first["segment_seconds"]) == segments  # no epoch was trained twice
 
 
 def test_between_the_two_trainings_the_first_is_not_repeated(monkeypatch):
@@ -66,7 +68,9 @@ def test_between_the_two_trainings_the_first_is_not_repeated(monkeypatch):
 
 @pytest.mark.parametrize("named", [True, False])
 def test_two_processes_train_first_too(forks, tmp_path, named):
-    (tmp_path / "runs/first").mkdir(parents=True)  # a stranger's folder
+    stranger = tmp_path / "runs/first/file"
+    stranger.parent.mkdir(parents=True)
+    stranger.touch()
     command = killing.Command(forks, "train", tmp_path / "output", processes=2)
     command.wait(command.start(*FIRST, "--first-epochs", "2",
                                *(["--out", "run"] if named else [])))
@@ -74,7 +78,8 @@ def test_two_processes_train_first_too(forks, tmp_path, named):
     train.main([*FIRST, "--first-epochs", "2", "--out", "alone"])
     kept = [set(np.load(path / "scores.npz")["kept"]) for path in (made, tmp_path / "alone")]
     assert len(kept[0]) == 150 and len(kept[0] & kept[1]) >= 147  # up to rounding
-    assert (made / "first/train.json").exists() and not any((tmp_path / "runs/first").iterdir())
+    assert (made / "first/train.json").exists()
+    assert [*stranger.parent.iterdir()] == [stranger]
 
 
 NETWORK = """
