@@ -20,7 +20,7 @@ It writes RUN/eval-ATTACK-N.json, or --out FILE, and overwrites nothing. The sam
 continues what was cut off. --save FILE.npz keeps the images as they were judged:
 
     adversarial   float32 [n, C, H, W] in [0, 1]: of each image the adversarial example that broke
-                  it, or the last that it stood; the image itself where that is classified wrong
+                  it, or the last that it stood; the image itself if that is classified wrong
     labels, predicted   int64 [n]: the class, and what is predicted for `adversarial`; -1 is none
     robust        bool [n]: no attack broke it
 
@@ -212,7 +212,7 @@ def main(argv=None):
 
 
 def warn_if_low(name, work, classes):
-    """Say what to check where clean accuracy is far below that of a trained network."""
+    """Say what to check if clean accuracy is far below that of a trained network."""
     n, right = len(work.labels), int(work.right.sum())
     least = config.LEAST_CLEAN.get(work.settings["dataset"])
     if (evaluation.interval(right, n)[1] >= least if least
@@ -248,7 +248,7 @@ def verdict(args, work, classes):
 
 
 def keep(args, work, classes):
-    """Write the adversarial images, and draw them, where they were asked for."""
+    """Write the adversarial images, and draw them, if they were asked for."""
     n = work.judged
     found = {name: value[:n] for name, value in (
         *work.examples.items(), ("labels", work.labels), ("robust", work.robust))}

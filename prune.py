@@ -17,8 +17,8 @@ doubts most (docs/data.md). It needs no other scoring, so you may repeat the com
 Scores          loss          cross-entropy on the RS+FGSM example, eval mode, no augmentation
                 clean-loss    cross-entropy on the example itself
                 margin        DeepFool's distance to the decision boundary in --margin-norm; 0
-                              where the run's network is wrong, the largest possible distance
-                              where DeepFool finds no boundary
+                              if the run's network is wrong, the largest possible distance
+                              if DeepFool finds no boundary
                 running-loss  the training loss of each example in the last epoch; it needs no
                               extra pass (train.py only)
 Strategies      high, low     drop the highest, or the lowest, scores

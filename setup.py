@@ -1,7 +1,7 @@
 """Builds the kernels into the package, in `pip install .` and in `make kernels`.
 
 CPU with any C++ compiler; CUDA too where an nvcc of torch's CUDA version and its runtime are.
-Where something is missing, one line says so, and the plain-torch references are used instead.
+If something is missing, one line says so, and the plain-torch references are used instead.
 ADVPRUNE_KERNELS=0 builds none.
 """
 import os

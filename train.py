@@ -7,11 +7,11 @@
     python train.py --resume runs/NAME
 
 The first line trains with RS+FGSM, scores every training example after epoch 3, drops the 40 %
-with the highest loss, and trains on with the rest. The third line does what PUMA does: it drops
-the 30 % with the largest margin under that run's network, and gives each of the rest its own
-budget. The fourth line is for labels of which many are wrong: it trains the same network for five
-epochs without an attack, drops the 40 % with the highest loss of the images themselves, and then
-trains afresh on the rest. Each data set has a recipe (advprune/config.py); flags change it.
+with the highest loss, and trains the other epochs on the rest. The third line does what PUMA does:
+it drops the 30 % with the largest margin under that run's network, and gives each of the rest its
+own budget. The fourth line is for labels of which many are wrong: it trains the same network for
+five epochs without an attack, drops the 40 % with the highest loss of the images themselves, and
+then trains afresh on the rest. Each data set has a recipe (advprune/config.py); flags change it.
 
 A run writes a directory (a new runs/..., or --out; advprune/run.py lists its files). With --out,
 the same command again continues what was cut off, and ends with the same weights; torchrun's
@@ -127,7 +127,7 @@ class Training:
         return self.average.module if self.average else self.model
 
     def begin_observer(self):
-        """The score that sees the training, where the settings have one."""
+        """The score that sees the training, if the settings have one."""
         a, n = self.settings, len(self.dataset.labels)
         maker = pruning.OBSERVERS.get(self.scorer) if isinstance(self.scorer, str) else self.scorer
         if not isinstance(maker, type) or a.prune in ("none", "random") or a.scores:
@@ -156,7 +156,7 @@ class Training:
                      whole(logits.detach().float()), whole(losses.detach().float()), epoch)
 
     def budget(self, ids):
-        """(eps, alpha) of these examples: floats, or [B] where each has its own."""
+        """(eps, alpha) of these examples: floats, or [B] if each has its own."""
         if self.eps is None:
             return self.settings.epsilon, self.attack["alpha"]
         eps = self.eps[ids]  # the step shrinks with it
@@ -292,7 +292,7 @@ class Training:
                    + better.get(a.score_model, "another --score-model"))
 
     def doubt_classes(self):
-        """A sentence where pruning leaves a class too few examples."""
+        """A sentence if pruning leaves a class too few examples."""
         a, names = self.settings, self.dataset.classes
         if starved := pruning.starved(self.dataset.labels, self.kept):
             lost = image_folder.listed([f"{kept} of {n} ({names[i]})" for i, kept, n in starved])
@@ -303,7 +303,7 @@ class Training:
     def keep_all(self):
         """Train on all data."""
         self.kept = torch.arange(len(self.seen), device=self.device)
-        self.weights = None  # of every example [N] in the loss, where a rule gives them
+        self.weights = None  # of every example [N] in the loss, if a rule gives them
 
     def score(self, epoch):
         """(scores [N], their kind) of all examples, as the network is now (lines 4-7)."""
@@ -365,7 +365,7 @@ class Training:
 def smallest_batch(settings, dataset, model):
     """How many images a batch must have: one in each process, or two for batch normalisation.
 
-    Raises UserError where the batches of this run cannot have as many.
+    Raises UserError if the batches of this run cannot have as many.
     """
     kinds = torch.nn.modules.batchnorm._BatchNorm
     norms = any(isinstance(layer, kinds) for layer in model.modules())
@@ -428,7 +428,7 @@ def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False
     """(the Training that these settings begin, or continue from a state; what models.build takes;
     the source of the user's own network, score and rule, by flag).
 
-    folder: the run's, where it exists already and may have the only copy of that source. fit: the
+    folder: the run's, if it exists already and may have the only copy of that source. fit: the
     epochs of settings with --minutes, given what makes a Training (minutes.epochs).
     """
     if settings.precision == "tf32" and device.type != "cuda":

@@ -21,7 +21,7 @@ def load(run: str | Path, device: str = "cpu", trust_code: bool = False) -> torc
     """The finished network of a run directory, in eval mode, for images [B, C, H, W] in [0, 1].
 
     Its layers are PyTorch's own. trust_code allows a network whose code only the run itself still
-    has. Raises ValueError where the directory is no finished run.
+    has. Raises ValueError if the directory is no finished run.
     """
     from advprune import layers, weights
 

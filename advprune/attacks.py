@@ -147,7 +147,7 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def check_classes(y: Tensor, logits: Tensor) -> None:
-    """Raise ValueError where a label of y [B] is no class of logits [B, K].
+    """Raise ValueError if a label of y [B] is no class of logits [B, K].
 
     On a GPU this would wait; there the loss refuses them.
     """
@@ -157,9 +157,9 @@ def check_classes(y: Tensor, logits: Tensor) -> None:
 
 
 def predicted(logits: Tensor) -> Tensor:
-    """The classes [B] int64 of logits [B, K]; -1, which is no class, where they predict none.
+    """The classes [B] int64 of logits [B, K]; -1, which is no class, if they predict none.
 
-    That is where one of them is NaN or +inf, or all are -inf. A class of -inf is masked.
+    That is if one of them is NaN or +inf, or all are -inf. A class of -inf is masked.
     """
     highest, classes = logits.max(1)  # NaN counts as the highest
     return torch.where(highest.isfinite(), classes, -1)
@@ -299,7 +299,7 @@ def deepfool(model: nn.Module, x: Tensor, y: Tensor, norm: str = "linf", steps: 
     A misclassified example has distance 0 and no iterations, and counts as crossed. An example
     that does not cross within `steps`, or whose gradients vanish, does not count as crossed. Its
     distance is that of the last point reached, which is no bound on the margin. The distance is
-    NaN where the logits of x predict no class. Raises ValueError for another norm, and what
+    NaN if the logits of x predict no class. Raises ValueError for another norm, and what
     `checked` does.
     """
     x, y, *_ = checked(x, y)
@@ -373,7 +373,7 @@ def nearest_boundary(grads: Tensor, logits: Tensor, labels: Tensor, norm: str, l
     `linf` or `l2`. With w_k = grads_k - grads_label the boundary to class k is |f_k - f_label| /
     ||w_k|| away, in the dual norm (l1, l2). Returns (step [B, ...], the nearest class k [B]). A
     step shorter than `least` is lengthened to it. A class whose w_k vanishes or is not finite is
-    out of reach; where all are, the step is 0 and k the label.
+    out of reach; if all are, the step is 0 and k the label.
     """
     rows = torch.arange(len(labels), device=labels.device)
     slopes = (grads - grads[rows, labels][:, None]).flatten(2)  # [B, K, D]
@@ -396,7 +396,7 @@ def _along(x, way, scale=None):
 
 
 def _target(logits, y):
-    """The classes [B] of logits [B, K], and y where they predict none: there is no boundary."""
+    """The classes [B] of logits [B, K], and y if they predict none: there is no boundary."""
     classes = predicted(logits)
     return torch.where(classes < 0, y, classes)
 

@@ -39,7 +39,7 @@ class State:
             file.write(rest)
 
     def load(self, device: str | torch.device = "cpu") -> Any:
-        """What `write` wrote. Raises ValueError where it is damaged, OSError without the file."""
+        """What `write` wrote. Raises ValueError if it is damaged, OSError without the file."""
         head, _, rest = self.path.read_bytes().partition(b"\n")
         if head != HEAD + hashlib.sha256(rest).hexdigest().encode():
             raise ValueError("its checksum is wrong")

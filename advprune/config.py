@@ -193,7 +193,7 @@ def recipe(dataset: str, name: str = "paper") -> Recipe:
 def remedy(dataset: str, epsilon: float) -> Recipe:
     """The attack that a run continues with after a rollback (guard.py).
 
-    Where --recipe robust has PGD, it has one step more here: a network that was about to collapse
+    If --recipe robust has PGD, it has one step more here: a network that was about to collapse
     overfits to two steps too.
     """
     robust = recipe(dataset, "robust")
@@ -388,7 +388,7 @@ def normalisation_flags(flag: Callable) -> None:
 
 
 def normalisation(args: argparse.Namespace) -> dict[str, tuple[float, ...] | None]:
-    """mean and std, as models.build takes them. Raises UserError where one of them is missing."""
+    """mean and std, as models.build takes them. Raises UserError if one of them is missing."""
     if args.mean is None and args.std is None:
         return {"mean": None, "std": None}
     mean, std = (sum(values or [], ()) for values in (args.mean, args.std))
@@ -440,7 +440,7 @@ def first(settings: Settings) -> Settings:
 
 
 def settings(args: argparse.Namespace) -> Settings:
-    """The settings that these flags give. Raises UserError where they do not fit together."""
+    """The settings that these flags give. Raises UserError if they do not fit together."""
     chosen = recipe(args.dataset, args.recipe)
     given = {name: value for name, value in vars(args).items()
              if name in Settings.__annotations__ and value is not None}
@@ -473,7 +473,7 @@ def settled(settings: Settings, images: int) -> Settings:
     """The settings with the epochs and the batch size that follow from the number of images.
 
     An epoch has 16 updates or more from 512 images on, with batches of at most 128, and a run has
-    UPDATES or more. Raises UserError where --epoch or --until-epoch is too late for it.
+    UPDATES or more. Raises UserError if --epoch or --until-epoch is too late for it.
     """
     a = settings
     batch_size = a.batch_size or (128 if images >= 2048 else 64 if images >= 1024 else 32)
@@ -492,7 +492,7 @@ def _check_epochs(made):
                         f"before the last of the {made.epochs} --epochs")
 
 
-# The values of flags that are not given, where no recipe has one.
+# The values of flags that are not given, if no recipe has one.
 UNSET: Recipe = dict(prune="none", p=0.0, margin_norm="linf", adapt_fraction=1.0, eps_floor=0.0)
 
 
@@ -533,7 +533,7 @@ def _flag(name):
 
 
 def _refuse(args, names, why):
-    """Raise UserError where one of these flags is given."""
+    """Raise UserError if one of these flags is given."""
     for name in names:
         if getattr(args, name) is not None and getattr(args, name) is not False:  # 0 is given
             raise UserError(f"{_flag(name)} {why}")

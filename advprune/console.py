@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def if_interrupted(say: Callable[[], str]) -> Iterator[None]:
-    """Where Ctrl-C or a full disk ends the script in this block, `run` adds what say() returns.
+    """If Ctrl-C or a full disk ends the script in this block, `run` adds what say() returns.
 
     Of blocks in one another the outermost decides.
     """
@@ -153,7 +153,7 @@ seed = number(int, 0, 2**63 - 1)
 def device(name: str | None) -> torch.device:
     """The device of this name (`cpu`, `cuda`, `cuda:1`), or the best one present for None.
 
-    Where it is the CPU, memory stays with the process from now on (memory.keep_freed).
+    If it is the CPU, memory stays with the process from now on (memory.keep_freed).
     """
     try:
         with warnings.catch_warnings():

@@ -45,7 +45,7 @@ class Dataset:
 
     Images are a tensor, or a Stored or Joined if they stay in files. The first `original` ids
     are the data set's own, the others --extra-data's. paths are the files of the first ids, below
-    --data-dir's train; empty where an image has no file of its own.
+    --data-dir's train; empty if an image has no file of its own.
     """
 
     name: str
@@ -135,7 +135,7 @@ def load(name: str, data_dir: str | Path = "data", limit: int | None = None,
     With limit 0 a folder's training images are not read at all. image_size and skip_bad are for
     `folder`. extra names npz files of more images to train on; limit does not count them.
     cache_dir is where decoded images go (None: beside their source). label_file has other labels
-    for all of the set's training images (`labels_in`). Raises UserError where files are absent and
+    for all of the set's training images (`labels_in`). Raises UserError if files are absent and
     cannot be downloaded, or are damaged.
     """
     if Path(data_dir).exists() and not Path(data_dir).is_dir():
@@ -174,7 +174,7 @@ def of_run(settings: Settings, data_dir: str | Path = "data", cache_dir: str | N
 
 def check(dataset: Dataset, settings: Settings, recorded: dict, parts: Sequence[str],
           data_dir: str) -> None:
-    """Raise UserError where parts of a run's data are not those whose checksums it recorded."""
+    """Raise UserError if parts of a run's data are not those whose checksums it recorded."""
     flags = [f"--{name.replace('_', '-')}" for name in ("labels", "extra_data")
              if getattr(settings, name)]
     for part in parts:
@@ -193,7 +193,7 @@ def labels_in(path: str | Path, n: int, classes: Sequence[str], paths: Sequence[
     """The labels [n] int64 that a file gives the n training images of a set with these classes.
 
     It is a .npy of n whole numbers; or, for images that are files below train/ with these paths,
-    a CSV with the columns path and class, in any order, each image once. Raises UserError where
+    a CSV with the columns path and class, in any order, each image once. Raises UserError if
     the file is neither, or does not fit.
     """
     if paths:
@@ -259,7 +259,7 @@ def mixed_batches(own: Tensor, extra: Tensor, fraction: float, sizes: Sequence[i
     """Batches of these sizes: a `fraction` of each from the ids `extra`, the rest from `own`.
 
     Each source is shuffled by itself. A source that is too small for the epoch is visited again,
-    in another order. Where one is empty, all ids come from the other.
+    in another order. If one is empty, all ids come from the other.
     """
     fraction = 1.0 if not len(own) else fraction if len(extra) else 0.0
     shares = [round(fraction * size) for size in sizes]

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-# Of the errors that gloo and NCCL raise where another process has ended.
+# Of the errors that gloo and NCCL raise if another process has ended.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
 PATIENCE = timedelta(days=1)  # process 0 may decode a large folder while the others wait
 

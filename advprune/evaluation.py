@@ -110,7 +110,7 @@ class Evaluation:
         self.right = models.right(model, images, labels)  # [N], of the images themselves
         self.robust = self.right.clone()  # [N]
         # If asked for: of each image the adversarial example that broke it, or the last that it
-        # stood (where right is False, the image itself), and the class that is predicted for it.
+        # stood (if right is False, the image itself), and the class that is predicted for it.
         self.examples: dict[str, Tensor] = {}
         if settings.get("save") or settings.get("pictures"):
             self.examples = {"adversarial": ops.pixels(images[:]).clone(),

@@ -2,8 +2,8 @@
 
     model.safetensors   the weights by the names of their layers
     model.pt2           the network as a program of torch.export, for any batch size
-    model.onnx          the same as ONNX, where the packages onnx and onnxscript are installed
-    robustbench.pt      the weights as RobustBench's network loads them, where it has the network
+    model.onnx          the same as ONNX, if the packages onnx and onnxscript are installed
+    robustbench.pt      the weights as RobustBench's network loads them, if it has the network
     classes.json        the names of the classes, in the order of the logits
     README.md           lines of code that load it, and that make an image what it was trained on
 """
@@ -28,7 +28,7 @@ def write(folder: str | Path, out: str | Path, trust_code: bool = False) -> dict
     """Write the network of the run in `folder` into the new folder `out`; returns the record.
 
     A line on stderr says which file is left out, and why. trust_code is as for advprune.load.
-    Raises UserError where `out` exists, where the run is not finished, and where torch.export
+    Raises UserError if `out` exists, if the run is not finished, and if torch.export
     cannot take its network.
     """
     out = Path(out)
@@ -50,7 +50,7 @@ def write(folder: str | Path, out: str | Path, trust_code: bool = False) -> dict
 def contents(model: nn.Module, network: dict, classes: list[str]) -> dict[str, bytes | str]:
     """The content of each file for this model, in eval mode and of PyTorch's own layers.
 
-    network: what models.build took. Raises UserError where torch.export cannot take the model.
+    network: what models.build took. Raises UserError if torch.export cannot take the model.
     """
     program = exported(model, network)
     buffer = io.BytesIO()
@@ -98,7 +98,7 @@ def as_onnx(program: torch.export.ExportedProgram) -> bytes:
 
 
 def robustbench_state(model: nn.Module, network: dict) -> dict[str, Tensor] | None:
-    """The state dict for RobustBench's network; None where it has no such network."""
+    """The state dict for RobustBench's network; None if it has no such network."""
     name, width = network["name"], network["width"]
     if (name not in PREACT + WIDE or (network["channels"], network["size"]) != (3, 32)
             or (name in PREACT and width not in (None, 64))):

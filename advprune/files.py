@@ -1,7 +1,7 @@
 """Files that appear whole or not at all, and locks.
 
 A file NAME is written as .NAME.part beside itself, and then renamed. What a killed process left is
-overwritten by the next one. Where two processes could write the same file, they hold a lock.
+overwritten by the next one. If two processes could write the same file, they hold a lock.
 """
 import contextlib
 import csv
@@ -79,7 +79,7 @@ def write_figure(path: str | Path, figure: Any) -> None:
 def locked(path: str | Path, what: str = "", wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path`, in a folder that exists, within the block.
 
-    The lock ends with its process, however that ends. Where another process holds it, this one
+    The lock ends with its process, however that ends. If another process holds it, this one
     waits, or raises UserError, which calls it `what`.
     """
     lock = FileLock(path, timeout=-1 if wait else 0)

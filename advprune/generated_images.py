@@ -49,7 +49,7 @@ def open_npz(path: str | Path, shape: Sequence[int], classes: int,
 
 
 def _header(archive, key):
-    """(shape, dtype, length of the header) of an array in an npz; ValueError where it is unfit."""
+    """(shape, dtype, length of the header) of an array in an npz; ValueError if it is unfit."""
     if f"{key}.npy" not in archive.namelist():
         raise ValueError(f"it has no array {key!r}")
     member = archive.getinfo(f"{key}.npy")

@@ -69,13 +69,13 @@ class Guard:
         return sum(event.get("lost", 0) for event in self.collapses)
 
     def keep(self, training: Any) -> None:
-        """Keep this state to roll back to, where the settings want that."""
+        """Keep this state to roll back to, if the settings want that."""
         if self.settings.on_collapse == "rollback" and not self.collapsed:
             self.good = None  # the one before is no part of it
             self.good = copy.deepcopy(training.state())
 
     def watch(self, training: Any) -> str | None:
-        """What to tell the user where the newest check saw a collapse; None otherwise.
+        """What to tell the user if the newest check saw a collapse; None otherwise.
 
         With --on-collapse rollback the training goes back to its last good state, and on from
         there with the attack of config.remedy.
@@ -115,7 +115,7 @@ class Guard:
 
     @property
     def stopped(self) -> str | None:
-        """What to tell the user where a collapse was to stop the run; None otherwise."""
+        """What to tell the user if a collapse was to stop the run; None otherwise."""
         return next((_words(event) for event in self.collapses if event["action"] == "stop"), None)
 
     def state(self) -> dict:
@@ -152,7 +152,7 @@ def _words(event):
 
 
 def collapse(rows: Sequence[dict]) -> str | None:
-    """How the newest row of a log, which has a check, collapsed, in words; None where it did not.
+    """How the newest row of a log, which has a check, collapsed, in words; None if it did not.
 
     A collapse: robust accuracy fell by DROP, or to less than half, since the check before; or it
     is below 0.05 while training accuracy is above 0.6. In each case training accuracy must be far

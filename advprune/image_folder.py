@@ -39,8 +39,8 @@ def open_folder(root: str | Path, part: str, size: int, skip_bad: bool = False,
     with a dot is skipped. Other files are counted on stderr. The images' shorter side is resized
     to `size` and the centre is cut out. They are decoded once, into hidden files in cache_dir
     (None: root). The order is shuffled, the same each time, so that the first N are of all
-    classes; paths [N] are below root/part. Raises UserError where there are no images, where some
-    cannot be used (skip_bad leaves those out instead), and where the decoded files cannot be
+    classes; paths [N] are below root/part. Raises UserError if there are no images, if some
+    cannot be used (skip_bad leaves those out instead), and if the decoded files cannot be
     written.
     """
     folder = Path(root) / part
@@ -114,7 +114,7 @@ def _find(folder):
 
 
 def _index(cache, size):
-    """The content of cache.json; None where it, or the images that it counts, are not whole."""
+    """The content of cache.json; None if it, or the images that it counts, are not whole."""
     try:
         index = json.loads(cache.with_suffix(".json").read_text("utf-8"))
         n = len(index["labels"])
@@ -148,7 +148,7 @@ def _sixteen_bits(image):
 
 
 def _rgb(image):
-    """The image as RGB of 8 bits, upright. ValueError where the range of its values is unknown."""
+    """The image as RGB of 8 bits, upright. ValueError if the range of its values is unknown."""
     sixteen_bits = _sixteen_bits(image)
     image = ImageOps.exif_transpose(image)
     if sixteen_bits:

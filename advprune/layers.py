@@ -130,7 +130,7 @@ class FastBatchNorm2d(nn.BatchNorm2d):
 
 
 def batch_norm_relu(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """relu(norm(x)) of x [B, C, H, W]; by one kernel on a CPU, where x is channels-last.
+    """relu(norm(x)) of x [B, C, H, W]; by one kernel on a CPU, if x is channels-last.
 
     Outputs, gradients and running statistics are those of PyTorch's two layers, within rounding.
     """
@@ -167,8 +167,8 @@ class _BatchNormReLU(torch.autograd.Function):
 class StridedConv2d(nn.Conv2d):
     """nn.Conv2d of 1x1 filters with a stride: it chooses the pixels first, then convolves.
 
-    Of few channels in channels-last, oneDNN's gradient of the filters is wrong and writes beyond
-    its memory on a CPU with AVX2 (its issue 6035, open as of version 3.14).
+    If channels-last images have few channels, oneDNN's gradient of the filters is wrong and writes
+    beyond its memory on a CPU with AVX2 (its issue 6035, open as of version 3.14).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ def plain(model: nn.Module) -> nn.Module:
 
 
 def lay_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
-    """Put the weights into this layout; the strides too, where one input channel fits both."""
+    """Put the weights into this layout; the strides too, if one input channel fits both."""
     model.to(memory_format=layout)
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d) and layer.weight.shape[1] == 1:

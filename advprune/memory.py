@@ -10,7 +10,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def keep_freed() -> None:
-    """From now on freed memory stays with this process, where the C library is glibc.
+    """From now on freed memory stays with this process, if the C library is glibc.
 
     A step of training frees what the next one needs. By default glibc returns large tensors to the
     system, which then has to clear all their pages again (docs/speed.md).
@@ -30,7 +30,7 @@ def exhausted(error: BaseException) -> bool:
 def in_parts(work: Callable[[int, int], None], n: int, size: int, start: int = 0) -> None:
     """Call work(first, end) for items start to n - 1, at most `size` of them at a time.
 
-    Where a part does not fit into memory, it is done again in halves, and so is the rest. Only for
+    If a part does not fit into memory, it is done again in halves, and so is the rest. Only for
     work whose parts do not influence one another. Raises what `work` raises.
     """
     while start < n:

@@ -31,7 +31,7 @@ def epochs(begin: Callable[[Settings], Any], settings: Settings, folder: Path, b
 
     begin: makes a train.Training of settings. folder: where the run will be. began: when the
     minutes began, on the clock of time.monotonic. With several processes it is process 0's number.
-    Raises UserError where the epochs that --epoch needs do not fit.
+    Raises UserError if the epochs that --epoch needs do not fit.
     """
     start, minutes = time.monotonic(), float(settings.minutes)  # type: ignore[arg-type]
     trial = begin(replace(settings, epochs=MOST, on_collapse="off"))
@@ -82,9 +82,9 @@ def _total(rows, name):
 
 
 def score_seconds(trial: Any) -> float:
-    """Seconds of scoring all examples, from the second of two batches; 0 where no network scores.
+    """Seconds of scoring all examples, from the second of two batches; 0 if no network scores.
 
-    The labels are what the network predicts: where it is wrong, DeepFool would have nothing to do.
+    The labels are what the network predicts: if it is wrong, DeepFool would have nothing to do.
     """
     a, dataset = trial.settings, trial.dataset
     if a.epoch is None or a.prune == "random" or trial.observer or trial.scores:

@@ -256,7 +256,7 @@ def build(name: str, channels: int, classes: int = 10, width: int | None = None,
 
     code is the source of a FILE.py:NAME, read from there if None; sha256 belongs to its record
     in a run. mean and std, one value or one for each channel, replace the built-in normalisation.
-    Raises UserError where the network cannot be trained and attacked on such images, or does not
+    Raises UserError if the network cannot be trained and attacked on such images, or does not
     give `classes` logits for each.
     """
     if own_code.is_file(name):
@@ -280,7 +280,7 @@ def build(name: str, channels: int, classes: int = 10, width: int | None = None,
 
 
 def _check_normalisation(name, channels, mean, std):
-    """Raise UserError where --mean and --std are not for this network."""
+    """Raise UserError if --mean and --std are not for this network."""
     if own_code.is_file(name):
         raise UserError("--mean and --std are not for a network of your own; put "
                         "advprune.models.Normalize(mean, std) in front of it in its file")
@@ -366,7 +366,7 @@ def channels_last(model: nn.Module) -> bool:
 def predict(model: nn.Module, images: Tensor, batch_size: int = 200) -> Tensor:
     """The classes [N] that the model, in eval mode, predicts for images [N, C, H, W].
 
-    It is -1 where it predicts none (attacks.predicted). Images are uint8, or floats in [0, 1];
+    It is -1 if it predicts none (attacks.predicted). Images are uint8, or floats in [0, 1];
     for others it raises ValueError.
     """
     classes: list[Tensor] = []
@@ -382,7 +382,7 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 200) -> Tensor:
 def right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Which test images [N, C, H, W] the model, in eval mode, classifies as labels [N].
 
-    Raises UserError where it predicts no class for some, and ValueError for what is no images or
+    Raises UserError if it predicts no class for some, and ValueError for what is no images or
     labels (`predict`, attacks.class_labels).
     """
     labels = class_labels(labels, len(images))

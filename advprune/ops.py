@@ -1,7 +1,7 @@
 """The operators of adversarial training on pruned data; a kernel does each in one pass.
 
 Each operator has its schema in reference.py, and there what it computes. Callers write
-`ops.rs_start(...)`. Where csrc/ has been built, the dispatcher runs its kernel, otherwise the
+`ops.rs_start(...)`. If csrc/ has been built, the dispatcher runs its kernel, otherwise the
 plain-torch reference. ADVPRUNE_KERNELS=0 ignores the build. `ops.KERNELS` says what is in use:
 `reference`, `cpu` or `cpu+cuda`. These two modules need torch and nothing else.
 
@@ -36,7 +36,7 @@ def rs_start(x: Tensor, ids: Tensor, eps: float | Tensor, seed: int, epoch: int,
     numbers, of which the lowest 32 bits count; eps a number from 0 on, or a tensor [], [B] or
     [B, 1, 1, 1], in units of [0, 1] pixels; clip_start keeps the start in [0, 1]. Returns
     contiguous float32 for uint8, else x's own type in x's memory layout. The gradient for x is 1,
-    and 0 where clip_start moved the start to the box. A captured CUDA graph keeps seed and epoch
+    and 0 if clip_start moved the start to the box. A captured CUDA graph keeps seed and epoch
     as they were, so that each replay draws the same noise.
 
     This and the other operators raise TypeError or ValueError for arguments of another type, shape
@@ -88,7 +88,7 @@ def augment(images: Tensor, ids: Tensor, seed: int, epoch: int, pad: int = 0, fl
     Offsets 0 to 2 pad of the crop are equally likely, a flip has probability 1/2; pad is at most
     the images' longer side. A replay of a CUDA graph repeats them: it keeps seed and epoch. No
     graph may capture the first call of this operator or of cross_entropy_scores. rows [B] gives
-    the place of each id's image where images hold only a part of the set. Raises RuntimeError for
+    the place of each id's image if images hold only a part of the set. Raises RuntimeError for
     an id, or with rows a row, outside the images. On a card the kernel makes its image NaN, and a
     later call raises.
     """
@@ -223,7 +223,7 @@ def _check_constant(op, name, value):
 
 
 def _integers(op, name, value, count, x):
-    """An integer vector, of this length where one is given, as contiguous int64."""
+    """An integer vector, of this length if one is given, as contiguous int64."""
     _check_tensor(op, name, value, INTEGERS, "whole numbers, int64 for example")
     count = value.numel() if count is None else count
     if value.dim() != 1 or value.shape[0] != count:
@@ -251,10 +251,10 @@ def _split(op, name, value, x):
 
 
 # --- the gradients, the same with kernels and without
-# A registered gradient would cost each call microseconds, also where nothing needs one.
+# A registered gradient would cost each call microseconds, also if nothing needs one.
 
 class _Start(torch.autograd.Function):
-    """rs_start; its gradient for x is 1, and 0 where clip_start moved the start to the box."""
+    """rs_start; its gradient for x is 1, and 0 if clip_start moved the start to the box."""
 
     generate_vmap_rule = True
 

@@ -7,7 +7,7 @@
     --prune   a function of pruning.py's form
 
 A run keeps a copy of each file (COPIES) and its checksum. Code that came with a run is executed
-only where the caller trusts it.
+only if the caller trusts it.
 """
 import contextlib
 import hashlib
@@ -45,7 +45,7 @@ def resolve(name: str) -> str:
 
 
 def source(name: str, flag: str = "model") -> str:
-    """The source code of FILE.py:NAME. Raises UserError where the file cannot be read."""
+    """The source code of FILE.py:NAME. Raises UserError if the file cannot be read."""
     path = name.rpartition(":")[0]
     try:
         return Path(path).read_text("utf-8")
@@ -66,10 +66,10 @@ def of_run(run: str | Path | None, code: dict, trust_code: bool, flag: str = "mo
 
 
 def source_of_run(run: str | Path, code: dict, trust_code: bool, flag: str) -> str:
-    """The source of a run's own code: the original file, where it is in place and unchanged.
+    """The source of a run's own code: the original file, if it is in place and unchanged.
 
     Otherwise the run's own copy, which is executed only with trust_code: somebody else may have
-    written it. Raises UserError where that is missing, or differs from the recorded checksum.
+    written it. Raises UserError if that is missing, or differs from the recorded checksum.
     """
     path, copy = Path(code["name"].rpartition(":")[0]), Path(run) / COPIES[flag]
     if path.is_absolute() and Path(run).resolve() not in path.resolve().parents:
@@ -96,7 +96,7 @@ def source_of_run(run: str | Path, code: dict, trust_code: bool, flag: str) -> s
 
 
 def loaded(name: str, code: str, flag: str = "model") -> Any:
-    """The function or class NAME of this source code. Raises UserError where the code fails."""
+    """The function or class NAME of this source code. Raises UserError if the code fails."""
     path, _, attribute = name.rpartition(":")
     module = ModuleType(f"advprune_{flag}_{digest(code)[:12]}")
     module.__file__ = path
@@ -127,7 +127,7 @@ def _fails_in_a_sentence(name, flag):
 def construct(name: str, code: str, **given: Any) -> nn.Module:
     """The network NAME of this source code, built with those of the given values that it takes.
 
-    Raises UserError, in one sentence, where the code fails or gives no network.
+    Raises UserError, in one sentence, if the code fails or gives no network.
     """
     path, _, attribute = name.rpartition(":")
     maker = loaded(name, code)

@@ -5,8 +5,8 @@ batch; or a class that sees each batch of the training:
 
     loss          cross-entropy on the RS+FGSM example (Algorithm 1, line 6)
     clean-loss    cross-entropy on the example itself (section 5.1)
-    margin        DeepFool's distance to the decision boundary; 0 where misclassified, the largest
-                  possible distance where no boundary was found
+    margin        DeepFool's distance to the decision boundary; 0 if misclassified, the largest
+                  possible distance if no boundary was found
     running-loss  the loss of each example when it was trained on last (train.py alone)
 
 A rule is a function of (scores, labels, p, seed, epoch) that gives the ids of those that stay; or
@@ -59,7 +59,7 @@ def clean_loss(model: nn.Module, x: Tensor, labels: Tensor, ids: Tensor) -> Tens
 def margin(model: nn.Module, x: Tensor, labels: Tensor, ids: Tensor, *, norm: str,
            classes: int | None) -> Tensor:
     found = attacks.deepfool(model, x, labels, norm, classes=classes)
-    # Where DeepFool did not cross a boundary, its distance is too short: it only says how far it
+    # If DeepFool did not cross a boundary, its distance is too short: it only says how far it
     # went. Such an example counts as the farthest possible. NaN stays NaN.
     return torch.where(found.crossed, found.distance, found.distance.clamp(min=farthest(x, norm)))
 
@@ -141,7 +141,7 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str | Callable = "lo
     write(content), such as checkpoint.State. Use another one for other arguments.
 
     Raises ValueError for an unknown kind, a missing eps, lengths that differ, and what
-    attacks.checked refuses; UserError for scores that are not finite (it says how many), and where
+    attacks.checked refuses; UserError for scores that are not finite (it says how many), and if
     a function of the user's own fails or gives anything but a number for each image.
     """
     function = SCORES.get(kind) if isinstance(kind, str) else kind
@@ -191,7 +191,7 @@ def score(model: nn.Module, images: Any, labels: Any, kind: str | Callable = "lo
 def call(function: Callable, *args: Any, **options: Any) -> Any:
     """What a score or rule gives, with those of the options that it takes.
 
-    Raises UserError, with the line, where a user's function fails.
+    Raises UserError, with the line, if a user's function fails.
     """
     if options:
         takes = inspect.signature(function).parameters
@@ -231,7 +231,7 @@ def numbers(function: Callable, found: Any, n: int) -> Tensor:
 
 
 def finite(function: Callable, scores: Tensor) -> Tensor:
-    """The scores. Raises UserError, which says how many, where some are not finite."""
+    """The scores. Raises UserError, which says how many, if some are not finite."""
     if bad := int((~scores.isfinite()).sum()):
         why = (": the network gives NaN or infinite logits for them"
                if function in SCORES.values() else "")
@@ -284,7 +284,7 @@ def select(scores: Any, how: str, p: float, seed: int = 0, labels: Tensor | None
 def keep(rule: str | Callable, scores: Tensor, labels: Tensor, p: float, *, seed: int = 0,
          epoch: int = 0, class_balanced: bool = False, model: nn.Module | None = None,
          images: Any = None) -> tuple[Tensor, Tensor | None]:
-    """(the sorted ids that stay, their weights in the loss [n], or None where all count alike).
+    """(the sorted ids that stay, their weights in the loss [n], or None if all count alike).
 
     rule: one of STRATEGIES, or a function of (scores [n], labels [n], p, seed, epoch) that gives
     ids, or ids and their weights. It gets model, in eval mode and without gradients, and images,
@@ -324,7 +324,7 @@ def keep(rule: str | Callable, scores: Tensor, labels: Tensor, p: float, *, seed
 
 
 def starved(labels: Tensor, kept: Tensor) -> list[tuple[int, int, int]]:
-    """(class, how many stay, of how many) where a class has under a quarter of its share.
+    """(class, how many stay, of how many) if a class has under a quarter of its share.
 
     labels [n] of all examples, kept: the ids that stay. A class's share of them is its share of
     all.

@@ -2,8 +2,8 @@
 
 A run is a directory that describes itself and is never overwritten:
     config.json         command, settings, checksums of the data, network, commit, versions, device
-    network.py          the source of the network, where --model names a file; score.py and
-                        rule.py, where --score and --prune do
+    network.py          the source of the network, if --model names a file; score.py and
+                        rule.py, if --score and --prune do
     first/              the run of --score-model first: the same, of its own training
     log.csv             one row for each epoch
     scores.npz          scores, labels and kept ids, if it pruned; pruned.png shows them. With
@@ -47,7 +47,7 @@ STATES = ("state.pt", "state.previous.pt")  # the newest, and the one before
 
 
 def read_config(folder: str | Path) -> dict:
-    """The config.json of a run. Raises UserError where it is none, damaged, or of another version.
+    """The config.json of a run. Raises UserError if it is none, damaged, or of another version.
     """
     try:
         content = json.loads((Path(folder) / "config.json").read_text("utf-8"))
@@ -72,7 +72,7 @@ def read_config(folder: str | Path) -> dict:
 
 
 def record(folder: str | Path) -> dict:
-    """The train.json of a run; empty without one. Raises UserError where it is damaged."""
+    """The train.json of a run; empty without one. Raises UserError if it is damaged."""
     try:
         return read_record(Path(folder) / "train.json")
     except FileNotFoundError:
@@ -94,8 +94,8 @@ def finished(path: Path, asked: dict, left: tuple[str, ...] | None = None) -> di
     """The record in the JSON file `path` of a command that has ended; {} before it has.
 
     asked: what the record says if it is of this command. left: patterns of what this command
-    leaves in the folder where it is cut off; None where the folder may hold anything. Raises
-    UserError where the record is damaged or of another command, or where other files are there.
+    leaves in the folder if it is cut off; None if the folder may hold anything. Raises
+    UserError if the record is damaged or of another command, or if other files are there.
     """
     output = path if left is None else path.parent
     if path.exists() or path.is_symlink():
@@ -127,8 +127,8 @@ def write_scores(path: str | Path, scores: Tensor, labels: Tensor, kept: Tensor,
 def read_scores(path: str | Path, labels: Tensor, kind: str | None = None) -> tuple[Tensor, str]:
     """(scores [N], kind) that `write_scores` wrote, for a training set of these labels [N].
 
-    Where a kind is asked for, they must be of that kind; a file that names no kind is accepted.
-    Raises UserError where they are of other labels or of another kind, or not finite.
+    If a kind is asked for, they must be of that kind; a file that names no kind is accepted.
+    Raises UserError if they are of other labels or of another kind, or not finite.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -149,7 +149,7 @@ def read_scores(path: str | Path, labels: Tensor, kind: str | None = None) -> tu
 
 
 def _git(*words):
-    """What git prints, without the last line end; None where it fails."""
+    """What git prints, without the last line end; None if it fails."""
     done = subprocess.run(["git", *words], cwd=CHECKOUT, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
 
@@ -213,8 +213,8 @@ class Run:
     """A run of these settings, within `with`. Process 0 holds its lock and writes into it.
 
     settings None: those of the run at `folder`, which must exist. folder None: a new one below
-    runs/ that names itself. Where the folder is a run of the same settings, `record` has what it
-    wrote if it is finished, and `state` what it continues from. Raises UserError where the folder
+    runs/ that names itself. If the folder is a run of the same settings, `record` has what it
+    wrote if it is finished, and `state` what it continues from. Raises UserError if the folder
     is another run, or something else, or is in use.
     """
 
@@ -231,7 +231,7 @@ class Run:
         self.first = distributed.rank() == 0
 
     def _exists(self):
-        """Whether a run is in the folder; False too where it ended before it wrote anything."""
+        """Whether a run is in the folder; False too if it ended before it wrote anything."""
         if (self.folder / "config.json").exists():
             return True
         if self.folder.is_symlink() or (self.folder.exists() and not (
@@ -277,9 +277,9 @@ class Run:
         return f"{command} continues the run"
 
     def state(self, device: torch.device) -> dict | None:
-        """The state to continue from; None where no epoch has ended yet.
+        """The state to continue from; None if no epoch has ended yet.
 
-        Raises UserError where it is damaged and the one before too.
+        Raises UserError if it is damaged and the one before too.
         """
         damage = None
         for name in STATES if self.config else ():
@@ -337,7 +337,7 @@ class Run:
                        "images/s")
 
     def _try_saving(self, training):
-        """Raise UserError where what is trained could not be written and read again."""
+        """Raise UserError if what is trained could not be written and read again."""
         try:
             if training.observer:
                 checkpoint.loaded(checkpoint.saved(vars(training.observer)))

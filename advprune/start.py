@@ -6,7 +6,7 @@ BEGAN = time.monotonic()  # when the script began
 
 
 def _say_what_is_missing(kind, error, trace):
-    """sys.excepthook; exits with 2 where a package is not installed."""
+    """sys.excepthook; exits with 2 if a package is not installed."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         sys.__excepthook__(kind, error, trace)
         return

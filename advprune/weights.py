@@ -14,7 +14,7 @@ def of_run(folder: str | Path, trust_code: bool = False) -> nn.Module:
     """The finished network of a run's directory.
 
     trust_code allows a network whose code only the run itself still has (own_code.py). Raises
-    UserError where the directory is no finished run, or its weights are not those it wrote.
+    UserError if the directory is no finished run, or its weights are not those it wrote.
     """
     network = run.read_config(folder)["network"]
     model = models.build(**network, code=own_code.of_run(folder, network, trust_code))
@@ -50,10 +50,10 @@ def load(model: nn.Module, path: str | Path, new_head: bool = False) -> nn.Modul
     """Load a state dict (.safetensors, or a torch file of tensors alone) into the model.
 
     Accepts what the field publishes: a bare state dict, or one under any key; names with a common
-    prefix such as `module.`; half precision. Where the file has a normalisation (mean and std, or
+    prefix such as `module.`; half precision. If the file has a normalisation (mean and std, or
     mu and sigma), in the state dict or beside it, it must be the model's. new_head keeps the
-    model's own last layer where the file's has another number of classes, and says so. Raises
-    UserError where the file is unreadable or does not fit.
+    model's own last layer if the file's has another number of classes, and says so. Raises
+    UserError if the file is unreadable or does not fit.
     """
     path, wanted = Path(path), model.state_dict()
     state = _without_prefix(_state_dict(_content(path), path), wanted)
@@ -160,7 +160,7 @@ def _without_prefix(state, wanted):
 def _without_normalisation(state, wanted, ours, path):
     """The state without a normalisation, which is built in here.
 
-    ours: (mean, std) of the model. Raises UserError where the file's differ.
+    ours: (mean, std) of the model. Raises UserError if the file's differ.
     """
     odd = [key for key in state if _last(key) in NORMALISATION and key not in wanted]
     theirs = list(ours)

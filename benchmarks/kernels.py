@@ -4,7 +4,7 @@ Within a row all take turns, round by round: the operator, a copy of its input, 
 fast_adversarial writes it, torch.compile of the same lines, and for the selection torch.topk,
 torch.sort and numpy.argpartition; for the start and the step of channels-last images, the same
 operator on contiguous ones. An alternative's number is the median over rounds of its time
-divided by the operator's. Where the middle 80 % of the rounds have values on both sides of 1, the
+divided by the operator's. If the middle 80 % of the rounds have values on both sides of 1, the
 row says so. GB/s counts what the operator must read and write at least.
 """
 import time
@@ -22,7 +22,7 @@ from benchmarks.timing import sync
 
 EPS, ALPHA = 8 / 255, 10 / 255
 PAD = 4  # of the crop
-ROUNDS = 15  # of a row; fewer, but at least 3, where they take longer than a row may
+ROUNDS = 15  # of a row; fewer, but at least 3, if they take longer than a row may
 AT_LEAST, ROW = 1e-3, 2.5  # seconds: of one reading, and of all rounds of a row
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16,
@@ -223,7 +223,7 @@ OPERATORS = {
 def wanted(args, device):
     """(operator, shape, dtype, layout) of each row that the flags ask for.
 
-    Raises UserError where they leave none.
+    Raises UserError if they leave none.
     """
     rows = []
     for name, operator in OPERATORS.items():

@@ -40,7 +40,7 @@ class Clock:
         self.device, self.seconds, self.calls, self.inside = device, Counter(), Counter(), None
 
     def start(self, name):
-        """Begin a part; False where another one runs already."""
+        """Begin a part; False if another one runs already."""
         if self.inside:
             return False
         sync(self.device)

@@ -70,7 +70,7 @@ def compared(pairs):
 
 
 def commit(folder):
-    """The commit that is checked out there; None where git knows of none."""
+    """The commit that is checked out there; None if git knows of none."""
     done = subprocess.run(["git", "-C", folder, "rev-parse", "--short=12", "HEAD"],
                           capture_output=True, text=True)
     return done.stdout.strip() or None

@@ -44,7 +44,7 @@ class Workers:
     def finished(self) -> list[tuple[Any, Any]]:
         """Wait for work that has been started: (key, its result) of each that is done.
 
-        Raises UserError where a process failed.
+        Raises UserError if a process failed.
         """
         done, pipes = [], connection.wait(list(self.busy))
         pipe: Any

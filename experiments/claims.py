@@ -26,7 +26,7 @@ EQUAL = {MNIST: {0.2: 7, 0.4: 6, 0.6: 5, 0.8: 4},
 
 
 class Claim(NamedTuple):
-    """`terms` summed is above `bound`; or below it, where `below` is set."""
+    """`terms` summed is above `bound`; or below it, if `below` is set."""
 
     source: str  # a section, table or figure of Kaufmann et al. 2022, or in words
     says: str
@@ -68,7 +68,7 @@ def student(values: np.ndarray) -> tuple[float, float]:
 
 
 def with_interval(values: np.ndarray) -> str:
-    """The mean of values [n] and its interval; a dash where they are too few for a verdict."""
+    """The mean of values [n] and its interval; a dash if they are too few for a verdict."""
     if len(values) < LEAST:
         return "—"
     return "{:+.3f} ({:+.3f} to {:+.3f})".format(values.mean(), *student(values))

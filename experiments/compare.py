@@ -8,7 +8,7 @@ evaluation that all the runs have is compared: the same attacks, budget and numb
 From three seeds on, the interval is Student's, over the differences of the pairs. With one or two
 seeds it is about these networks alone: of the images that only one of the two classifies right,
 how many are the first one's (McNemar's test, exact; the interval is the normal one of a difference
-of paired proportions). It says so where a comparison is not fair: where the two have seen another
+of paired proportions). It says so if a comparison is not fair: if the two have seen another
 number of examples, by more than 2 %, or were tested on other images.
 """
 import sys
@@ -41,7 +41,7 @@ def parse(argv):
 
 
 def by_seed(folders):
-    """seed -> what is known of the run with it. Raises UserError where a seed is there twice."""
+    """seed -> what is known of the run with it. Raises UserError if a seed is there twice."""
     found = {}
     for folder in folders:
         config, trained = run.read_config(folder), run.record(folder)
@@ -71,7 +71,7 @@ def evaluations(folder):
 
 
 def common(runs):
-    """The evaluations that all runs have. Raises UserError where there is none."""
+    """The evaluations that all runs have. Raises UserError if there is none."""
     shared = set.intersection(*(set(each["evaluations"]) for each in runs))
     if not shared:
         least = min(runs, key=lambda each: len(each["evaluations"]))
@@ -123,7 +123,7 @@ def verdict(interval):
 
 
 def unequal(one, other, seen, others):
-    """In words, that one has seen more or fewer examples than the other; None where it has not."""
+    """In words, that one has seen more or fewer examples than the other; None if it has not."""
     more = seen / others - 1
     if abs(more) <= UNFAIR:
         return None

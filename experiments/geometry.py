@@ -175,7 +175,7 @@ def kept_of(path, datasets):
 
 
 def check(name, labels):
-    """Raise UserError where density or separation is undefined."""
+    """Raise UserError if density or separation is undefined."""
     if min(counts := torch.bincount(labels)[labels.unique()]) < 2 or len(counts) < 2:
         raise UserError(f"{name} needs two classes or more, and two examples in each")
 

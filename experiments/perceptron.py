@@ -60,7 +60,7 @@ def agreement(w, u, eps=0.0):
 def one_draw(flipped, alpha, rng):
     """(clean, robust) accuracy for each (subset, budget), trained on one draw of alpha D examples.
 
-    The margin of an example is max(y u.x, 0): an ideal margin model's, 0 where the label is wrong.
+    The margin of an example is max(y u.x, 0): an ideal margin model's, 0 if the label is wrong.
     """
     u, x = np.eye(D)[0], rng.standard_normal((alpha * D, D))
     y = np.sign(x @ u) * np.where(rng.random(len(x)) < flipped, -1, 1)

@@ -320,4 +320,4 @@ def test_resuming_with_other_generated_images_is_refused(tmp_path, extra, monkey
         run(tmp_path / "run", "--extra-data", path)
     extra(n=290)
     err = refused(train.main, ["--resume", str(tmp_path / "run")], capsys)
-    assert "with --extra-data is not the data that the run was trained on" in err
+    assert "and --extra-data is not the data that the run was trained on" in err

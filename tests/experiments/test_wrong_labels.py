@@ -75,7 +75,7 @@ def test_a_study_of_wrong_labels_from_nothing_to_the_table():
     studies.read.cache_clear()
     shutil.copy(ROOT / "experiments/oracle.py", ".")
     Path("noisy.toml").write_text(STUDY)
-    table = Path(experiments.main(["study", "noisy.toml"])["table"]).read_text()
+    table = Path(experiments.main(["study", "noisy.toml"])["written"][0]).read_text()
     made, own = np.load("runs/noisy/symmetric-0.4-0.npy"), data.load("digits").labels.numpy()
     share = (made != own)[:100].mean()
     rows = {line.split(" | ")[0].strip("| "): [cell.strip(" |") for cell in line.split(" | ")[-4:]]
@@ -83,7 +83,7 @@ def test_a_study_of_wrong_labels_from_nothing_to_the_table():
     assert rows["arm"][1:] == ["wrong among kept", "precision", "recall"]
     assert rows["all"] == ["200", f"{share:.3f}", "—", "0.000"]
     assert rows["oracle"] == ["160", f"{(share - 0.2) / 0.8:.3f}", "1.000", f"{0.2 / share:.3f}"]
-    assert rows["clean-first"][0] == "210"  # 160, and 100 of one pass where RS+FGSM takes two
+    assert rows["clean-first"][0] == "220"  # 160, and 100 of 3 passes; RS+FGSM takes 5
     record = json.loads(Path("results/noisy/clean-first-0.json").read_text())
     assert record["flags"].startswith("--dataset digits") and record["first_examples"] == 100
     assert record["apgd-ce,apgd-t"]["n"] == 4
