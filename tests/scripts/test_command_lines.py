@@ -224,7 +224,7 @@ def explore(examples, at_least, one_of, judge):
 
 
 def test_command_lines(template, small, tmp_path, capsys):
-    explore(150, 20, COMMANDS, lambda script, words: check(
+    explore(150, 12, COMMANDS, lambda script, words: check(
         script, words, template, tmp_path / "place", capsys))
 
 
