@@ -396,6 +396,9 @@ def score_model(settings, network, code, device, trust_code):
     theirs = run.read_config(path)["network"]
     if odd := [name for name in ("channels", "classes", "size") if theirs[name] != network[name]]:
         raise UserError(f"--score-model {path} was trained on other data: its {odd[0]} differ")
+    if run.record(path).get("collapsed"):
+        distributed.say(f"train.py: {path} collapsed, so its scores say little: the network "
+                        "withstands no attack; train it with --recipe robust")
     return weights.of_run(path, trust_code).to(device)
 
 

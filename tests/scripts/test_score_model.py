@@ -1,5 +1,6 @@
 """--score-model: scores of another network, or of one that is trained first, without an attack."""
 import json
+import shutil
 from pathlib import Path
 
 import killing
@@ -113,6 +114,14 @@ def test_any_score_may_come_from_another_network(trained):
                            eps=a.epsilon, alpha=a.alpha)
     with np.load("run/scores.npz") as file:
         np.testing.assert_allclose(file["scores"], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_network_that_collapsed_is_said(trained, tmp_path, capsys):
+    run = shutil.copytree(trained(), tmp_path / "collapsed")
+    record = json.loads((run / "train.json").read_text())
+    (run / "train.json").write_text(json.dumps({**record, "collapsed": True}))
+    train.main([*FLAGS, "--prune", "high", "--score-model", str(run)])
+    assert f"{run} collapsed, so its scores say little" in capsys.readouterr().err
 
 
 def test_a_rule_may_ask_the_network(trained):
