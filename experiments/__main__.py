@@ -16,7 +16,10 @@ frontier every strategy, and fewer epochs on all data: AutoAttack accuracy again
 toy      section 5.2's distribution and PUMA's perceptron (`toy_model.py`).
 digits, collapse, precision    the built-in digits; how often single-step training collapses, and
          what helps; bfloat16 beside float32.
-noisy-*  studies in files: training labels of which some are wrong, and what finds those.
+authors  Table 1 as its authors' code runs it, and the same with a schedule that completes.
+strategies-digits, strategies-mnist, low-mnist, infobatch-mnist    strategies from the field.
+noisy-*  training labels of which some are wrong, and what finds those.
+robust-cifar10, robust-cifar10-15    recipes for colour images, 8 and 15 epochs.
 headline README's line, random pruning and all data: CIFAR-10 at full width. A GPU, or days.
 gpu      headline, the GPU's tests and benchmarks; each that ends within the budget is a record.
 render   makes what the records in results/ say; it trains nothing.
