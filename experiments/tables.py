@@ -217,7 +217,7 @@ def headline(records: Records) -> str:
     study = records.study("headline", "cifar10")
     command = "`python -m experiments headline`, or `make gpu-records` on a machine with a GPU"
     if not study["rows"]:
-        return f"This line is not yet measured at full size: {command}.\n"
+        return f"The first command of this page is not yet measured at full size: {command}.\n"
     rows = []
     for row in study["rows"]:
         hours = (row["train_seconds"] + row["prune_seconds"]) / 3600
@@ -304,7 +304,7 @@ def results(records: Records) -> str:
                      f"{examples[arm] / examples['full']:.0%}"])
     seeds = record["summary"]["full"]["seeds"]
     return as_table(["training", "clean", "AutoAttack", "examples seen"], rows) + (
-        f"\nDigits, epsilon 0.13, pruned after epoch 3 of 30. Mean ± standard deviation over "
+        f"\nDigits, the paper's recipe, epsilon 0.13, pruned after epoch 3 of 30. Mean ± standard deviation over "
         f"{seeds} seeds; AutoAttack standard on the first {record['n']} test images."
         f"{record['source']}")
 
