@@ -304,9 +304,10 @@ def results(records: Records) -> str:
                      f"{examples[arm] / examples['full']:.0%}"])
     seeds = record["summary"]["full"]["seeds"]
     return as_table(["training", "clean", "AutoAttack", "examples seen"], rows) + (
-        f"\nDigits, the paper's recipe, epsilon 0.13, pruned after epoch 3 of 30. Mean ± standard "
-        f"deviation over {seeds} seeds; AutoAttack standard on the first {record['n']} test images."
-        f"{record['source']}")
+        "\nDigits, the paper's recipe, epsilon 0.13, pruned after epoch 3 of 30. Mean ± standard "
+        f"deviation over {seeds} seeds; AutoAttack standard on the first {record['n']} test "
+        f"images.{record['source']}")
+
 
 
 def puma(records: Records) -> str:
