@@ -23,6 +23,7 @@ from experiments.claims import (
     less,
     measured,
     p_value,
+    student,
     verdict,
     with_interval,
 )
@@ -200,14 +201,19 @@ def wrong_labels(records: Records) -> str:
     """README's sentence: is it worth anything to drop labels that are wrong?"""
     said = []
     for setup, fewer in NOISY.items():
-        rows = records.study(setup, setup)["rows"]
-        clean, robust = (by_seed(rows, less("clean-first", fewer, name))
-                         for name in (CLEAN, ROBUST))
-        if len(clean) >= LEAST:
-            where = SETUP_TITLES[setup].removesuffix(", PGD-20")
-            said.append(f"   On {where}, it gained {with_interval(clean)} of clean accuracy and "
-                        f"{with_interval(robust)} under PGD-20, against fewer epochs at equal "
-                        f"cost ({len(clean)} seeds, 95 % intervals).\n")
+        study = records.study(setup, setup)
+        gains = [by_seed(study["rows"], less("clean-first", fewer, name))
+                 for name in (CLEAN, ROBUST)]
+        if len(gains[0]) < LEAST:
+            continue
+        first, all_data = (study["summary"][arm] for arm in ("clean-first", fewer))
+        of = [f"{first[name]:.2f} {attack} instead of {all_data[name]:.2f} "
+              f"({'{:+.2f} to {:+.2f}'.format(*student(gain))})"
+              for name, attack, gain in zip((CLEAN, ROBUST), ("without an attack", "under PGD-20"),
+                                            gains, strict=True)]
+        said.append(f"   {SETUP_TITLES[setup].removesuffix(', PGD-20')}: accuracy {of[0]} and "
+                    f"{of[1]}, against fewer epochs at equal cost ({len(gains[0])} seeds; 95 % "
+                    "intervals of the difference).\n")
     return "".join(said) or ("   Whether that pays is not yet measured: `python -m experiments "
                              f"{next(iter(NOISY))} --jobs 2`.\n")
 
