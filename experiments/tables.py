@@ -276,8 +276,8 @@ def frontier(records: Records) -> str:
             + f"\nAutoAttack standard on the first {rows[0]['n']} test images.\n"
             if table else "Not yet measured: `python -m experiments frontier --jobs 2`.\n"))
     return "\n".join(text) + (
-        "\nTime is that of training and scoring; all data for all epochs take 1. The pictures "
-        "show the four strategies by loss. Dots are means over seeds, bars standard deviations. "
+        "\nTime is the time of training and scoring, as a share of that of all data for all "
+        "epochs. The pictures show the four strategies by loss. Dots are means over seeds, bars standard deviations. "
         "Margins and PUMA's budgets need a trained network first, which is not counted.\n")
 
 
