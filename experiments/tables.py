@@ -277,7 +277,8 @@ def frontier(records: Records) -> str:
             if table else "Not yet measured: `python -m experiments frontier --jobs 2`.\n"))
     return "\n".join(text) + (
         "\nTime is the time of training and scoring, as a share of that of all data for all "
-        "epochs. The pictures show the four strategies by loss. Dots are means over seeds, bars standard deviations. "
+        "epochs. The pictures show the four strategies by loss. Dots are means over seeds, "
+        "bars standard deviations. "
         "Margins and PUMA's budgets need a trained network first, which is not counted.\n")
 
 
