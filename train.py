@@ -436,9 +436,6 @@ def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False
     """
     if settings.precision == "tf32" and device.type != "cuda":
         raise UserError("--precision tf32 needs a CUDA GPU; use fp32 or bf16 here")
-    if settings.precision == "bf16" and not has_bf16(device) and distributed.rank() == 0:
-        print("train.py: this device has no bfloat16 instructions, so --precision bf16 will be "
-              "slow", file=sys.stderr)
     with distributed.first_process_first():  # process 0 downloads for all
         dataset = data.of_run(settings, data_dir, cache_dir, device)
     n = len(dataset.labels)
@@ -505,6 +502,9 @@ def main(argv=None):
             this.folder if this.config else None, this.state(device),
             partial(minutes.epochs, folder=this.folder, began=began))
         this.begin(training, network, codes, about)
+        if used.precision == "bf16" and not has_bf16(device):
+            distributed.say("train.py: this device has no bfloat16 instructions, so --precision "
+                            "bf16 will be slow")
         if used.score_model == config.FIRST and used.prunes_from(len(training.rows)):
             training.score_model = first_network(training, this, network, codes, about)
         return this.finish(training, train(training, this))
