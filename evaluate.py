@@ -99,13 +99,13 @@ def parse(argv):
         raise UserError("name a run's directory, or --weights FILE with its --dataset")
     for name in vars(args).keys() - {"run", "export", "trust_code"} if args.export else ():
         if getattr(args, name) != parser.get_default(name):
-            raise UserError(f"--export takes a run and attacks nothing; leave out "
-                            f"--{name.replace('_', '-')}")
+            raise UserError("--export takes a run and attacks nothing; leave out "
+                            f"{console.flag(name)}")
     if args.weights and not args.dataset:
         raise UserError("--weights needs --dataset")
     for name in ("dataset", "model", "width", "mean", "std", "image_size", "skip_bad"):
         if args.run and getattr(args, name):
-            raise UserError(f"--{name.replace('_', '-')} is for --weights; a run has it recorded")
+            raise UserError(f"{console.flag(name)} is for --weights; a run has it recorded")
     if args.weights and args.dataset != "folder" and (args.image_size or args.skip_bad):
         raise UserError("--image-size and --skip-bad are for --dataset folder")
     if (args.save or args.pictures) and set(args.attack) == {"clean"}:

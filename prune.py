@@ -33,7 +33,6 @@ Strategies      high, low     drop the highest, or the lowest, scores
 The same command again continues a scoring that was interrupted.
 """
 import csv
-import sys
 import time
 from pathlib import Path
 
@@ -97,7 +96,7 @@ def parse(argv):
     args.score = args.score or ("margin" if args.prune == "puma" else "loss")
     for name in ("margin_norm", "margin_classes"):
         if args.score != "margin" and getattr(args, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} is for --score margin")
+            raise UserError(f"{console.flag(name)} is for --score margin")
     args.margin_norm = args.margin_norm or "linf"
     return args
 
@@ -123,9 +122,7 @@ def main(argv=None):
     named = f"prune-{kind}-{own_code.short(args.prune)}{balanced}-{args.p:g}".replace(".py:", "-")
     out = Path(args.out or f"{args.run}/{named}")
     model = weights.of_run(args.run, args.trust_code).to(device)
-    if run.record(args.run).get("collapsed"):
-        print(f"prune.py: {args.run} collapsed, so its scores say little: the network withstands "
-              "no attack; train it with --recipe robust", file=sys.stderr)
+    run.doubt_scores(args.run)
     how = options(args, used)
     asked = {"weights": weights.fingerprint(model), "score": args.score, "prune": args.prune,
              "p": args.p, "class_balanced": args.class_balanced, **how,

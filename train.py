@@ -396,9 +396,7 @@ def score_model(settings, network, code, device, trust_code):
     theirs = run.read_config(path)["network"]
     if odd := [name for name in ("channels", "classes", "size") if theirs[name] != network[name]]:
         raise UserError(f"--score-model {path} was trained on other data: its {odd[0]} differ")
-    if run.record(path).get("collapsed"):
-        distributed.say(f"train.py: {path} collapsed, so its scores say little: the network "
-                        "withstands no attack; train it with --recipe robust")
+    run.doubt_scores(path)
     return weights.of_run(path, trust_code).to(device)
 
 
@@ -535,14 +533,15 @@ def train(training, this):
 
     right = models.right(training.result, dataset.test_images, dataset.test_labels)
     seconds, images = training.seconds, sum(row["examples"] for row in training.rows) + guard.lost
-    first = (a.first_epochs or 0) * dataset.epoch_size(len(dataset.labels))
+    first = config.first(a)
+    first_examples = dataset.examples_of(first) if first else 0
     return {
         "dataset": a.dataset, "prune": a.prune, "p": a.p, "epoch": a.epoch, "epochs": a.epochs,
         "seed": a.seed, "n_train": len(dataset.labels), "n_kept": len(training.kept),
         "clean_accuracy": right.double().mean().item(), "train_seconds": seconds["train"],
         "prune_seconds": seconds["prune"], "images_per_second": images / seconds["train"],
-        "examples": images + round(first * 3 / a.passes),  # without an attack it is 3 passes
-        "first_examples": first,
+        "examples": images + (round(first_examples * first.passes / a.passes) if first else 0),
+        "first_examples": first_examples,
         "first_seconds": seconds["first"], "n_seen": int(training.seen.sum()),
         "schedule": a.schedule, "progress": training.rows[-1]["progress"],
         "guard_seconds": seconds["guard"],

@@ -419,7 +419,7 @@ def parse(argv: list[str] | None, doc: str | None = None
         return args, settings(args)
     for name in vars(args).keys() - set(PLACES):
         if getattr(args, name) != made.get_default(name):
-            raise UserError(f"--resume keeps the run's settings; leave out {_flag(name)}")
+            raise UserError(f"--resume keeps the run's settings; leave out {console.flag(name)}")
     return args, None
 
 
@@ -431,9 +431,13 @@ def moved(settings: Settings, args: argparse.Namespace) -> Settings:
                    extra_data=paths or settings.extra_data)
 
 
-def first(settings: Settings) -> Settings:
-    """The settings of the run that --score-model first trains: all data, without an attack."""
-    assert settings.first_epochs
+def first(settings: Settings) -> Settings | None:
+    """The settings of the run that --score-model first trains: all data, without an attack.
+
+    None if there is no such run.
+    """
+    if not settings.first_epochs:
+        return None
     return replace(settings, attack="none", loss="cross-entropy", beta=None, minutes=None,
                    epochs=settings.first_epochs, prune="none", p=0.0, epoch=None, every=None,
                    until_epoch=None, score="loss", score_model=None, first_epochs=None)
@@ -528,15 +532,11 @@ def _complete(values, args, chosen):
         values["epoch"] = 0 if elsewhere else PRUNE_EPOCH
 
 
-def _flag(name):
-    return f"--{name.replace('_', '-')}"
-
-
 def _refuse(args, names, why):
     """Raise UserError if one of these flags is given."""
     for name in names:
         if getattr(args, name) is not None and getattr(args, name) is not False:  # 0 is given
-            raise UserError(f"{_flag(name)} {why}")
+            raise UserError(f"{console.flag(name)} {why}")
 
 
 def _check_data(args):

@@ -27,6 +27,11 @@ def script() -> str:
     return path.parent.name if path.name == "__main__.py" else path.name
 
 
+def flag(name: str) -> str:
+    """The flag that gives the setting of this name."""
+    return f"--{name.replace('_', '-')}"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line, and without abbreviations: `--epo` is no `--epochs`."""
 

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advprune import distributed, generated_images, image_files, image_folder, ops
+from advprune import console, distributed, generated_images, image_files, image_folder, ops
 from advprune.config import RECIPES, Settings
 from advprune.errors import UserError
 
@@ -175,8 +175,7 @@ def of_run(settings: Settings, data_dir: str | Path = "data", cache_dir: str | N
 def check(dataset: Dataset, settings: Settings, recorded: dict, parts: Sequence[str],
           data_dir: str) -> None:
     """Raise UserError if parts of a run's data are not those whose checksums it recorded."""
-    flags = [f"--{name.replace('_', '-')}" for name in ("labels", "extra_data")
-             if getattr(settings, name)]
+    flags = [console.flag(name) for name in ("labels", "extra_data") if getattr(settings, name)]
     for part in parts:
         if recorded.get(part) != dataset.checksum(part):
             given = " and ".join([data_dir, *flags] if part == "train" else [data_dir])

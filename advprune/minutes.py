@@ -49,8 +49,8 @@ def epochs(begin: Callable[[Settings], Any], settings: Settings, folder: Path, b
 
     def seconds(count):
         a = replace(trial.settings, epochs=count, on_collapse=settings.on_collapse)
-        first = a.score_model == config.FIRST
-        return of_training(a) + (of_training(config.first(a)) if first else 0)
+        first = config.first(a)
+        return of_training(a) + (of_training(first) if first else 0)
 
     left = 60 * PLANNED * minutes - built - (time.monotonic() - began)
     found = bisect(range(1, MOST + 1), left, key=seconds)

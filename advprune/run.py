@@ -90,6 +90,13 @@ def read_record(path: Path, *keys: str) -> dict:
     return content
 
 
+def doubt_scores(folder: str | Path) -> None:
+    """Say it if the run, whose network is to give scores, collapsed."""
+    if record(folder).get("collapsed"):
+        distributed.say(f"{console.script()}: {folder} collapsed, so its scores say little: the "
+                        "network withstands no attack; train it with --recipe robust")
+
+
 def finished(path: Path, asked: dict, left: tuple[str, ...] | None = None) -> dict:
     """The record in the JSON file `path` of a command that has ended; {} before it has.
 
@@ -225,8 +232,9 @@ class Run:
         if self.named and (settings is None or self._exists()):
             self.config = read_config(self.folder)
             self._compare(settings)
-        self.settings: Settings = (self.config["settings"] if self.config or settings is None
-                                   else settings)
+            settings = self.config["settings"]
+        assert settings  # without any there is a folder
+        self.settings = settings
         self.record = record(self.folder) if self.config else {}
         self.first = distributed.rank() == 0
 

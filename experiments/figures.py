@@ -134,6 +134,7 @@ def study(rows: list[dict], title: str, attack: str = "AutoAttack",
 LOOKS = {"random": (ORANGE, "s"), "high": (BLUE, "o"), "low": (RED, "v"),
          "low+high": (PURPLE, "^")}
 ACCURACIES = {"robust_accuracy": "under AutoAttack", "clean_accuracy": "without attack"}
+FRACTIONS = (0.2, 0.4, 0.6, 0.8)
 LEAST_RANGE = 0.4  # of an axis of accuracies, so that small differences look small
 
 
@@ -169,10 +170,10 @@ def pruning(rows: list[dict], title: str) -> Figure:
     for axes, (name, label) in zip(grid, ACCURACIES.items(), strict=True):
         for place, (how, (color, marker)) in enumerate(LOOKS.items()):
             shift = 0.008 * (place - 1.5)  # so that no bar covers another
-            _line(axes, table, {p + shift: f"{how}-{p}" for p in studies.FRACTIONS}, name,
+            _line(axes, table, {p + shift: f"{how}-{p}" for p in FRACTIONS}, name,
                   marker=marker, color=color, label=how)
         _band(axes, table, name)
-        axes.set(xlabel="fraction dropped, p", title=label, xticks=studies.FRACTIONS)
+        axes.set(xlabel="fraction dropped, p", title=label, xticks=FRACTIONS)
     grid[0].set_ylabel("accuracy")
     _widen(grid[0])
     drawn.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
@@ -257,7 +258,7 @@ def frontier(rows: list[dict], title: str, setup: str) -> Figure:
     drawn, points = figure(4.6), costs(rows)
     axes = drawn.subplots()
     lines = {"fewer epochs": (GREEN, "D", [arm for arm in points if arm.startswith("full")]),
-             **{how: (*look, [f"{how}-{p}" for p in studies.FRACTIONS])
+             **{how: (*look, [f"{how}-{p}" for p in FRACTIONS])
                 for how, look in LOOKS.items()}}
     for name, (color, marker, arms) in lines.items():
         if mine := sorted(points[arm] for arm in arms if arm in points):

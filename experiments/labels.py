@@ -19,16 +19,21 @@ def symmetric(labels, classes, share, seed):
     return noisy
 
 
+def share_of(named):
+    """The share of wrong labels that symmetric-SHARE asks for; None if it is a file's name."""
+    found = re.fullmatch(r"symmetric-(0?\.\d+)", named)
+    return found and float(found[1])
+
+
 def file_of(settings, seed, folder, data_dir):
     """The file of labels that a study's settings mean; symmetric-SHARE is made in the folder."""
     named = settings["labels"]
-    found = re.fullmatch(r"symmetric-(0?\.\d+)", named)
-    if not found:
+    if not (share := share_of(named)):
         return named
 
     def make(path):
         own = data.load(settings["dataset"], data_dir)
-        noisy = symmetric(own.labels.numpy(), len(own.classes), float(found[1]), seed)
+        noisy = symmetric(own.labels.numpy(), len(own.classes), share, seed)
         with open(path, "wb") as file:
             np.save(file, noisy)
 

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from advprune import config, own_code
+from advprune import config, console, own_code
 from advprune.errors import UserError
 from advprune.run import read_record
+from experiments import labels
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,7 +27,6 @@ else:
 
 MARGINS, HALF = "{margins}", "{half}"  # of an arm: filled in for each run
 LEAST = 3  # seeds, for a verdict or a dot of a picture
-FRACTIONS = (0.2, 0.4, 0.6, 0.8)
 
 
 class Setup(NamedTuple):
@@ -113,7 +113,7 @@ def flags(settings: dict[str, Any]) -> list[str]:
     words = []
     for name, value in settings.items():
         if value is not False:
-            words.append(f"--{name.replace('_', '-')}")
+            words.append(console.flag(name))
         if not isinstance(value, bool):
             words.append(str(value))
     return words
@@ -122,14 +122,15 @@ def flags(settings: dict[str, Any]) -> list[str]:
 def resolved(settings: dict[str, Any], file: str) -> dict[str, Any]:
     """The settings, in which FILE.py:NAME and a file of labels lie beside the study's own file."""
     return {name: str(Path(file).parent / value)
-            if isinstance(value, str) and (own_code.is_file(value) or name == "labels")
-            and not value.startswith("symmetric-") else value
+            if isinstance(value, str) and (own_code.is_file(value) or (
+                name == "labels" and not labels.share_of(value))) else value
             for name, value in settings.items()}
 
 
 # --- a study's file
 
 PART = {"seeds": int, "n": int, "first_seed": int}
+PARSER = config.parser()  # one for all arms, because to make it takes a millisecond
 KEYS = {**PART, "setup": dict, "arms": dict, "attack": str, "also": str, "also_n": int,
         "compare": dict, "parts": dict}
 
@@ -186,7 +187,7 @@ def _check_arm(path, arm, shared, settings):
     if settings.get("eps_floor") == HALF:
         settings["eps_floor"] = 0.0
     try:
-        config.parse(flags(resolved(settings, path)))
+        config.settings(PARSER.parse_args(flags(resolved(settings, path))))
     except UserError as error:
         raise UserError(f"{path}: arm {arm}: {error}") from None
 

@@ -19,6 +19,7 @@ from experiments.claims import (
     Claim,
     at_equal_examples,
     by_seed,
+    fewer_epochs,
     holm,
     less,
     measured,
@@ -200,8 +201,8 @@ def of_study(name: str, records: Records) -> str:
 def wrong_labels(records: Records) -> str:
     """README's sentence: is it worth anything to drop labels that are wrong?"""
     said = []
-    for setup, fewer in NOISY.items():
-        study = records.study(setup, setup)
+    for setup in NOISY:
+        study, fewer = records.study(setup, setup), fewer_epochs(setup)
         gains = [by_seed(study["rows"], less("clean-first", fewer, name))
                  for name in (CLEAN, ROBUST)]
         if len(gains[0]) < LEAST:
@@ -215,7 +216,7 @@ def wrong_labels(records: Records) -> str:
                     f"{of[1]}, against fewer epochs at equal cost ({len(gains[0])} seeds; 95 % "
                     "intervals of the difference).\n")
     return "".join(said) or ("   Whether that pays is not yet measured: `python -m experiments "
-                             f"{next(iter(NOISY))} --jobs 2`.\n")
+                             f"{NOISY[0]} --jobs 2`.\n")
 
 
 def headline(records: Records) -> str:
@@ -277,9 +278,9 @@ def frontier(records: Records) -> str:
             if table else "Not yet measured: `python -m experiments frontier --jobs 2`.\n"))
     return "\n".join(text) + (
         "\nTime is the time of training and scoring, as a share of that of all data for all "
-        "epochs. The pictures show the four strategies by loss. Dots are means over seeds, "
-        "bars standard deviations. "
-        "Margins and PUMA's budgets need a trained network first, which is not counted.\n")
+        "epochs. The pictures show the four strategies by loss. Dots are means over seeds, bars "
+        "standard deviations. Margins and PUMA's budgets need a trained network first, which is "
+        "not counted.\n")
 
 
 def figures(records: Records) -> str:
@@ -316,7 +317,6 @@ def results(records: Records) -> str:
         f"images.{record['source']}")
 
 
-
 def puma(records: Records) -> str:
     mnist, cifar = (records.study("puma", name) for name in ("mnist-pgd5", "cifar10-width4"))
     rows = [[name, *(spread(record["summary"][arm], accuracy) for record in (mnist, cifar)
@@ -351,8 +351,7 @@ def collapse(records: Records) -> str:
         f"\nMean ± standard deviation over seeds; PGD-50-10 on the first {record['n']:,} test "
         f"images. Time is the training time of a row's fastest run, divided by that of the first "
         f"row's, on one thread of a shared machine. Guard is the median of its share of the "
-        f"training time."
-        f"{record['source']}")
+        f"training time.{record['source']}")
 
 
 # --- what the kernels are worth

@@ -33,7 +33,8 @@ def test_a_last_batch_of_one_image_with_extra_data(tmp_path):
     loaded = data.load("synthetic", limit=40)
     np.savez(tmp_path / "extra.npz", image=loaded.images[:20, 0].numpy(),
              label=loaded.labels[:20].numpy())
-    train.main([*SMALL, "--limit", "33", "--extra-data", "extra.npz", "--out", "run"])
+    record = train.main([*SMALL, "--limit", "33", "--extra-data", "extra.npz", "--out", "run"])
+    assert record["n_train"] == 33 + 20
 
 
 @pytest.mark.parametrize(("flags", "why"), [
