@@ -85,7 +85,7 @@ class Training:
         codes = codes or {}
         a = self.settings = config.settled(settings, dataset.original)
         self.dataset, self.device, self.scores = dataset, device, scores
-        torch.manual_seed(a.seed)
+        data.seed_all(a.seed)
         torch.set_float32_matmul_precision("high" if a.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = a.precision == "tf32"
         torch.backends.cudnn.benchmark = True
@@ -208,7 +208,7 @@ class Training:
     def epoch(self, epoch, bar):
         """One pass over the kept ids (lines 24-30); appends a row to the log."""
         a, start = self.settings, time.perf_counter()
-        torch.manual_seed(data.mixed_seed(a.seed, epoch, distributed.rank()))  # of dropout, if any
+        data.seed_all(data.mixed_seed(a.seed, epoch, distributed.rank()))  # of dropout, if any
         self.model.train()
         self.seen[self.kept] = True
         sums = torch.zeros(2, device=self.device)  # loss and correct, on adversarial examples
@@ -264,8 +264,10 @@ class Training:
         Returns the scores [N], their kind, and what speaks against this pruning, in sentences.
         """
         a, start = self.settings, time.perf_counter()
-        scores, kind = self.scores or self.score(epoch)
         seed = a.seed if epoch == a.epoch else data.mixed_seed(a.seed, epoch)
+        data.seed_all(seed)  # a user's score and rule may draw; the same in a resumed run
+        scores, kind = self.scores or self.score(epoch)
+        data.seed_all(seed)  # and in each process, whose shares of the scores differ
         self.kept, self.weights = pruning.keep(
             self.rule, scores, self.dataset.labels, a.p, seed=seed, epoch=epoch,
             class_balanced=a.class_balanced, model=self.score_model, images=self.dataset.images)

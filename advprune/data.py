@@ -14,6 +14,7 @@ worker processes: a whole set fits on the device, or its images stay in files (i
 """
 import csv
 import hashlib
+import random
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -245,6 +246,13 @@ def batch_sizes(images: int, batch_size: int, smallest: int = 1) -> list[int]:
 def mixed_seed(*key: int) -> int:
     """A seed of 32 bits for this key of whole numbers."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def seed_all(seed: int) -> None:
+    """Let torch, numpy and random draw by this seed: a user's own code may use any of them."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def shuffled(ids: Tensor, *key: int) -> Tensor:

@@ -14,6 +14,8 @@ import train
 from advprune import config, pruning
 
 MINE = '''
+import random
+import numpy as np
 import torch
 
 def plain(model, images, labels, ids):
@@ -34,6 +36,13 @@ class Losses:
 def weighted(scores, labels, p, seed, epoch):
     ids = scores.argsort()[:len(scores) - round(p * len(scores))]
     return ids, torch.linspace(0.5, 1.5, len(ids))
+
+def unsure(model, images, labels, ids):
+    return model(images + 0.1 * torch.randn_like(images)).softmax(1).max(1).values
+
+def lucky(scores, labels, p, seed, epoch):
+    ids = torch.randperm(len(scores)).numpy()
+    return random.sample(np.random.permutation(ids).tolist(), 100)
 
 def nothing(scores, labels, p, seed, epoch):
     return torch.arange(len(scores)), torch.zeros(len(scores))
@@ -71,6 +80,25 @@ def test_a_score_and_a_rule_train_and_go_on_to_the_same_end(cut_off):
             assert all(np.array_equal(one[key], two[key]) for key in one)
             assert len(one["kept"]) == 140 and one["weights"][one["kept"]].min() >= 0.5
             assert str(one["kind"]) == "mine.py:Losses"
+
+
+def test_what_a_score_and_a_rule_draw_without_a_seed_is_repeated(cut_off, forks, tmp_path):
+    flags = [*FLAGS, "--score", "mine.py:unsure", "--prune", "mine.py:lucky", "--epoch", "1",
+             "--every", "2"]
+    train.main([*flags, "--out", "whole"])
+    with cut_off(3):  # after the second pruning
+        train.main([*flags, "--out", "cut"])
+    with cut_off(4):
+        train.main([*flags, "--out", "cut"])
+    train.main([*flags, "--out", "cut"])
+    assert same("whole", "cut")
+    command = killing.Command(forks, "train", tmp_path / "output", 2)
+    command.wait(command.start(*flags, "--out", str(tmp_path / "two")))
+    for name in ("scores-1.npz", "scores-3.npz"):
+        whole, cut, two = (np.load(f"{run}/{name}") for run in ("whole", "cut", "two"))
+        np.testing.assert_array_equal(whole["scores"], cut["scores"])
+        for other in (cut, two):
+            np.testing.assert_array_equal(whole["kept"], other["kept"])
 
 
 def test_code_that_changed_is_not_run_and_the_runs_own_needs_trust(cut_off, tmp_path, capsys):
