@@ -79,6 +79,7 @@ def test_scale_needs_an_example_that_is_kept():
         benchmark.main(["scale", "--dataset", "digits", "--limit", "2", "--epochs", "2"])
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_this_process():
     code = ("import torch; from benchmarks.scale import peak; cpu = torch.device('cpu'); "
             "print(peak(cpu)); torch.ones(300, 2**18); print(peak(cpu))")  # 300 MiB, freed again

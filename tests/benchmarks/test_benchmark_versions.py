@@ -58,6 +58,7 @@ def test_the_comparison_by_hand():
     assert not versions.compared([*pairs, ((1.0, "d"), (1.0, "e"))])[3]
 
 
+@pytest.mark.slow
 def test_versions_compares_bits(tmp_path, monkeypatch):
     other = tmp_path / "other"
     shutil.copytree(ROOT / "advprune", other / "advprune")
@@ -71,6 +72,7 @@ def test_versions_compares_bits(tmp_path, monkeypatch):
     assert smallest["operator"] == "rs_start" and smallest["ratio"] < 0.5
 
 
+@pytest.mark.slow
 def test_checkouts_that_cannot_be_compared(old, monkeypatch):
     monkeypatch.setattr(versions, "CHECKOUT", old)  # both
     (old / "advprune/ops.py").write_text(

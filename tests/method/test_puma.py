@@ -175,6 +175,7 @@ def test_resuming_after_the_pruning_needs_no_score_file(trained, tmp_path, cut_o
     assert str(np.load("cut/scores.npz")["kind"]) == "margin"  # as the file said
 
 
+@pytest.mark.slow
 def test_two_processes_prune_by_margin_as_one(trained, forks, tmp_path):
     flags = [*FEW, "--prune", "puma", "--epoch", "0", "--score-model", str(trained()),
              "--loss", "trades", "--pgd-steps", "2", "--ema", "0.9"]

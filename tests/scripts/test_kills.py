@@ -18,12 +18,12 @@ HIGH, PUMA = ["--prune", "high", "--epoch", "1"], ["--prune", "puma", "--epoch",
 ROLLBACK = ["--on-collapse", "rollback"]
 FILES = ["config.json", "log.csv", "state.pt", "model.safetensors"]
 KILLS = {  # name -> (flags, processes, kills in the default suite, kills under -m slow)
-    "digits": (DIGITS, 1, 14, 10),
+    "digits": (DIGITS, 1, 8, 10),
     "digits-high": ([*DIGITS, *HIGH], 1, 3, 10),
     "digits-puma": ([*DIGITS, *PUMA], 1, 1, 10),
-    "digits-rollback": ([*DIGITS, *ROLLBACK], 1, 8, 10),
+    "digits-rollback": ([*DIGITS, *ROLLBACK], 1, 4, 10),
     "rollback-past-pruning": ([*DIGITS, *ROLLBACK, *HIGH], 1, 0, 10),
-    "synthetic": (SYNTHETIC, 1, 12, 10),
+    "synthetic": (SYNTHETIC, 1, 4, 10),
     "synthetic-ema": ([*SYNTHETIC, "--ema", "0.9", "--prune", "low+high", "--epoch", "2",
                        "--score", "running-loss"], 1, 0, 10),
     "two": ([*SYNTHETIC, *HIGH], 2, 1, 10),

@@ -92,9 +92,9 @@ def crowded(tmp_path):
 
 
 @pytest.mark.parametrize("kernels", ["0", pytest.param("1", marks=[
-    pytest.mark.slow,  # it compiles the kernels
     pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None,
                        reason="no C++ compiler")])])
+@pytest.mark.slow
 def test_an_installation_is_the_library_alone_and_runs_the_examples(crowded, tmp_path, kernels):
     source, place = tmp_path / "source", tmp_path / "site"
     ignored = shutil.ignore_patterns("_C_*", "__pycache__")

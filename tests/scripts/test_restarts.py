@@ -34,12 +34,10 @@ def process_of_rank(torchrun, rank):
     raise AssertionError("it has no such process")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "rank", "moment"), [
-    ("static", 1, "state.pt"),
-    pytest.param("c10d", 0, "config.json", marks=pytest.mark.slow),
-    pytest.param("static", 0, "config.json", marks=pytest.mark.slow),
-    pytest.param("c10d", 1, "state.pt", marks=pytest.mark.slow),
-])
+    ("static", 1, "state.pt"), ("static", 0, "config.json"), ("c10d", 1, "state.pt"),
+    ("c10d", 0, "config.json")])
 def test_torchrun_restarts_into_the_same_run(whole, tmp_path, backend, rank, moment):
     """`moment`: the file whose appearance is answered by SIGKILL; config.json: the first epoch."""
     port, run = killing.free_port(), tmp_path / "run"
