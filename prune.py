@@ -73,8 +73,9 @@ def parse(argv):
          help="for --score margin: search boundaries to the K - 1 next best classes only (all)")
     flag("--prune", type=config.rule_name, default="high", metavar="RULE",
          help=f"what to drop: {', '.join(config.STRATEGIES)}, or FILE.py:NAME (high)")
-    flag("--p", type=console.fraction, default=config.P,
-         help=f"fraction to drop, 0 <= p < 1 ({config.P})")
+    flag("--p", type=config.fraction, default=config.P,
+         help=f"fraction to drop, 0 <= p < 1 ({config.P}); or {config.AUTO}: as many as have a "
+         "wrong label by the run's network, at most half")
     flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
     flag("--suspects", type=console.positive_int, metavar="N",
          help="print the N examples whose label the network doubts most")
@@ -93,6 +94,8 @@ def parse(argv):
         raise UserError(f"--prune puma drops by margin, not by --score {args.score}")
     if args.class_balanced and own_code.is_file(args.prune):
         raise UserError("--class-balanced is for the built-in rules; yours gets the labels")
+    if args.p == config.AUTO:
+        config.check_auto(args.prune)
     args.score = args.score or ("margin" if args.prune == "puma" else "loss")
     for name in ("margin_norm", "margin_classes"):
         if args.score != "margin" and getattr(args, name) is not None:
@@ -119,7 +122,7 @@ def main(argv=None):
              if own_code.is_file(name := getattr(args, flag))}
     kind = pruning.kind_name(own_code.short(args.score), args.margin_norm)
     balanced = "-balanced" if args.class_balanced else ""
-    named = f"prune-{kind}-{own_code.short(args.prune)}{balanced}-{args.p:g}".replace(".py:", "-")
+    named = f"prune-{kind}-{own_code.short(args.prune)}{balanced}-{args.p}".replace(".py:", "-")
     out = Path(args.out or f"{args.run}/{named}")
     model = weights.of_run(args.run, args.trust_code).to(device)
     run.doubt_scores(args.run)
@@ -174,11 +177,15 @@ def score(args, asked, how, seed, model, dataset, out, codes):
               disable=None if first else True) as bar:
         scores = pruning.score(model, dataset.images, dataset.labels, scorer, **how,
                                batch_size=args.batch_size, bar=bar, state=state)
-    kept, weights = pruning.keep(rule, scores, dataset.labels, args.p, seed=seed,
+    p = args.p
+    if p == config.AUTO:
+        p, found = pruning.auto(model, dataset.images, dataset.labels, batch_size=args.batch_size)
+        distributed.say(f"prune.py: {found}")
+    kept, weights = pruning.keep(rule, scores, dataset.labels, p, seed=seed,
                                  epoch=how.get("epoch", 0), class_balanced=args.class_balanced,
                                  model=model, images=dataset.images)
     losses, predicted = judged(model, dataset, args.batch_size)
-    record = {"source": args.run, "score": args.score, "prune": args.prune, "p": args.p,
+    record = {"source": args.run, "score": args.score, "prune": args.prune, "p": p,
               "n": len(scores), "n_kept": len(kept), "scores_file": str(out / "scores.npz"),
               "seconds": time.perf_counter() - start, "asked": asked}
     if args.score == "margin":
@@ -199,7 +206,7 @@ def score(args, asked, how, seed, model, dataset, out, codes):
                 strict=True))])
         files.write_figure(out / "pruned.png", plots.pruned(
             dataset, scores, kept, lambda images: models.predict(model, images),
-            f"{args.run}: {kind}, {own_code.short(args.prune)}, p = {args.p:g}"))
+            f"{args.run}: {kind}, {own_code.short(args.prune)}, p = {p:g}"))
         files.write_json(out / "prune.json", record)
     state.file.delete()
     return record

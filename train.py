@@ -111,6 +111,7 @@ class Training:
         self.eps = None  # the budget of every example [N], once adapted
         self.seen = torch.zeros(len(dataset.labels), dtype=torch.bool, device=device)
         self.keep_all()
+        self.p = a.p  # what the last pruning dropped, with --p auto
         self.rule, self.scorer = (
             own_code.loaded(getattr(a, flag), codes[flag], flag) if flag in codes else name
             for flag, name in (("prune", config.strategy(a.prune)), ("score", a.score)))
@@ -267,9 +268,13 @@ class Training:
         seed = a.seed if epoch == a.epoch else data.mixed_seed(a.seed, epoch)
         data.seed_all(seed)  # a user's score and rule may draw; the same in a resumed run
         scores, kind = self.scores or self.score(epoch)
+        if a.p == config.AUTO:
+            self.p, found = pruning.auto(self.score_model, self.dataset.images,
+                                         self.dataset.labels)
+            distributed.say(f"train.py: {found}")
         data.seed_all(seed)  # and in each process, whose shares of the scores differ
         self.kept, self.weights = pruning.keep(
-            self.rule, scores, self.dataset.labels, a.p, seed=seed, epoch=epoch,
+            self.rule, scores, self.dataset.labels, self.p, seed=seed, epoch=epoch,
             class_balanced=a.class_balanced, model=self.score_model, images=self.dataset.images)
         if len(self.kept) < self.smallest:
             raise UserError(f"{own_code.short(a.prune)} keeps {len(self.kept)} examples; a batch "
@@ -346,7 +351,7 @@ class Training:
     def state(self):
         return {"model": self.model.state_dict(), "opt": self.opt.state_dict(), "eps": self.eps,
                 "average": self.average.state_dict() if self.average else None,
-                "kept": self.kept, "weights": self.weights, "seen": self.seen,
+                "kept": self.kept, "p": self.p, "weights": self.weights, "seen": self.seen,
                 "observer": vars(self.observer) if self.observer else None, "rows": self.rows,
                 "seconds": self.seconds, "attack": self.attack, "guard": self.guard.state()}
 
@@ -354,7 +359,8 @@ class Training:
         """Go back to a state that `state` gave."""
         self.model.load_state_dict(state["model"])
         self.opt.load_state_dict(state["opt"])
-        self.kept, self.weights, self.seen = state["kept"], state["weights"], state["seen"]
+        self.kept, self.p = state["kept"], state["p"]
+        self.weights, self.seen = state["weights"], state["seen"]
         if self.observer:
             vars(self.observer).update(state["observer"])
         self.rows = state["rows"]
@@ -372,7 +378,7 @@ def smallest_batch(settings, dataset, model):
     kinds = torch.nn.modules.batchnorm._BatchNorm
     norms = any(isinstance(layer, kinds) for layer in model.modules())
     n, smallest = len(dataset.labels), (1 + norms) * distributed.world()
-    left = dataset.epoch_size(n - round(settings.p * n))
+    left = dataset.epoch_size(n - round(settings.fraction(pruning.HALF) * n))
     if min(settings.batch_size, left) < smallest:
         few = min((settings.batch_size, "a batch"), (left, "an epoch"))
         who = (f"{settings.model} has batch normalisation, which needs" if norms
@@ -439,7 +445,7 @@ def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False
     with distributed.first_process_first():  # process 0 downloads for all
         dataset = data.of_run(settings, data_dir, cache_dir, device)
     n = len(dataset.labels)
-    if round(settings.p * n) == n:
+    if round(settings.fraction(0) * n) == n:
         raise UserError(f"--p {settings.p} leaves none of the {n} examples")
     if folder:
         of_run = run.read_config(folder)
@@ -538,8 +544,9 @@ def train(training, this):
     first = config.first(a)
     first_examples = dataset.examples_of(first) if first else 0
     return {
-        "dataset": a.dataset, "prune": a.prune, "p": a.p, "epoch": a.epoch, "epochs": a.epochs,
-        "seed": a.seed, "n_train": len(dataset.labels), "n_kept": len(training.kept),
+        "dataset": a.dataset, "prune": a.prune, "p": training.p, "epoch": a.epoch,
+        "epochs": a.epochs, "seed": a.seed, "n_train": len(dataset.labels),
+        "n_kept": len(training.kept),
         "clean_accuracy": right.double().mean().item(), "train_seconds": seconds["train"],
         "prune_seconds": seconds["prune"], "images_per_second": images / seconds["train"],
         "examples": images + (round(first_examples * first.passes / a.passes) if first else 0),

@@ -38,7 +38,7 @@ class Settings:
     on_collapse: str
 
     prune: str
-    p: float  # the fraction to drop
+    p: float | str  # the fraction to drop, or AUTO
     epoch: int | None  # full epochs before pruning
     every: int | None  # prune again, from all data, after so many epochs
     until_epoch: int | None  # from here on, train on all data again
@@ -83,6 +83,10 @@ class Settings:
     def adapt_eps(self) -> bool:
         """Whether pruning also gives each example a budget of its own."""
         return self.prune == "puma"
+
+    def fraction(self, unknown: float) -> float:
+        """The fraction to drop; `unknown` if only the pruning itself finds it."""
+        return unknown if self.p == AUTO else float(self.p)
 
     def pruned_in(self, epoch: int) -> bool:
         """Whether this epoch is trained on what pruning kept."""
@@ -179,6 +183,7 @@ AUTHORS: dict[str, Recipe] = {
     "fashion-mnist": {**CLEAN_LOSS, "model": "resnet18", "epsilon": 0.3}}
 BETA, EXTRA_FRACTION = 5.0, 0.7  # TRADES' and Wang et al.'s
 P, PRUNE_EPOCH = 0.4, 3
+AUTO = "auto"  # --p: as many as look wrongly labelled (pruning.wrong_share)
 FIRST, FIRST_EPOCHS = "first", 5  # --score-model first
 
 
@@ -230,6 +235,11 @@ PLACES = ("resume", "data_dir", "cache_dir", "labels", "extra_data", "device", "
 def strategy(prune: str) -> str:
     """The strategy of pruning.select that --prune stands for: PUMA drops the highest margins."""
     return "high" if prune == "puma" else prune
+
+
+def fraction(text: str) -> float | str:
+    """An argparse type: a fraction to drop, or AUTO."""
+    return text if text == AUTO else console.fraction(text)
 
 
 def model_name(text: str) -> str:
@@ -296,7 +306,8 @@ def _pruning_flags(flag: Callable) -> None:
     flag("--prune", type=rule_name, metavar="RULE", help="what to drop: "
          f"{', '.join(STRATEGIES)} (high drops the highest scores; see prune.py), or a rule of "
          "your own as FILE.py:NAME (none)")
-    flag("--p", type=console.fraction, help=f"fraction to drop, 0 <= p < 1 ({P})")
+    flag("--p", type=fraction, help=f"fraction to drop, 0 <= p < 1 ({P}); or {AUTO}: as many as "
+         "have a wrong label by the network of --score-model, at most half")
     flag("--epoch", type=console.number(int, 0), help="full epochs before pruning "
          f"({PRUNE_EPOCH}, or 0 with --scores or --score-model)")
     flag("--every", type=console.positive_int, metavar="N", help="prune again, from all data and "
@@ -575,6 +586,11 @@ def _check_pruning(args):
     if args.prune in (None, "none"):
         _refuse(args, ("p", "class_balanced", "epoch", "every", "until_epoch"),
                 "has no effect without --prune")
+    if args.p == AUTO:
+        check_auto(args.prune)
+        if not args.score_model:
+            raise UserError("--p auto needs --score-model, such as first: to a network that is "
+                            "trained under attack, hard examples look wrong too")
     if args.prune in (None, "none", "random"):
         _refuse(args, ("score", "score_augmented", "scores", "score_model", *MARGIN),
                 f"has no effect with --prune {args.prune or 'none'}; leave it out")
@@ -588,3 +604,10 @@ def _check_pruning(args):
         _refuse(args, ADAPT, "applies only with --prune puma")
     if args.scores or not (args.score == "margin" or args.prune == "puma"):
         _refuse(args, MARGIN, "applies only with --score margin, and not with --scores")
+
+
+def check_auto(prune: str | None) -> None:
+    """Raise UserError unless --p auto makes sense with this --prune."""
+    if prune != "high" and not own_code.is_file(prune or ""):
+        raise UserError(f"--p auto is for --prune high, which drops what looks wrong, not for "
+                        f"--prune {prune or 'none'}")

@@ -89,11 +89,11 @@ class Dataset:
         """
         return max(1, round(self.original * kept / len(self.labels)))
 
-    def examples_of(self, settings: Settings) -> int:
-        """How many images a run of these settings visits."""
+    def examples_of(self, settings: Settings, unknown: float = 0.0) -> int:
+        """How many images a run of these settings visits; unknown: see Settings.fraction."""
         n, epochs = len(self.labels), settings.epochs
         pruned = sum(map(settings.pruned_in, range(epochs)))
-        left = self.epoch_size(n - round(settings.p * n))
+        left = self.epoch_size(n - round(settings.fraction(unknown) * n))
         return (epochs - pruned) * self.epoch_size(n) + pruned * left
 
     def batches(self, kept: Tensor, batch_size: int, seed: int, epoch: int,

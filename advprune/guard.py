@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from advprune import attacks, config, data, distributed, memory, models, ops
+from advprune import attacks, config, data, distributed, memory, models, ops, pruning
 
 STEPS = 10
 CHECK = 2 * STEPS + 2  # passes of a check through the network, of one example
@@ -26,7 +26,7 @@ class Guard:
 
     def __init__(self, settings: config.Settings, dataset: data.Dataset) -> None:
         n = len(dataset.labels)
-        epoch = dataset.epoch_size(n - round(settings.p * n))
+        epoch = dataset.epoch_size(n - round(settings.fraction(pruning.HALF) * n))
         # Fewer than a batch would not be faster on a GPU, and fewer than LEAST say too little.
         self.size = min(n, MOST, max(LEAST, settings.batch_size, epoch // 250))
         self.due = due(settings, dataset, self.size)
@@ -136,7 +136,8 @@ def due(settings: config.Settings, dataset: data.Dataset, size: int) -> set[int]
     a = settings
     if a.on_collapse == "off":
         return set()
-    checks = int(SHARE * dataset.examples_of(a) * a.passes / (size * CHECK))
+    images = dataset.examples_of(a, unknown=pruning.HALF)
+    checks = int(SHARE * images * a.passes / (size * CHECK))
     before = {a.epoch} if a.epoch and checks > 1 else set()
     even = min(a.epochs, checks - len(before))
     return before | {a.epochs * (i + 1) // even for i in range(even)}

@@ -39,7 +39,7 @@ from advprune.config import Settings
 from advprune.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-FORMAT = 3  # of config.json and state.pt; a run of another one is refused
+FORMAT = 4  # of config.json and state.pt; a run of another one is refused
 STATES = ("state.pt", "state.previous.pt")  # the newest, and the one before
 
 
@@ -377,7 +377,7 @@ class Run:
         a = self.settings
         how = "trades" if a.loss == "trades" else a.attack
         rule = own_code.short(a.prune).replace(".py:", "-")
-        pruned = f"-{rule}-p{a.p:g}-e{a.epoch}" if a.prune != "none" else ""
+        pruned = f"-{rule}-p{a.p}-e{a.epoch}" if a.prune != "none" else ""
         return f"{a.dataset}-{how}{pruned}-s{a.seed}"
 
     def pruned(self, training: Any, epoch: int, scores: Tensor, kind: str, doubts: list[str]
@@ -394,8 +394,8 @@ class Run:
             write_scores(self.folder / f"{name}.npz", scores, dataset.labels, kept, kind,
                          training.weights)
         if not a.prunes_from(epoch + 1):
-            self._draw(training, scores, kind, f"{a.dataset}: {rule} by {kind}, p = {a.p:g}, "
-                       f"epoch {epoch}")
+            self._draw(training, scores, kind, f"{a.dataset}: {rule} by {kind}, "
+                       f"p = {training.p:g}, epoch {epoch}")
         own = training.score_model is training.result and not a.scores
         if training.guard.collapsed and own and kind not in ("random", "clean-loss"):
             doubts = [*doubts, "these scores say little, because the network has collapsed: it "

@@ -44,8 +44,8 @@ three seeds on it has Student's 95 % interval, and a verdict that holds for all 
 table together (Holm's correction).
 
 labels = "symmetric-0.4" makes 40 % of the training labels wrong: any other class, by the seed.
-With `labels`, the table has the share of wrong ones among those kept, and precision and recall of
-what was dropped.
+With `labels`, the table has the share that was dropped, the share of wrong ones among those kept,
+and precision and recall of what was dropped.
 
 In an arm, `scores = "{margins}"` stands for the margins under this seed's run of the arm `full`,
 and `eps_floor = "{half}"` for half of the data set's budget.
@@ -111,7 +111,8 @@ def tables(study, rows):
         *(wrong_labels(rows, arm) if noisy else [])]
         for arm, row in studies.summary(rows).items()]
     text = as_table(["arm", "seeds", "clean", attack, *(["worst class"] if by_class else []),
-                     "examples", *(["wrong among kept", "precision", "recall"] if noisy else [])],
+                     "examples", *(["dropped", "wrong among kept", "precision", "recall"]
+                                     if noisy else [])],
                     arms)
     pairs, robust = [], []
     for one, other in compared(study, rows):
@@ -146,10 +147,11 @@ def worst(rows, arm):
 
 
 def wrong_labels(rows, arm):
-    """The share of wrong labels among those kept; precision and recall of what was dropped."""
+    """The share dropped, that of wrong labels among those kept; precision and recall."""
     kept, dropped = ({name: sum(row["wrong"][part][name] for row in rows if row["arm"] == arm)
                       for name in ("labels", "wrong")} for part in ("kept", "dropped"))
     return [f"{some / all:.3f}" if all else "—" for some, all in (
+        (dropped["labels"], kept["labels"] + dropped["labels"]),
         (kept["wrong"], kept["labels"]), (dropped["wrong"], dropped["labels"]),
         (dropped["wrong"], kept["wrong"] + dropped["wrong"]))]
 

@@ -78,11 +78,12 @@ def test_a_study_of_wrong_labels_from_nothing_to_the_table():
     table = Path(experiments.main(["study", "noisy.toml"])["written"][0]).read_text()
     made, own = np.load("runs/noisy/symmetric-0.4-0.npy"), data.load("digits").labels.numpy()
     share = (made != own)[:100].mean()
-    rows = {line.split(" | ")[0].strip("| "): [cell.strip(" |") for cell in line.split(" | ")[-4:]]
+    rows = {line.split(" | ")[0].strip("| "): [cell.strip(" |") for cell in line.split(" | ")[-5:]]
             for line in table.splitlines()}
-    assert rows["arm"][1:] == ["wrong among kept", "precision", "recall"]
-    assert rows["all"] == ["200", f"{share:.3f}", "—", "0.000"]
-    assert rows["oracle"] == ["160", f"{(share - 0.2) / 0.8:.3f}", "1.000", f"{0.2 / share:.3f}"]
+    assert rows["arm"][1:] == ["dropped", "wrong among kept", "precision", "recall"]
+    assert rows["all"] == ["200", "0.000", f"{share:.3f}", "—", "0.000"]
+    assert rows["oracle"] == ["160", "0.200", f"{(share - 0.2) / 0.8:.3f}", "1.000",
+                              f"{0.2 / share:.3f}"]
     assert rows["clean-first"][0] == "220"  # 160, and 100 of 3 passes; RS+FGSM takes 5
     record = json.loads(Path("results/noisy/clean-first-0.json").read_text())
     assert record["flags"].startswith("--dataset digits") and record["first_examples"] == 100

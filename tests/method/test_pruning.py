@@ -55,6 +55,35 @@ def test_every_strategy_keeps_the_exact_number_sorted(how, balanced):
             assert (lost - p * labels.bincount()).abs().max() <= 1
 
 
+class Known(torch.nn.Module):
+    """A network that gives image i, whose one value is i/8, these probabilities [N, K]."""
+
+    def __init__(self, probabilities):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor(probabilities).log())
+
+    def forward(self, x):
+        return self.logits[(8 * x[:, 0, 0, 0]).round().long()]
+
+
+def test_the_share_of_wrong_labels_worked_case():
+    """On average label 0 gets 0.6 and label 1 gets 0.7. Image 3 looks like 1, image 7 like 0.
+
+    Image 2 gives neither enough. So 1 of 3 of the four labels 0, and 1 of 4 labels 1.
+    """
+    network = Known([[0.9, 0.1], [0.9, 0.1], [0.5, 0.5], [0.1, 0.9],
+                     [0.1, 0.9], [0.1, 0.9], [0.1, 0.9], [0.9, 0.1]])
+    images, labels = torch.arange(8).reshape(8, 1, 1, 1) / 8, torch.tensor([0] * 4 + [1] * 4)
+    share = pruning.wrong_share(network, images, labels)
+    assert share == pytest.approx((4 / 3 + 4 / 4) / 8, abs=1e-6)
+    assert pruning.auto(network, images, labels) == (
+        pytest.approx(share), "--p auto: 29.2% of the labels look wrong, so p = 0.292")
+    p, said = pruning.auto(network, images, 1 - labels)
+    assert p == 0.5 and said.endswith("so p = 0.500; 50% is the most")
+    p, said = pruning.auto(network, images[:2], labels[:2])
+    assert p == 0 and said.endswith("so p = 0.000; less than 5% counts as none")
+
+
 def test_tails_are_disjoint_and_make_up_the_rest():
     ids = set(range(len(SCORES)))
     high, low = (ids - set(pruning.select(SCORES, how, 0.2).tolist()) for how in ("high", "low"))

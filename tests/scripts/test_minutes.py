@@ -61,12 +61,16 @@ def test_the_number_is_kept(three, monkeypatch, cut_off, capsys, how):
     ([], False, 5),  # 100 + 101 E is 605, and the next one 706
     (["--prune", "random", *PRUNED], False, 9),  # 150 + 51 E is 609, and the next one 660
     (["--prune", "high", *PRUNED], False, 8),  # 60 more: 618 and 669
+    (["--prune", "own.py:rule", *PRUNED], False, 5),  # it may keep all
+    (["--prune", "high", "--p", "auto", "--score-model", "first", "--first-epochs", "1"], False,
+     2),  # the first training 161 s, then 200 + 101 E: 563, and the next one 664
     ([], True, 2)])  # 100 + 241.8 E is 583.6, and the next one 825.4
 def test_what_fits_is_counted(monkeypatch, tmp_path, flags, checks, wanted):
     """Of 11.3 minutes 644 s are planned, less the seconds that this test has taken."""
     for name, seconds in (("update", 1.0), ("save", 1.0), ("score", 60.0 * ("high" in flags))):
         monkeypatch.setattr(minutes, f"{name}_seconds", lambda *_, seconds=seconds: seconds)
     monkeypatch.setattr(guard, "due", lambda a, *_: set(range(a.epochs * checks)))
+    (tmp_path / "own.py").write_text("def rule(*_): return [0, 1]")
     settings = config.parse([*SMALL, *flags, "--minutes", "11.3"])[1]
     fit = partial(minutes.epochs, folder=tmp_path / "run", began=time.monotonic())
     training = train.prepared(settings, torch.device("cpu"), fit=fit)[0]

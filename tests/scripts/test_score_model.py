@@ -12,6 +12,7 @@ from conftest import refused, weights
 import prune
 import train
 from advprune import config, data, pruning
+from experiments.labels import symmetric
 
 FLAGS = ["--dataset", "synthetic", "--limit", "200", "--epochs", "3", "--width", "2"]
 FIRST = [*FLAGS, "--prune", "high", "--p", "0.25", "--score-model", "first"]
@@ -104,6 +105,25 @@ def test_first_trains_the_networks_code_that_the_run_began_with(cut_off, capsys)
     assert equal("cut", "whole") and equal("cut/first", "whole/first")
 
 
+@pytest.mark.parametrize(("share", "tolerance"), [(0.3, 0.07), (0.0, 0.0)])
+def test_p_auto_drops_as_many_as_look_wrong(share, tolerance, cut_off, tmp_path, capsys):
+    own = data.load("digits").labels.numpy()
+    np.save("labels.npy", symmetric(own, 10, share, seed=0))
+    flags = ["--dataset", "digits", "--epochs", "4", "--labels", "labels.npy", "--prune", "high",
+             "--p", "auto", "--score-model", "first"]
+    record = train.main([*flags, "--out", "whole"])
+    assert abs(record["p"] - share) <= tolerance
+    assert record["n_kept"] == len(own) - round(record["p"] * len(own))
+    said = capsys.readouterr().err
+    assert f"so p = {record['p']:.3f}" in said and ("counts as none" in said) == (share == 0)
+    with cut_off(1):
+        train.main([*flags, "--out", "cut"])
+    assert train.main([*flags, "--out", "cut"])["p"] == record["p"]
+    assert equal("cut", "whole")
+    again = prune.main(["whole/first", "--score", "clean-loss", "--p", "auto"])
+    assert (again["p"], again["n_kept"]) == (record["p"], record["n_kept"])
+
+
 def test_any_score_may_come_from_another_network(trained):
     train.main([*FLAGS, "--prune", "high", "--p", "0.25", "--score-model", str(trained()),
                 "--out", "run"])
@@ -150,6 +170,10 @@ def wrong(scores, labels, p, seed, epoch, *, model, images):
     (["--prune", "high", "--score-model", "first", "--score", "running-loss"], "running-loss"),
     (["--prune", "high", "--score-model", "first", "--score", "own.py:Seen"], "own.py:Seen"),
     (["--prune", "high", "--score-model", "gone"], "gone"),
+    (["--prune", "high", "--p", "auto"], "--score-model"),
+    (["--p", "auto"], "--p has no effect"),
+    (["--prune", "low", "--p", "auto", "--score-model", "first"], "not for --prune low"),
+    (["--prune", "high", "--p", "1.5"], "below 1"),
     (["--prune", "high", "--score-model", "first", "--first-epochs", "0"], "at least 1"),
 ])
 def test_what_makes_no_sense_is_refused(flags, words, capsys):
