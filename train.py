@@ -136,12 +136,14 @@ class Training:
         if not (hasattr(maker, "see") and hasattr(maker, "scores")):
             raise UserError(f"--score: {maker.__name__} must be a function, or a class with the "
                             "methods see and scores")
+        name = f"--score {own_code.short(a.score)}"
         if a.score_model:
-            raise UserError(f"--score {own_code.short(a.score)} is of the network in training; "
-                            "leave out --score-model")
+            raise UserError(f"{name} is of the network in training; leave out --score-model")
+        if a.epoch == 0:
+            raise UserError(f"{name} needs an epoch of training first: --epoch 1 or more")
         if self.dataset.original < n:
             raise UserError("with --extra-data an epoch does not visit every example, so there is "
-                            f"no --score {own_code.short(a.score)}")
+                            f"no {name}")
         with self.device:
             return pruning.call(maker, n)
 

@@ -476,11 +476,6 @@ def settings(args: argparse.Namespace) -> Settings:
     if made.adapt_eps and (made.attack == "none" or made.epsilon == 0):
         raise UserError("--prune puma needs an attack with a budget, not --attack none or "
                         "--epsilon 0")
-    if made.score == "running-loss" and made.score_model:
-        raise UserError("--score running-loss is of the network in training; leave out "
-                        "--score-model")
-    if made.score == "running-loss" and made.epoch == 0 and not made.scores:
-        raise UserError("--score running-loss needs an epoch of training first: --epoch 1 or more")
     return made
 
 
@@ -555,9 +550,6 @@ def _check_data(args):
         _refuse(args, ("image_size", "skip_bad"), "is for --dataset folder")
     if not args.extra_data:
         _refuse(args, ("extra_fraction",), "has no effect without --extra-data")
-    elif args.score == "running-loss":
-        raise UserError("with --extra-data an epoch does not visit every example, so there is no "
-                        "--score running-loss; use --score loss")
 
 
 def _check_training(args, chosen):

@@ -255,9 +255,10 @@ def test_bad_npz_is_one_sentence_and_writes_nothing(tmp_path, capsys, what):
 @pytest.mark.parametrize(("flags", "word"), [
     (["--extra-fraction", "0.5"], "--extra-data"), (["--skip-bad"], "folder"),
     (["--image-size", "32"], "folder"), (["--extra-data", "x", "--extra-fraction", "0"], "above"),
-    (["--extra-data", "x", "--prune", "high", "--score", "running-loss"], "running-loss"),
+    (["--extra-data", "x.npz", "--prune", "high", "--score", "running-loss"], "running-loss"),
 ])
-def test_flags_that_would_do_nothing_are_refused(capsys, flags, word):
+def test_flags_that_would_do_nothing_are_refused(capsys, extra, flags, word):
+    extra("x.npz", 20)
     assert word in refused(train.main, ["--dataset", "synthetic", *flags], capsys)
 
 

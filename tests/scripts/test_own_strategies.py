@@ -183,8 +183,9 @@ def test_a_rule_that_writes_into_its_arguments_changes_nothing():
     ("--score", SCORE + "images.sum((1, 2, 3)) / 0 * 0", "200 of the 200 bad scores are not"),
     ("--score", SCORE + "labels / (1 / 0)", r"bad failed with ZeroDivisionError: .*line 1 of .*"),
     ("--score", "class bad:\n    def __init__(self, n): pass", "with the methods see and scores"),
+    ("--score", "class bad:\n    see = scores = len", "bad needs an epoch of training first"),
     ("--score", "import numpy\nclass bad:\n    see = scores = len\n"
-     "    def __init__(self, n): self.losses = numpy.zeros(n)",
+     "    def __init__(self, n): self.losses = numpy.zeros(n)  # epoch 1",
      "own.py:bad keeps what cannot be saved"),
     ("--score", "import torch\n" + SCORE + "torch.autograd.grad(model(images).sum(), images)",
      "line 2 of .*own.py"),
@@ -200,7 +201,8 @@ def test_a_rule_that_writes_into_its_arguments_changes_nothing():
 ])
 def test_bad_functions_are_one_sentence(flag, code, words, tmp_path, capsys):
     (tmp_path / "own.py").write_text(code + "\n")
-    flags = [*FLAGS, "--epoch", "0", "--out", "run", flag, "own.py:bad"]
+    epoch = "1" if "epoch 1" in code else "0"
+    flags = [*FLAGS, "--epoch", epoch, "--out", "run", flag, "own.py:bad"]
     flags += ["--prune", "high"] if flag == "--score" else []
     capsys.readouterr()
     with pytest.raises(train.UserError, match=words):
