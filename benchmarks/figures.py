@@ -65,7 +65,7 @@ def scale(record):
         left.annotate(f"p = {row['p']:g}", (row["examples"], row["seconds"]), fontsize=8,
                       xytext=(-6, 4), textcoords="offset points", ha="right")
     left.set(xlabel="training examples seen", ylabel="seconds", xlim=(0, None), ylim=(0, None),
-             title=f"time of training: {record['dataset']}, {record['epochs']} epochs")
+             title=f"Time of training: {record['dataset']}, {record['epochs']} epochs")
     left.legend(loc="upper left")
     for axes in (left, right):
         axes.locator_params(axis="x", nbins=4)
@@ -76,6 +76,6 @@ def scale(record):
                label="before it reads data")
     right.plot(n, [row["data"] for row in memory], "^-", ms=4, color=ORANGE, label="the data set")
     right.set(xlabel="training examples", ylabel="MiB", xlim=(0, None), ylim=(0, None),
-              title="memory")
+              title="Memory")
     right.legend()
     return drawn

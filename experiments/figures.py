@@ -37,13 +37,13 @@ def perceptron(record: dict) -> Figure:
     """
     shares = sorted({row["flipped"] for row in record["rows"]})
     drawn = figure(4.2)
-    drawn.suptitle("Adapted budgets repair the hard half, unless labels are wrong",
+    drawn.suptitle("Toy model: small budgets make hard data useful, unless labels are wrong",
                    fontsize="large")
     grid = drawn.subplots(1, 2, sharey=True)
     for axes, share in zip(grid, (shares[0], shares[-1]), strict=True):
         for subset, color, marker in (("random", GREY, "o"), ("hard", RED, "^")):
             for budget, line, name in (("eps", "--", "the full budget"),
-                                       ("adapted", "-", "min(budget, margin)")):
+                                       ("adapted", "-", "a budget of at most the margin")):
                 rows = [row for row in record["rows"] if (
                     row["flipped"], row["budget"], row["subset"]) == (share, budget, subset)]
                 axes.errorbar([row["alpha"] for row in rows],
@@ -196,10 +196,11 @@ def late(rows: list[dict]) -> Figure:
     axes.axhline(0, color=GREEN, lw=2, zorder=0, label="all data")
     widest = max(LEAST_RANGE / 4, *np.abs(axes.get_ylim()))
     clear = claims.holm([claims.p_value(of) for of in found]).sum()
-    axes.set(xlabel="pruned after epoch", ylabel="AutoAttack accuracy\nless that of all data",
+    axes.set(xlabel="pruned after epoch",
+             ylabel="AutoAttack accuracy minus\nthat of all data (95 % intervals)",
              xticks=range(len(epochs)), xticklabels=epochs, ylim=(-widest, widest),
-             title=f"MNIST, random pruning: {clear or 'none'} of {len(found)} differences from "
-             "all data is clear")
+             title=f"MNIST, robust recipe, random pruning: {clear or 'none'} of {len(found)} "
+             "differences is clear")
     axes.legend(loc="lower right", ncols=3, fontsize="medium")
     return drawn
 
@@ -254,7 +255,7 @@ def above(rows: list[dict], setup: str) -> list[str]:
 
 @style
 def frontier(rows: list[dict], title: str, setup: str) -> Figure:
-    """AutoAttack accuracy against time, of the four strategies and of fewer epochs."""
+    """AutoAttack accuracy against cost, of the four strategies and of fewer epochs."""
     drawn, points = figure(4.6), costs(rows)
     axes = drawn.subplots()
     lines = {"fewer epochs": (GREEN, "D", [arm for arm in points if arm.startswith("full")]),
@@ -266,9 +267,13 @@ def frontier(rows: list[dict], title: str, setup: str) -> Figure:
             axes.errorbar(time, accuracy, deviation, fmt=f"{marker}-", color=color, capsize=2,
                           lw=2, elinewidth=1, label=name)
     _widen(axes)
+    for p in FRACTIONS:  # the pruned arms of a p cost about the same
+        if f"random-{p}" in points:
+            axes.annotate(f"p = {p}", (points[f"random-{p}"][0], 0.02), ha="center",
+                          xycoords=("data", "axes fraction"))
     found = ", ".join(above(rows, setup))
-    axes.set(xlabel="time of training and scoring (all data = 1)", ylabel="AutoAttack accuracy",
-             title=f"{title}: {found or 'no way to prune'} "
+    axes.set(xlabel="cost: examples seen, plus scoring (all data = 1)",
+             ylabel="AutoAttack accuracy", title=f"{title}: {found or 'no way to prune'} "
              f"{'are' if ',' in found else 'is'} clearly above fewer epochs")
     axes.legend(loc="lower right", fontsize="medium")
     return drawn
@@ -304,8 +309,8 @@ DRAW: dict[str, Callable[[list[dict]], Figure]] = {
     "pruning-mnist": partial(pruning, title="MNIST, robust recipe: the accuracy after pruning"),
     "pruning-cifar10": partial(pruning, title="CIFAR-10, width 16: the accuracy after pruning"),
     "figure1": late, "schedules": schedules,
-    "frontier-digits": partial(frontier, title="Digits", setup="digits"),
-    "frontier-mnist": partial(frontier, title="MNIST", setup="mnist-robust")}
+    "frontier-digits": partial(frontier, title="Digits, paper's recipe", setup="digits"),
+    "frontier-mnist": partial(frontier, title="MNIST, robust recipe", setup="mnist-robust")}
 FIGURES: dict[str, Callable[[Records], Figure | None]] = {  # None if too few records
     **{name: _figure_of(name, draw) for name, draw in DRAW.items()},
     "kernels": lambda records: speed.kernels(records["cpu-kernels"]),
@@ -314,7 +319,7 @@ FIGURES: dict[str, Callable[[Records], Figure | None]] = {  # None if too few re
     "puma-mnist": lambda records: study(
         records.study("puma", "mnist-pgd5")["rows"], "MNIST, p = 0.3", names=PUMA),
     "puma-cifar10-narrow": lambda records: study(
-        records.study("puma", "cifar10-width4")["rows"], "Narrow CIFAR-10 network, p = 0.3",
+        records.study("puma", "cifar10-width4")["rows"], "CIFAR-10, network of width 4, p = 0.3",
         names=PUMA),
     "toy-robust-fragile": lambda records: plots.toy(records["toy-model"]),
     "toy-perceptron": lambda records: perceptron(records["perceptron"]),

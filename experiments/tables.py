@@ -199,7 +199,10 @@ def of_study(name: str, records: Records) -> str:
 
 
 def wrong_labels(records: Records) -> str:
-    """README's sentence: is it worth anything to drop labels that are wrong?"""
+    """README's sentence: is it worth anything to drop labels that are wrong?
+
+    In these studies p is the share of wrong labels.
+    """
     said = []
     for setup in NOISY:
         study, fewer = records.study(setup, setup), fewer_epochs(setup)
@@ -208,13 +211,13 @@ def wrong_labels(records: Records) -> str:
         if len(gains[0]) < LEAST:
             continue
         first, all_data = (study["summary"][arm] for arm in ("clean-first", fewer))
-        of = [f"{first[name]:.2f} {attack} instead of {all_data[name]:.2f} "
-              f"({'{:+.2f} to {:+.2f}'.format(*student(gain))})"
-              for name, attack, gain in zip((CLEAN, ROBUST), ("without an attack", "under PGD-20"),
-                                            gains, strict=True)]
-        said.append(f"   {SETUP_TITLES[setup].removesuffix(', PGD-20')}: accuracy {of[0]} and "
-                    f"{of[1]}, against fewer epochs at equal cost ({len(gains[0])} seeds; 95 % "
-                    "intervals of the difference).\n")
+        of = [f"{first[name]:.2f} instead of {all_data[name]:.2f} (95 % interval of the "
+              f"difference {'{:+.2f} to {:+.2f}'.format(*student(gain))})"
+              for name, gain in zip((CLEAN, ROBUST), gains, strict=True)]
+        said.append(f"   Measured on {SETUP_TITLES[setup].removesuffix(', PGD-20')}, p the same, "
+                    f"beside fewer epochs of equal cost ({len(gains[0])} seeds): accuracy "
+                    f"{of[0]}; under PGD-20, a weaker attack than AutoAttack, on all test "
+                    f"images {of[1]}.\n")
     return "".join(said) or ("   Whether that pays is not yet measured: `python -m experiments "
                              f"{NOISY[0]} --jobs 2`.\n")
 
@@ -224,7 +227,7 @@ def headline(records: Records) -> str:
     study = records.study("headline", "cifar10")
     command = "`python -m experiments headline`, or `make gpu-records` on a machine with a GPU"
     if not study["rows"]:
-        return f"The first command of this page is not yet measured at full size: {command}.\n"
+        return f"The line at the top of this page is not yet measured at full size: {command}.\n"
     rows = []
     for row in study["rows"]:
         hours = (row["train_seconds"] + row["prune_seconds"]) / 3600
@@ -263,7 +266,7 @@ def equal_time(records: Records) -> str:
 
 
 def frontier(records: Records) -> str:
-    """Time and accuracy of every strategy."""
+    """Cost and accuracy of every strategy."""
     text = []
     for name, setup in (("digits", "digits"), ("mnist", "mnist-robust")):
         rows = pictures.ROWS[f"frontier-{name}"](records)
@@ -272,15 +275,15 @@ def frontier(records: Records) -> str:
                   str(sum(row["arm"] == arm for row in rows))]
                  for arm, (time, mean, spread) in sorted(points.items(), key=lambda at: at[1][0])]
         text.append(f"**{SETUP_TITLES[setup]}**\n\n" + (
-            f"![AutoAttack accuracy against time](../figures/frontier-{name}.png)\n\n"
-            + as_table(["training", "time", "AutoAttack", "seeds"], table)
+            f"![AutoAttack accuracy against cost](../figures/frontier-{name}.png)\n\n"
+            + as_table(["training", "cost", "AutoAttack", "seeds"], table)
             + f"\nAutoAttack standard on the first {rows[0]['n']} test images.\n"
             if table else "Not yet measured: `python -m experiments frontier --jobs 2`.\n"))
     return "\n".join(text) + (
-        "\nTime is the time of training and scoring, as a share of that of all data for all "
-        "epochs. The pictures show the four strategies by loss. Dots are means over seeds, bars "
-        "standard deviations. Margins and PUMA's budgets need a trained network first, which is "
-        "not counted.\n")
+        "\nCost is the number of examples seen, plus the measured share of scoring, as a share "
+        "of all data for all epochs. The pictures show the four strategies by loss. Dots are "
+        "means over seeds, bars standard deviations. Margins and PUMA's budgets need a trained "
+        "network first, which is not counted.\n")
 
 
 def figures(records: Records) -> str:
@@ -313,8 +316,9 @@ def results(records: Records) -> str:
     seeds = record["summary"]["full"]["seeds"]
     return as_table(["training", "clean", "AutoAttack", "examples seen"], rows) + (
         "\nDigits, the paper's recipe, epsilon 0.13, pruned after epoch 3 of 30. Mean ± standard "
-        f"deviation over {seeds} seeds; AutoAttack standard on the first {record['n']} test "
-        f"images.{record['source']}")
+        f"deviation over {seeds} seeds; AutoAttack on the first {record['n']} test images. "
+        f"Compare p 0.4 with 19 epochs and p 0.8 with 8: they see equally many examples, of which "
+        f"the first 3 epochs are on all data.{record['source']}")
 
 
 def puma(records: Records) -> str:
