@@ -75,7 +75,7 @@ def parse(argv):
          help=f"what to drop: {', '.join(config.STRATEGIES)}, or FILE.py:NAME (high)")
     flag("--p", type=config.fraction, default=config.P,
          help=f"fraction to drop, 0 <= p < 1 ({config.P}); or {config.AUTO}: as many as have a "
-         "wrong label by the run's network, at most half")
+         "wrong label by the run's network, at most half, none below 5 %%")
     flag("--class-balanced", action="store_true", help="drop the same fraction of each class")
     flag("--suspects", type=console.positive_int, metavar="N",
          help="print the N examples whose label the network doubts most")
@@ -95,8 +95,9 @@ def parse(argv):
     if args.class_balanced and own_code.is_file(args.prune):
         raise UserError("--class-balanced is for the built-in rules; yours gets the labels")
     if args.p == config.AUTO:
-        config.check_auto(args.prune)
-    args.score = args.score or ("margin" if args.prune == "puma" else "loss")
+        config.check_auto(args)
+    args.score = args.score or ("margin" if args.prune == "puma" else
+                                "clean-loss" if args.p == config.AUTO else "loss")
     for name in ("margin_norm", "margin_classes"):
         if args.score != "margin" and getattr(args, name) is not None:
             raise UserError(f"{console.flag(name)} is for --score margin")
@@ -122,10 +123,11 @@ def main(argv=None):
              if own_code.is_file(name := getattr(args, flag))}
     kind = pruning.kind_name(own_code.short(args.score), args.margin_norm)
     balanced = "-balanced" if args.class_balanced else ""
-    named = f"prune-{kind}-{own_code.short(args.prune)}{balanced}-{args.p}".replace(".py:", "-")
+    rule = own_code.short(args.prune)
+    named = f"prune-{kind}-{rule}{balanced}-{config.shown_p(args.p)}".replace(".py:", "-")
     out = Path(args.out or f"{args.run}/{named}")
     model = weights.of_run(args.run, args.trust_code).to(device)
-    run.doubt_scores(args.run)
+    run.doubt_scores(args.run, args.p)
     how = options(args, used)
     asked = {"weights": weights.fingerprint(model), "score": args.score, "prune": args.prune,
              "p": args.p, "class_balanced": args.class_balanced, **how,
@@ -173,21 +175,24 @@ def score(args, asked, how, seed, model, dataset, out, codes):
                         "it is for train.py")
     start, first = time.perf_counter(), distributed.rank() == 0
     state = Progress(out, asked)
+    data.seed_all(seed)  # a user's score may draw, and so may a rule
     with tqdm(total=len(dataset.labels), unit="img", desc="scoring",
               disable=None if first else True) as bar:
         scores = pruning.score(model, dataset.images, dataset.labels, scorer, **how,
                                batch_size=args.batch_size, bar=bar, state=state)
-    p = args.p
+    p, share = args.p, None
     if p == config.AUTO:
-        p, found = pruning.auto(model, dataset.images, dataset.labels, batch_size=args.batch_size)
-        distributed.say(f"prune.py: {found}")
+        share = pruning.wrong_share(model, dataset.images, dataset.labels, args.batch_size)
+        p = pruning.automatic(share)[0]
+    data.seed_all(seed)
     kept, weights = pruning.keep(rule, scores, dataset.labels, p, seed=seed,
                                  epoch=how.get("epoch", 0), class_balanced=args.class_balanced,
                                  model=model, images=dataset.images)
     losses, predicted = judged(model, dataset, args.batch_size)
     record = {"source": args.run, "score": args.score, "prune": args.prune, "p": p,
-              "n": len(scores), "n_kept": len(kept), "scores_file": str(out / "scores.npz"),
-              "seconds": time.perf_counter() - start, "asked": asked}
+              "wrong_share": share, "n": len(scores), "n_kept": len(kept),
+              "scores_file": str(out / "scores.npz"), "seconds": time.perf_counter() - start,
+              "asked": asked}
     if args.score == "margin":
         far = pruning.farthest(dataset.images, args.margin_norm)
         record |= {**how, "misclassified": int((scores == 0).sum()),
@@ -238,6 +243,8 @@ def suspects(path, n):
 
 
 def report(record):
+    if record["wrong_share"] is not None:
+        print(pruning.automatic(record["wrong_share"])[1])
     if record["score"] == "margin":
         print("{misclassified:,} misclassified, so their margin is 0; no boundary was found for "
               "{not_crossed:,}".format(**record))

@@ -111,7 +111,7 @@ class Training:
         self.eps = None  # the budget of every example [N], once adapted
         self.seen = torch.zeros(len(dataset.labels), dtype=torch.bool, device=device)
         self.keep_all()
-        self.p = a.p  # what the last pruning dropped, with --p auto
+        self.wrong_share = None  # of the labels, once --p auto has asked for it
         self.rule, self.scorer = (
             own_code.loaded(getattr(a, flag), codes[flag], flag) if flag in codes else name
             for flag, name in (("prune", config.strategy(a.prune)), ("score", a.score)))
@@ -127,6 +127,13 @@ class Training:
         """The network that the run saves: the averaged one with --ema, else the trained one."""
         return self.average.module if self.average else self.model
 
+    @property
+    def p(self):
+        """The fraction to drop; AUTO before the pruning has found it."""
+        if self.settings.p != config.AUTO or self.wrong_share is None:
+            return self.settings.p
+        return pruning.automatic(self.wrong_share)[0]
+
     def begin_observer(self):
         """The score that sees the training, if the settings have one."""
         a, n = self.settings, len(self.dataset.labels)
@@ -136,14 +143,7 @@ class Training:
         if not (hasattr(maker, "see") and hasattr(maker, "scores")):
             raise UserError(f"--score: {maker.__name__} must be a function, or a class with the "
                             "methods see and scores")
-        name = f"--score {own_code.short(a.score)}"
-        if a.score_model:
-            raise UserError(f"{name} is of the network in training; leave out --score-model")
-        if a.epoch == 0:
-            raise UserError(f"{name} needs an epoch of training first: --epoch 1 or more")
-        if self.dataset.original < n:
-            raise UserError("with --extra-data an epoch does not visit every example, so there is "
-                            f"no {name}")
+        config.check_observer(a)
         with self.device:
             return pruning.call(maker, n)
 
@@ -270,10 +270,11 @@ class Training:
         seed = a.seed if epoch == a.epoch else data.mixed_seed(a.seed, epoch)
         data.seed_all(seed)  # a user's score and rule may draw; the same in a resumed run
         scores, kind = self.scores or self.score(epoch)
-        if a.p == config.AUTO:
-            self.p, found = pruning.auto(self.score_model, self.dataset.images,
-                                         self.dataset.labels)
-            distributed.say(f"train.py: {found}")
+        if self.p == config.AUTO:
+            self.wrong_share = pruning.wrong_share(self.score_model, self.dataset.images,
+                                                   self.dataset.labels)
+            if distributed.rank() == 0:
+                tqdm.write(pruning.automatic(self.wrong_share)[1])
         data.seed_all(seed)  # and in each process, whose shares of the scores differ
         self.kept, self.weights = pruning.keep(
             self.rule, scores, self.dataset.labels, self.p, seed=seed, epoch=epoch,
@@ -322,7 +323,8 @@ class Training:
         if self.observer:
             maker = type(self.observer)
             scores = pruning.numbers(maker, pruning.call(self.observer.scores), len(self.seen))
-            return pruning.finite(maker, scores.to(self.device)), own_code.short(a.score)
+            scores = distributed.total(scores.to(self.device) * (distributed.rank() == 0))
+            return pruning.finite(maker, scores), own_code.short(a.score)
         precision, how = self.scoring(epoch)
         with precision, tqdm(total=len(self.seen), unit="img", desc="scoring", leave=False,
                              disable=None if distributed.rank() == 0 else True) as bar:
@@ -353,7 +355,8 @@ class Training:
     def state(self):
         return {"model": self.model.state_dict(), "opt": self.opt.state_dict(), "eps": self.eps,
                 "average": self.average.state_dict() if self.average else None,
-                "kept": self.kept, "p": self.p, "weights": self.weights, "seen": self.seen,
+                "kept": self.kept, "weights": self.weights, "seen": self.seen,
+                "wrong_share": self.wrong_share,
                 "observer": vars(self.observer) if self.observer else None, "rows": self.rows,
                 "seconds": self.seconds, "attack": self.attack, "guard": self.guard.state()}
 
@@ -361,8 +364,8 @@ class Training:
         """Go back to a state that `state` gave."""
         self.model.load_state_dict(state["model"])
         self.opt.load_state_dict(state["opt"])
-        self.kept, self.p = state["kept"], state["p"]
-        self.weights, self.seen = state["weights"], state["seen"]
+        self.kept, self.weights, self.seen = state["kept"], state["weights"], state["seen"]
+        self.wrong_share = state["wrong_share"]
         if self.observer:
             vars(self.observer).update(state["observer"])
         self.rows = state["rows"]
@@ -380,7 +383,7 @@ def smallest_batch(settings, dataset, model):
     kinds = torch.nn.modules.batchnorm._BatchNorm
     norms = any(isinstance(layer, kinds) for layer in model.modules())
     n, smallest = len(dataset.labels), (1 + norms) * distributed.world()
-    left = dataset.epoch_size(n - round(settings.fraction(pruning.HALF) * n))
+    left = dataset.epoch_size(n - round(settings.fraction(pruning.MOST_WRONG) * n))
     if min(settings.batch_size, left) < smallest:
         few = min((settings.batch_size, "a batch"), (left, "an epoch"))
         who = (f"{settings.model} has batch normalisation, which needs" if norms
@@ -406,7 +409,7 @@ def score_model(settings, network, code, device, trust_code):
     theirs = run.read_config(path)["network"]
     if odd := [name for name in ("channels", "classes", "size") if theirs[name] != network[name]]:
         raise UserError(f"--score-model {path} was trained on other data: its {odd[0]} differ")
-    run.doubt_scores(path)
+    run.doubt_scores(path, settings.p)
     return weights.of_run(path, trust_code).to(device)
 
 
@@ -524,9 +527,12 @@ def train(training, this):
     this.head()
     if not training.rows:
         guard.keep(training)
-    images = dataset.examples_of(a)
+
+    def planned():
+        return dataset.examples_of(dataclasses.replace(a, p=training.p)) + guard.lost
+
     done = sum(row["examples"] for row in training.rows)
-    with run.Bar(total=images, initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
+    with run.Bar(total=planned(), initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
                  disable=None if this.first else True) as bar:
         while not guard.stopped and (epoch := len(training.rows)) < a.epochs:
             if a.prunes(epoch):
@@ -536,7 +542,7 @@ def train(training, this):
             training.epoch(epoch, bar)
             bar.say_left(training.rows[-1]["seconds"] / training.rows[-1]["examples"])
             collapsed = guard.watch(training)  # it may go back to the epoch before
-            bar.total = images + guard.lost
+            bar.total = planned()
             this.epoch(training, collapsed)
     if guard.stopped:
         raise Stopped(guard.stopped)
@@ -546,9 +552,9 @@ def train(training, this):
     first = config.first(a)
     first_examples = dataset.examples_of(first) if first else 0
     return {
-        "dataset": a.dataset, "prune": a.prune, "p": training.p, "epoch": a.epoch,
-        "epochs": a.epochs, "seed": a.seed, "n_train": len(dataset.labels),
-        "n_kept": len(training.kept),
+        "dataset": a.dataset, "prune": a.prune, "p": training.p,
+        "wrong_share": training.wrong_share, "epoch": a.epoch, "epochs": a.epochs,
+        "seed": a.seed, "n_train": len(dataset.labels), "n_kept": len(training.kept),
         "clean_accuracy": right.double().mean().item(), "train_seconds": seconds["train"],
         "prune_seconds": seconds["prune"], "images_per_second": images / seconds["train"],
         "examples": images + (round(first_examples * first.passes / a.passes) if first else 0),

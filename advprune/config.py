@@ -237,9 +237,19 @@ def strategy(prune: str) -> str:
     return "high" if prune == "puma" else prune
 
 
+def shown_p(p: float | str) -> str:
+    """--p as the names of folders have it."""
+    return AUTO if p == AUTO else f"{p:g}"
+
+
 def fraction(text: str) -> float | str:
     """An argparse type: a fraction to drop, or AUTO."""
-    return text if text == AUTO else console.fraction(text)
+    if text == AUTO:
+        return text
+    try:
+        return console.fraction(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or {AUTO}") from None
 
 
 def model_name(text: str) -> str:
@@ -307,7 +317,7 @@ def _pruning_flags(flag: Callable) -> None:
          f"{', '.join(STRATEGIES)} (high drops the highest scores; see prune.py), or a rule of "
          "your own as FILE.py:NAME (none)")
     flag("--p", type=fraction, help=f"fraction to drop, 0 <= p < 1 ({P}); or {AUTO}: as many as "
-         "have a wrong label by the network of --score-model, at most half")
+         "look wrongly labelled to the network of --score-model, at most half, none below 5 %%")
     flag("--epoch", type=console.number(int, 0), help="full epochs before pruning "
          f"({PRUNE_EPOCH}, or 0 with --scores or --score-model)")
     flag("--every", type=console.positive_int, metavar="N", help="prune again, from all data and "
@@ -316,7 +326,7 @@ def _pruning_flags(flag: Callable) -> None:
          "all data again (never)")
     flag("--score", type=score_name, help="the score to prune by: "
          f"{', '.join(SCORES)} (prune.py explains them), or your own as FILE.py:NAME (loss; for "
-         f"puma, margin; with --score-model {FIRST}, clean-loss)")
+         f"puma, margin; with --score-model {FIRST} or --p {AUTO}, clean-loss)")
     flag("--score-augmented", action=argparse.BooleanOptionalAction, help="score examples as they "
          "are trained on, cropped and flipped (no; with --recipe authors, yes)")
     flag("--scores", metavar="FILE", help="prune by the scores in this file of prune.py")
@@ -476,6 +486,8 @@ def settings(args: argparse.Namespace) -> Settings:
     if made.adapt_eps and (made.attack == "none" or made.epsilon == 0):
         raise UserError("--prune puma needs an attack with a budget, not --attack none or "
                         "--epsilon 0")
+    if made.score in pruning.OBSERVERS and not made.scores:
+        check_observer(made)
     return made
 
 
@@ -529,7 +541,7 @@ def _complete(values, args, chosen):
     values["p"] = P if args.p is None else args.p
     if values["prune"] == "puma":
         values["score"] = "margin"
-    elif args.score_model == FIRST and args.score is None:
+    elif args.score is None and (args.score_model == FIRST or args.p == AUTO):
         values["score"] = "clean-loss"
     if args.score_model == FIRST:
         values["first_epochs"] = args.first_epochs or FIRST_EPOCHS
@@ -579,10 +591,11 @@ def _check_pruning(args):
         _refuse(args, ("p", "class_balanced", "epoch", "every", "until_epoch"),
                 "has no effect without --prune")
     if args.p == AUTO:
-        check_auto(args.prune)
+        check_auto(args)
+        _refuse(args, ("scores",), "says nothing about labels, which --p auto asks a network for")
         if not args.score_model:
-            raise UserError("--p auto needs --score-model, such as first: to a network that is "
-                            "trained under attack, hard examples look wrong too")
+            raise UserError("--p auto needs --score-model, such as first: it asks a network that "
+                            "is not in training")
     if args.prune in (None, "none", "random"):
         _refuse(args, ("score", "score_augmented", "scores", "score_model", *MARGIN),
                 f"has no effect with --prune {args.prune or 'none'}; leave it out")
@@ -598,8 +611,23 @@ def _check_pruning(args):
         _refuse(args, MARGIN, "applies only with --score margin, and not with --scores")
 
 
-def check_auto(prune: str | None) -> None:
-    """Raise UserError unless --p auto makes sense with this --prune."""
-    if prune != "high" and not own_code.is_file(prune or ""):
-        raise UserError(f"--p auto is for --prune high, which drops what looks wrong, not for "
-                        f"--prune {prune or 'none'}")
+def check_auto(args: argparse.Namespace) -> None:
+    """Raise UserError unless --p auto makes sense with this --prune and this --score."""
+    if args.prune != "high" and not own_code.is_file(args.prune):
+        raise UserError("--p auto is for --prune high, which drops what looks wrong, not for "
+                        f"--prune {args.prune}")
+    if args.score not in (None, "clean-loss") and not own_code.is_file(args.score):
+        raise UserError("--p auto is for --score clean-loss, by which labels look wrong, not for "
+                        f"--score {args.score}")
+
+
+def check_observer(made: Settings) -> None:
+    """Raise UserError if a score that sees the training cannot be had with these settings."""
+    name = f"--score {own_code.short(made.score)}"
+    if made.score_model:
+        raise UserError(f"{name} is of the network in training; leave out --score-model")
+    if made.epoch == 0:
+        raise UserError(f"{name} needs an epoch of training first: --epoch 1 or more")
+    if made.extra_data:
+        raise UserError("with --extra-data an epoch does not visit every example, so there is no "
+                        f"{name}")

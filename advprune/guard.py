@@ -26,7 +26,7 @@ class Guard:
 
     def __init__(self, settings: config.Settings, dataset: data.Dataset) -> None:
         n = len(dataset.labels)
-        epoch = dataset.epoch_size(n - round(settings.fraction(pruning.HALF) * n))
+        epoch = dataset.epoch_size(n - round(settings.fraction(pruning.MOST_WRONG) * n))
         # Fewer than a batch would not be faster on a GPU, and fewer than LEAST say too little.
         self.size = min(n, MOST, max(LEAST, settings.batch_size, epoch // 250))
         self.due = due(settings, dataset, self.size)
@@ -136,7 +136,7 @@ def due(settings: config.Settings, dataset: data.Dataset, size: int) -> set[int]
     a = settings
     if a.on_collapse == "off":
         return set()
-    images = dataset.examples_of(a, unknown=pruning.HALF)
+    images = dataset.examples_of(a, unknown=pruning.MOST_WRONG)
     checks = int(SHARE * images * a.passes / (size * CHECK))
     before = {a.epoch} if a.epoch and checks > 1 else set()
     even = min(a.epochs, checks - len(before))

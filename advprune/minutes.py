@@ -54,17 +54,16 @@ def epochs(begin: Callable[[Settings], Any], settings: Settings, folder: Path, b
 
     def of_training(a):
         checked = len(guard.due(a, dataset, size)) * size * guard.CHECK
-        judged = 2 * len(dataset.labels) * (a.p == config.AUTO)  # pruning.wrong_share
         return (forward * (a.passes * dataset.examples_of(a) + checked + tested)
-                + saving * a.epochs
-                + (scoring + forward * judged) * sum(map(a.prunes, range(a.epochs))))
+                + saving * a.epochs + scoring * sum(map(a.prunes, range(a.epochs))))
 
     def seconds(count):
         a = replace(trial.settings, epochs=count, on_collapse=settings.on_collapse)
         if own_code.is_file(a.prune):
             a = replace(a, p=0.0)  # such a rule may keep all
         first = config.first(a)
-        return of_training(a) + (of_training(first) if first else 0)
+        judged = 2 * len(dataset.labels) * (settings.p == config.AUTO)  # pruning.wrong_share
+        return of_training(a) + (of_training(first) if first else 0) + forward * judged
 
     left = 60 * PLANNED * minutes - built - (time.monotonic() - began)
     found = bisect(range(1, MOST + 1), left, key=seconds)

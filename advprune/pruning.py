@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from advprune import attacks, distributed, memory, ops
 from advprune.errors import UserError
 
-HALF, LEAST_WRONG = 0.5, 0.05  # the bounds of --p auto
+LEAST_WRONG, MOST_WRONG = 0.05, 0.5  # the bounds of --p auto
 SAVE_SECONDS = 10.0  # between saves: an interruption loses at most this much work
 
 
@@ -324,38 +324,41 @@ def keep(rule: str | Callable, scores: Tensor, labels: Tensor, p: float, *, seed
     return ids.sort().values, torch.zeros(n, device=scores.device).index_copy(0, ids, weights)
 
 
-def wrong_share(model: nn.Module, images: Any, labels: Tensor, **how: Any) -> float:
-    """The share of the labels that the network takes for wrong, by confident learning.
+def wrong_share(model: nn.Module, images: Any, labels: Any, batch_size: int | None = None
+                ) -> float:
+    """The share of the labels that look wrong to the network, by confident learning.
 
-    images, labels: as `score` takes them; how: its batch_size and bar. Northcutt et al. 2021: the
-    network believes in a class if it gives it at least the probability that it gives, on average,
-    to the images that have this label. Of each label's images for which it believes in a class,
-    the share of those for which this, or the most probable of these, is another one counts.
+    model, images, labels and batch_size: as `score` takes them. Northcutt et al. 2021: the network
+    believes in a class if it gives it at least the mean probability that it gives this class on
+    the images so labelled; of several such classes, in the most probable. Of the images of a
+    label for which it believes in a class, those with another one say how many of the label's
+    images are wrong. The authors judge images that were not trained on; a network that was
+    trained on them finds fewer.
     """
-    given = score(model, images, labels, "clean-loss", **how).neg().exp()
+    labels = attacks.class_labels(labels, len(images))
+    given = score(model, images, labels, "clean-loss", batch_size=batch_size).double().neg().exp()
     n = labels.bincount()
-    least = given.new_zeros(len(n)).index_add(0, labels, given) / n
+    least = given.new_zeros(len(n)).index_add(0, labels, given) / n - 1e-6  # for the rounding
 
     def believed(model, x, labels, ids):  # a class, or -1
-        probabilities = attacks.logits_of(model, x).float().softmax(1)[:, :len(least)]
+        probabilities = attacks.logits_of(model, x).double().softmax(1)[:, :len(least)]
         found = probabilities.where(probabilities >= least.to(x.device), 0).max(1)
         return torch.where(found.values > 0, found.indices, -1)
 
-    classes = score(model, images, labels, believed, **how)
+    classes = score(model, images, labels, believed, batch_size=batch_size)
     sure, other = classes >= 0, (classes >= 0) & (classes != labels)
     wrong = labels[other].bincount(minlength=len(n)) / labels[sure].bincount(minlength=len(n))
     return float((wrong.nan_to_num() * n).sum() / n.sum())
 
 
-def auto(model: nn.Module, images: Any, labels: Tensor, **how: Any) -> tuple[float, str]:
-    """(the fraction to drop with --p auto, a sentence that says it); arguments as `wrong_share`.
+def automatic(share: float) -> tuple[float, str]:
+    """(the fraction to drop with --p auto, a sentence that says it) for this `wrong_share`.
 
-    At most HALF. Less than LEAST_WRONG is not told from none, so nothing is dropped.
+    At most MOST_WRONG. Less than LEAST_WRONG is not told from none, so nothing is dropped.
     """
-    share = wrong_share(model, images, labels, **how)
-    p = min(share, HALF) if share >= LEAST_WRONG else 0.0
+    p = min(share, MOST_WRONG) if share >= LEAST_WRONG else 0.0
     why = (f"; less than {LEAST_WRONG:.0%} counts as none" if not p
-           else f"; {HALF:.0%} is the most" if share > HALF else "")
+           else f"; {MOST_WRONG:.0%} is the most" if share > MOST_WRONG else "")
     return p, f"--p auto: {share:.1%} of the labels look wrong, so p = {p:.3f}{why}"
 
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from advprune import checkpoint, console, distributed, files, models, ops, own_code
-from advprune.config import Settings
+from advprune.config import AUTO, Settings, shown_p
 from advprune.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -90,11 +90,14 @@ def read_record(path: Path, *keys: str) -> dict:
     return content
 
 
-def doubt_scores(folder: str | Path) -> None:
-    """Say it if the run, whose network is to give scores, collapsed."""
+def doubt_scores(folder: str | Path, p: float | str) -> None:
+    """Say it if the run, whose network is to give scores and with --p auto p, is unfit for it."""
     if record(folder).get("collapsed"):
         distributed.say(f"{console.script()}: {folder} collapsed, so its scores say little: the "
                         "network withstands no attack; train it with --recipe robust")
+    if p == AUTO and read_config(folder)["settings"].attack != "none":
+        distributed.say(f"{console.script()}: {folder} was trained under attack, so hard examples "
+                        "look wrong to it too; for --p auto train a network with --attack none")
 
 
 def finished(path: Path, asked: dict, left: tuple[str, ...] | None = None) -> dict:
@@ -377,7 +380,7 @@ class Run:
         a = self.settings
         how = "trades" if a.loss == "trades" else a.attack
         rule = own_code.short(a.prune).replace(".py:", "-")
-        pruned = f"-{rule}-p{a.p}-e{a.epoch}" if a.prune != "none" else ""
+        pruned = f"-{rule}-p{shown_p(a.p)}-e{a.epoch}" if a.prune != "none" else ""
         return f"{a.dataset}-{how}{pruned}-s{a.seed}"
 
     def pruned(self, training: Any, epoch: int, scores: Tensor, kind: str, doubts: list[str]

@@ -28,7 +28,7 @@ def share_of(named):
 def file_of(settings, seed, folder, data_dir):
     """The file of labels that a study's settings mean; symmetric-SHARE is made in the folder."""
     named = settings["labels"]
-    if not (share := share_of(named)):
+    if (share := share_of(named)) is None:
         return named
 
     def make(path):

@@ -123,7 +123,7 @@ def resolved(settings: dict[str, Any], file: str) -> dict[str, Any]:
     """The settings, in which FILE.py:NAME and a file of labels lie beside the study's own file."""
     return {name: str(Path(file).parent / value)
             if isinstance(value, str) and (own_code.is_file(value) or (
-                name == "labels" and not labels.share_of(value))) else value
+                name == "labels" and labels.share_of(value) is None)) else value
             for name, value in settings.items()}
 
 

@@ -56,32 +56,49 @@ def test_every_strategy_keeps_the_exact_number_sorted(how, balanced):
 
 
 class Known(torch.nn.Module):
-    """A network that gives image i, whose one value is i/8, these probabilities [N, K]."""
+    """A network that gives image i of N, whose one value is i/(N - 1), probabilities[i]."""
 
     def __init__(self, probabilities):
         super().__init__()
         self.logits = torch.nn.Parameter(torch.tensor(probabilities).log())
 
     def forward(self, x):
-        return self.logits[(8 * x[:, 0, 0, 0]).round().long()]
+        return self.logits[((len(self.logits) - 1) * x[:, 0, 0, 0]).round().long()]
+
+
+def looked_at(probabilities):
+    n = len(probabilities)
+    return Known(probabilities), torch.arange(n).reshape(n, 1, 1, 1) / (n - 1)
 
 
 def test_the_share_of_wrong_labels_worked_case():
-    """On average label 0 gets 0.6 and label 1 gets 0.7. Image 3 looks like 1, image 7 like 0.
+    """Label 0 gets 0.6 on average, label 2 gets 0.35, and no image is labelled 1."""
+    network, images = looked_at([
+        [0.8, 0.1, 0.1], [0.8, 0.1, 0.1], [0.85, 0.1, 0.05],  # 0, as labelled
+        [0.45, 0.3, 0.25],  # none enough
+        [0.1, 0.1, 0.8],  # 2: of five labels 0, one in four is wrong
+        [0.1, 0.3, 0.6],  # 2, as labelled
+        [0.03, 0.9, 0.07],  # none: 1 is nobody's label
+        [0.61, 0.01, 0.38]])  # both 0 and 2 have enough, 0 more: of three, one in two is wrong
+    share = pruning.wrong_share(network, images, [0] * 5 + [2] * 3)
+    assert share == pytest.approx((5 / 4 + 3 / 2) / 8, abs=1e-6)
 
-    Image 2 gives neither enough. So 1 of 3 of the four labels 0, and 1 of 4 labels 1.
-    """
-    network = Known([[0.9, 0.1], [0.9, 0.1], [0.5, 0.5], [0.1, 0.9],
-                     [0.1, 0.9], [0.1, 0.9], [0.1, 0.9], [0.9, 0.1]])
-    images, labels = torch.arange(8).reshape(8, 1, 1, 1) / 8, torch.tensor([0] * 4 + [1] * 4)
-    share = pruning.wrong_share(network, images, labels)
-    assert share == pytest.approx((4 / 3 + 4 / 4) / 8, abs=1e-6)
-    assert pruning.auto(network, images, labels) == (
-        pytest.approx(share), "--p auto: 29.2% of the labels look wrong, so p = 0.292")
-    p, said = pruning.auto(network, images, 1 - labels)
-    assert p == 0.5 and said.endswith("so p = 0.500; 50% is the most")
-    p, said = pruning.auto(network, images[:2], labels[:2])
-    assert p == 0 and said.endswith("so p = 0.000; less than 5% counts as none")
+
+def test_a_network_that_is_sure_believes_in_what_it_is_as_sure_of_as_usual():
+    """All 4,000 images of label 1 have the same probability; 1,000 of label 0 have it too."""
+    sure = [1 - 3e-6, 3e-6]
+    network, images = looked_at([sure] * 3000 + [sure[::-1]] * 5000)
+    share = pruning.wrong_share(network, images, np.repeat([0, 1], 4000))
+    assert share == pytest.approx(1000 / 8000)
+
+
+def test_the_automatic_fraction_has_bounds():
+    assert pruning.automatic(0.3125) == (
+        0.3125, "--p auto: 31.2% of the labels look wrong, so p = 0.312")
+    for share, p, end in ((0.7, 0.5, "50% is the most"), (0.05, 0.05, "p = 0.050"),
+                          (0.049, 0.0, "less than 5% counts as none")):
+        found, said = pruning.automatic(share)
+        assert found == p and said.endswith(end)
 
 
 def test_tails_are_disjoint_and_make_up_the_rest():
