@@ -552,14 +552,15 @@ def train(training, this):
     first = config.first(a)
     first_examples = dataset.examples_of(first) if first else 0
     return {
-        "dataset": a.dataset, "prune": a.prune, "p": training.p,
-        "wrong_share": training.wrong_share, "epoch": a.epoch, "epochs": a.epochs,
-        "seed": a.seed, "n_train": len(dataset.labels), "n_kept": len(training.kept),
+        "dataset": a.dataset, "prune": a.prune, "p": training.p, "epoch": a.epoch,
+        "epochs": a.epochs, "seed": a.seed, "n_train": len(dataset.labels),
+        "n_kept": len(training.kept),
         "clean_accuracy": right.double().mean().item(), "train_seconds": seconds["train"],
         "prune_seconds": seconds["prune"], "images_per_second": images / seconds["train"],
         "examples": images + (round(first_examples * first.passes / a.passes) if first else 0),
         "first_examples": first_examples,
         "first_seconds": seconds["first"], "n_seen": int(training.seen.sum()),
+        "wrong_share": training.wrong_share,  # of the labels, if --p auto asked for it
         "schedule": a.schedule, "progress": training.rows[-1]["progress"],
         "guard_seconds": seconds["guard"],
         "draw_seconds": seconds["draw"], "collapses": guard.collapses,

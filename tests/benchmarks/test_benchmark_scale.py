@@ -153,6 +153,7 @@ def test_the_rate_of_runs_in_turn_and_side_by_side(monkeypatch):
     assert jobs.rate(2, [], None) == (3 * 200 / 8, 100)
 
 
+@pytest.mark.slow
 def test_attack_finds_the_packages_verdicts(tmp_path, monkeypatch):
     monkeypatch.setattr(attack, "N", 40)
     monkeypatch.setattr(attack, "ATTACK", "apgd")
@@ -179,6 +180,7 @@ def of_this_process(fail=False):
     return os.getpid(), median(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc's malloc")
 def test_freed_memory_is_kept_here_but_not_apart():
     console.device("cpu")

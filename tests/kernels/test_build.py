@@ -47,6 +47,7 @@ def test_a_stale_build_is_one_sentence_not_a_crash(tmp_path):
     assert "does not load" in broken.stderr
 
 
+@pytest.mark.slow
 def test_nvcc_compiles_without_warnings(tmp_path):
     """For the A100; test_machine_code.py compiles for the H100."""
     import setup as build

@@ -36,7 +36,6 @@ def test_refused(script, flags, out, places, trained, monkeypatch, tmp_path, cap
 @pytest.mark.parametrize(("script", "words"), [
     (train, ["--dataset", "synthetic", "--limit", "40", "--epochs", "1"]),
     (toy_model, ["--n", "100"]), (prune, ["RUN", "--suspects", "3"]),
-    (prune, ["RUN", "--score", "margin"]),
     (evaluate, ["RUN", "--attack", "fgsm", "--n", "9", "--until", "0.5"])])
 def test_the_same_command_says_the_same_record_again(script, words, trained, capsys):
     argv = [str(trained()) if word == "RUN" else word for word in [*words, "--out", "out"]]
