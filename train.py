@@ -382,8 +382,8 @@ def smallest_batch(settings, dataset, model):
     """
     kinds = torch.nn.modules.batchnorm._BatchNorm
     norms = any(isinstance(layer, kinds) for layer in model.modules())
-    n, smallest = len(dataset.labels), (1 + norms) * distributed.world()
-    left = dataset.epoch_size(n - round(settings.fraction(pruning.MOST_WRONG) * n))
+    smallest = (1 + norms) * distributed.world()
+    left = dataset.pruned_size(settings, unknown=pruning.MOST_WRONG)
     if min(settings.batch_size, left) < smallest:
         few = min((settings.batch_size, "a batch"), (left, "an epoch"))
         who = (f"{settings.model} has batch normalisation, which needs" if norms

@@ -89,12 +89,16 @@ class Dataset:
         """
         return max(1, round(self.original * kept / len(self.labels)))
 
+    def pruned_size(self, settings: Settings, unknown: float) -> int:
+        """How many images an epoch visits after pruning; unknown: see Settings.fraction."""
+        n = len(self.labels)
+        return self.epoch_size(n - round(settings.fraction(unknown) * n))
+
     def examples_of(self, settings: Settings, unknown: float = 0.0) -> int:
         """How many images a run of these settings visits; unknown: see Settings.fraction."""
-        n, epochs = len(self.labels), settings.epochs
-        pruned = sum(map(settings.pruned_in, range(epochs)))
-        left = self.epoch_size(n - round(settings.fraction(unknown) * n))
-        return (epochs - pruned) * self.epoch_size(n) + pruned * left
+        pruned = sum(map(settings.pruned_in, range(settings.epochs)))
+        whole, left = self.epoch_size(len(self.labels)), self.pruned_size(settings, unknown)
+        return (settings.epochs - pruned) * whole + pruned * left
 
     def batches(self, kept: Tensor, batch_size: int, seed: int, epoch: int,
                 extra_fraction: float | None = None, smallest: int = 1) -> Sequence[Tensor]:

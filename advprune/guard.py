@@ -26,7 +26,7 @@ class Guard:
 
     def __init__(self, settings: config.Settings, dataset: data.Dataset) -> None:
         n = len(dataset.labels)
-        epoch = dataset.epoch_size(n - round(settings.fraction(pruning.MOST_WRONG) * n))
+        epoch = dataset.pruned_size(settings, unknown=pruning.MOST_WRONG)
         # Fewer than a batch would not be faster on a GPU, and fewer than LEAST say too little.
         self.size = min(n, MOST, max(LEAST, settings.batch_size, epoch // 250))
         self.due = due(settings, dataset, self.size)
