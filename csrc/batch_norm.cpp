@@ -1,5 +1,5 @@
 // Batch normalisation with the ReLU after it, on the CPU. Images are [B, H, W, C]: rows of channels.
-// A band of rows stays in the cache. In it, 16 channels at a time keep their sums in registers.
+// A band of rows stays in the cache. In it, a vector of channels keeps its sums in registers.
 #include "ops.h"
 
 #include <algorithm>
@@ -11,9 +11,11 @@ namespace {
 
 using torch::stable::parallel_for;
 
-constexpr int64_t LANES = 16, BAND = 16384;  // elements of a band
+// Channels in a vector of this CPU: GCC takes a longer one apart, and some of its steps one by one.
+constexpr int64_t LANES = std::max(16, __BIGGEST_ALIGNMENT__) / sizeof(float);
+constexpr int64_t BAND = 16384;  // elements of a band
 
-// Vectors of GCC and Clang, for any CPU.
+// Vectors of GCC and Clang.
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
