@@ -43,6 +43,7 @@ from advprune import (
     minutes,
     models,
     own_code,
+    precision,
     pruning,
     run,
     weights,
@@ -86,10 +87,8 @@ class Training:
         a = self.settings = config.settled(settings, dataset.original)
         self.dataset, self.device, self.scores = dataset, device, scores
         data.seed_all(a.seed)
-        torch.set_float32_matmul_precision("high" if a.precision == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = a.precision == "tf32"
         torch.backends.cudnn.benchmark = True
-        self.autocast = torch.autocast(device.type, torch.bfloat16, a.precision == "bf16")
+        self.autocast = precision.autocast(a.precision, device)
         self.model = models.build(**network, code=codes.get("model"))
         if a.pretrained and fresh:
             from_file(self.model, a.model, a.pretrained, new_head=True)
@@ -445,8 +444,7 @@ def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False
     folder: the run's, if it exists already and may have the only copy of that source. fit: the
     epochs of settings with --minutes, given what makes a Training (minutes.epochs).
     """
-    if settings.precision == "tf32" and device.type != "cuda":
-        raise UserError("--precision tf32 needs a CUDA GPU; use fp32 or bf16 here")
+    precision.check(settings.precision, device)
     with distributed.first_process_first():  # process 0 downloads for all
         dataset = data.of_run(settings, data_dir, cache_dir, device)
     n = len(dataset.labels)
@@ -478,15 +476,6 @@ def prepared(settings, device, data_dir="data", cache_dir=None, trust_code=False
     return training, network, codes
 
 
-def has_bf16(device):
-    """Whether it multiplies bfloat16 in hardware; of a CPU, as far as torch or Linux can tell."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    cpu = Path("/proc/cpuinfo")
-    words = set(cpu.read_text().split()) if cpu.exists() else set()
-    return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
-
-
 def absolute(path):
     """The path from any folder, so that evaluate.py and --resume find what is there."""
     return path and str(Path(path).resolve())
@@ -513,9 +502,6 @@ def main(argv=None):
             this.folder if this.config else None, this.state(device),
             partial(minutes.epochs, folder=this.folder, began=began))
         this.begin(training, network, codes, about)
-        if used.precision == "bf16" and not has_bf16(device):
-            distributed.say("train.py: this device has no bfloat16 instructions, so --precision "
-                            "bf16 will be slow")
         if used.score_model == config.FIRST and used.prunes_from(len(training.rows)):
             training.score_model = first_network(training, this, network, codes, about)
         return this.finish(training, train(training, this))

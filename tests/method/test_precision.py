@@ -1,10 +1,16 @@
 """--precision bf16."""
+import copy
+
+import pytest
 import torch
+from torch import nn
 
 import train
+from advprune import precision
 
 
-def test_a_run_in_bfloat16_trains_in_it_and_is_tested_in_float32(monkeypatch, capsys):
+@pytest.mark.parametrize("has", [True, False])
+def test_a_run_in_bfloat16_trains_in_it_and_is_tested_in_float32(has, monkeypatch):
     seen, whole = [], torch.nn.Conv2d._conv_forward
 
     def forward(layer, x, *weights):
@@ -14,11 +20,29 @@ def test_a_run_in_bfloat16_trains_in_it_and_is_tested_in_float32(monkeypatch, ca
         return out
 
     monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", forward)
-    for has in (True, False):
-        seen.clear()
-        monkeypatch.setattr(train, "has_bf16", lambda device, has=has: has)
-        train.main(["--dataset", "synthetic", "--limit", "40", "--epochs", "1", "--precision",
-                    "bf16", "--model", "preactresnet18", "--width", "2"])
-        assert {dtype for training, dtype in seen if training} == {torch.bfloat16}
-        assert seen[-1] == (False, torch.float32)
-        assert ("will be slow" in capsys.readouterr().err) == (not has)
+    monkeypatch.setattr(precision, "has_bf16", lambda: has)
+    train.main(["--dataset", "synthetic", "--limit", "40", "--epochs", "1", "--precision", "bf16",
+                "--model", "preactresnet18", "--width", "2"])
+    assert {dtype for training, dtype in seen if training} == {torch.bfloat16}
+    assert seen[-1] == (False, torch.float32)
+
+
+@pytest.mark.parametrize("layer, shape", [
+    (nn.Conv2d(16, 32, 3, stride=2, padding=1), (8, 16, 32, 32)),
+    (nn.Conv2d(16, 32, 3, padding=1, bias=False), (8, 16, 8, 8)), (nn.Linear(70, 50), (80, 70))])
+def test_without_its_instructions_bfloat16_is_float64_rounded_once(layer, shape):
+    x, exact = torch.randn(shape, requires_grad=True), copy.deepcopy(layer).bfloat16().double()
+    with precision.Rounded():
+        out = layer(x)
+    grad = torch.randn(out.shape).bfloat16()
+    wanted_x = x.detach().bfloat16().double().requires_grad_()
+    wanted = exact(wanted_x)
+    out.backward(grad)
+    wanted.backward(grad.double())
+    pairs = [(out, wanted), (x.grad, wanted_x.grad),
+             *zip((w.grad for w in layer.parameters()), (w.grad for w in exact.parameters()),
+                  strict=True)]
+    for found, right in pairs:
+        assert torch.equal(found, found.bfloat16().to(found.dtype))
+        assert (found == right.bfloat16()).float().mean() > 0.99
+    assert not torch.is_autocast_enabled("cpu")
