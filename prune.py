@@ -140,7 +140,7 @@ def main(argv=None):
         out.mkdir(parents=True, exist_ok=True)
         with (console.if_interrupted(lambda: "the same command continues the scoring"),
               files.locked(out / f".lock-{distributed.rank()}", f"the scoring of {args.run}")):
-            record = score(args, asked, how, used.seed, model, dataset, out, codes)
+            record = score(args, asked, how, used, model, dataset, out, codes)
     if distributed.rank() == 0:
         if args.suspects:
             record |= {"suspects": suspects(out / "scores.csv", args.suspects)}
@@ -165,7 +165,7 @@ class Progress:
         self.file.write({"asked": self.asked, "content": content})
 
 
-def score(args, asked, how, seed, model, dataset, out, codes):
+def score(args, asked, how, used, model, dataset, out, codes):
     """Score, select, and write what the folder `out` is to hold; the record."""
     scorer, rule = (own_code.loaded(getattr(args, flag), codes[flag], flag) if flag in codes
                     else name for flag, name in (("score", args.score),
@@ -175,7 +175,7 @@ def score(args, asked, how, seed, model, dataset, out, codes):
                         "it is for train.py")
     start, first = time.perf_counter(), distributed.rank() == 0
     state = Progress(out, asked)
-    data.seed_all(seed)  # a user's score may draw, and so may a rule
+    data.seed_all(used.seed)  # a user's score may draw, and so may a rule
     with tqdm(total=len(dataset.labels), unit="img", desc="scoring",
               disable=None if first else True) as bar:
         scores = pruning.score(model, dataset.images, dataset.labels, scorer, **how,
@@ -184,9 +184,9 @@ def score(args, asked, how, seed, model, dataset, out, codes):
     if p == config.AUTO:
         share = pruning.wrong_share(model, dataset.images, dataset.labels, args.batch_size)
         p = pruning.automatic(share)[0]
-    data.seed_all(seed)
-    kept, weights = pruning.keep(rule, scores, dataset.labels, p, seed=seed,
-                                 epoch=how.get("epoch", 0), class_balanced=args.class_balanced,
+    data.seed_all(used.seed)
+    kept, weights = pruning.keep(rule, scores, dataset.labels, p, seed=used.seed,
+                                 epoch=used.epochs, class_balanced=args.class_balanced,
                                  model=model, images=dataset.images)
     losses, predicted = judged(model, dataset, args.batch_size)
     record = {"source": args.run, "score": args.score, "prune": args.prune, "p": p,

@@ -191,7 +191,7 @@ class Evaluation:
             self.todo, self.done = self.judged + self.robust[self.judged:stop].nonzero()[:, 0], 0
         n, todo = len(self.todo), self.todo
         with tqdm(total=n, initial=self.done, desc=name, unit="img", disable=None,
-                  leave="until" not in self.settings) as bar:
+                  leave=not self.settings.get("until")) as bar:
             def work(first, end):
                 self.batch(name, todo[first:end])
                 bar.update(end - first)

@@ -57,10 +57,10 @@ class _GreyConv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         stride, padding = ctx.how
         image = filters = biases = None
+        grad = grad.float()  # bfloat16 under autocast
         if ctx.needs_input_grad[0]:
-            image = conv_input_grad(grad.float(), weight, x.shape[2], x.shape[3], stride, padding)
+            image = conv_input_grad(grad, weight, x.shape[2], x.shape[3], stride, padding)
         if ctx.needs_input_grad[1]:
-            x, weight = x.to(grad.dtype), weight.to(grad.dtype)  # bfloat16 under autocast
             filters = torch.ops.aten.convolution_backward(
                 grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1,
                 [False, True, False])[1]
