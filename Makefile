@@ -2,13 +2,14 @@
 # make test   set up, lint, and run the tests (about 6 minutes on 2 cores)
 # make test-slow   run the tests that take minutes each
 # make kernels   build csrc/ in place, after a change of it
-# make gpu-records [BUDGET=600]   on a machine with a card: README's line in full, then tests and
-#                                 benchmarks, into results/; give it again and it goes on; uses
-#                                 PYTHON with torch as it is and downloads nothing
+# make gpu-records   on a machine with a card: README's line in full, tests and benchmarks, into
+#                    results/; each step has BUDGET=600 seconds, and the training goes on the next
+#                    time; uses PYTHON with torch as it is and downloads nothing
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+BUDGET ?= 600
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo test test-slow kernels lint gpu-records clean
@@ -45,7 +46,10 @@ lint: $(VENV)/.ready
 
 gpu-records:
 	$(PYTHON) setup.py --quiet build_ext --inplace
-	$(PYTHON) -m experiments gpu --budget $(or $(BUDGET),600)
+	-timeout $(BUDGET) $(PYTHON) -m experiments headline
+	-timeout $(BUDGET) $(PYTHON) -m pytest -m gpu
+	-timeout $(BUDGET) $(PYTHON) -m benchmarks ablation --json results/gpu-ablation.json
+	-timeout $(BUDGET) $(PYTHON) -m benchmarks kernels --json results/gpu-kernels.json
 
 clean:
 	rm -rf $(VENV) build advprune/_C_*.so *.egg-info .pytest_cache .ruff_cache .mypy_cache

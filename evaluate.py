@@ -276,7 +276,7 @@ def report(record):
     print(f"robust accuracy {record['robust_accuracy']:.4f} (95 % interval {low:.4f} to "
           f"{high:.4f}); largest perturbation {record['max_perturbation']:.6f}; "
           f"{record['seconds']:.1f} s")
-    rows = record.get("by_class", [])  # earlier versions wrote none
+    rows = record["by_class"]
     if 0 < len(rows) <= 20:
         print("     n   clean (95 % interval)        robust (95 % interval)       class")
         for row in rows:

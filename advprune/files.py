@@ -67,9 +67,8 @@ def write_npz(path: str | Path, **arrays: np.ndarray) -> None:
 
 
 def write_figure(path: str | Path, figure: Any) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write(path, buffer.getvalue())
+    with writing(path) as file:
+        figure.savefig(file, format="png")
 
 
 # --- one process at a time

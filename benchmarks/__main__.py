@@ -3,10 +3,9 @@
     python -m benchmarks kernels [--operator NAME] [--shape 128,3,32,32] [--dtype bf16]
     python -m benchmarks ablation [--json FILE]
     python -m benchmarks training --dataset mnist [--against FOLDER] [--json FILE]
-    python -m benchmarks scale --dataset mnist [--json FILE] [--figure FILE.png]
+    python -m benchmarks scale --dataset mnist [--json FILE]
     python -m benchmarks layouts [--json FILE]
     python -m benchmarks jobs --dataset mnist [--json FILE]
-    python -m benchmarks attack --dataset mnist [--json FILE]
     python -m benchmarks machine [--json FILE]
     python -m benchmarks versions --against FOLDER [--json FILE]
 
@@ -27,7 +26,6 @@ scale     trains on all data and with 20 to 80 % dropped: seconds against exampl
           memory against the size of the data set.
 layouts   times training steps of several networks, in both memory layouts and in two precisions.
 jobs      trains two networks side by side, each with half of the threads, and in turn with all.
-attack    runs AutoAttack as evaluate.py does and as pyautoattack does, and compares the verdicts.
 machine   computes from the machine code of the CUDA kernels what a GPU could reach. It times
           nothing. It needs nvcc, and no GPU.
 versions  times the operators of another checkout, with its kernels built, and of this one in
@@ -47,29 +45,26 @@ from advprune import config, console, files, ops, run
 from advprune.errors import UserError
 from benchmarks import (
     ablation,
-    attack,
-    figures,
     jobs,
     kernels,
     layouts,
     machine,
     scale,
+    tables,
     training,
     versions,
 )
 
 MEASURES = {"ablation": ablation, "kernels": kernels, "training": training, "scale": scale,
-            "layouts": layouts, "jobs": jobs, "attack": attack, "machine": machine,
-            "versions": versions}
-DRAW = {"kernels": figures.kernels, "scale": figures.scale}
+            "layouts": layouts, "jobs": jobs, "machine": machine, "versions": versions}
 KERNELS = ("operator", "shape", "dtype")
-TRAINS = ("ablation", "training", "scale", "jobs", "attack")
+SHOWN = ("kernels", "layouts", "jobs", "versions")  # row by row, as they are measured
+TRAINS = ("ablation", "training", "scale", "jobs")
 USES = {  # flag -> what it is for
     **dict.fromkeys(("dataset", "limit", "model", "width", "precision"), TRAINS),
     **dict.fromkeys(KERNELS, ("kernels",)),
     "epochs": ("scale",), "against": ("training", "versions"),
-    "rounds": ("kernels", "ablation", "training", "layouts", "jobs", "attack", "versions"),
-    "figure": tuple(DRAW)}
+    "rounds": ("kernels", "ablation", "training", "layouts", "jobs", "versions")}
 
 
 def shape(text):
@@ -86,7 +81,6 @@ def parser():
     flag("what", nargs="?", default="kernels", choices=list(MEASURES),
          help="which measurement (kernels)")
     flag("--json", metavar="FILE", help="write the record here; overwrites nothing")
-    flag("--figure", metavar="FILE", help="draw kernels or scale into this PNG")
     flag("--operator", choices=list(kernels.OPERATORS), help="only this one (all)")
     flag("--shape", type=shape, metavar="B,C,H,W", help="of the images; of logits B,K, of scores "
          "N (two of each)")
@@ -95,16 +89,16 @@ def parser():
     flag("--dataset", choices=list(config.RECIPES), help="what to train on (digits; for "
          "ablation, mnist on a CPU and cifar10 on a GPU)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
-    flag("--limit", type=console.positive_int, metavar="N", help="use the first N examples (scale "
-         "and attack: all; others: 10,000)")
+    flag("--limit", type=console.positive_int, metavar="N", help="use the first N examples "
+         "(scale: all; others: 10,000)")
     flag("--model", type=config.model_name, metavar="NAME", help="as for train.py")
     flag("--width", type=console.positive_int, help="as for train.py")
     flag("--precision", choices=["fp32", "tf32", "bf16"], help="as for train.py (fp32)")
     flag("--epochs", type=console.number(int, 2), help="of each run of scale; it prunes after "
          f"three tenths of them ({scale.EPOCHS})")
     flag("--rounds", type=console.positive_int, help="how many, after one that warms up "
-         f"({ablation.ROUNDS}; kernels: {kernels.ROUNDS}; layouts: {layouts.ROUNDS}; jobs and "
-         f"attack: {attack.ROUNDS}; versions: {versions.ROUNDS})")
+         f"({ablation.ROUNDS}; kernels: {kernels.ROUNDS}; layouts: {layouts.ROUNDS}; jobs: "
+         f"{jobs.ROUNDS}; versions: {versions.ROUNDS})")
     flag("--against", metavar="FOLDER", help="the other checkout, for versions and training")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
     return made
@@ -120,10 +114,8 @@ def parse(argv):
         raise UserError("versions needs --against FOLDER, another checkout of advprune")
     if args.against is not None and not Path(args.against, "advprune/ops.py").is_file():
         raise UserError(f"--against {args.against} is no checkout of advprune")
-    if args.json and args.json == args.figure:
-        raise UserError("--json and --figure name the same file")
-    for path in filter(None, (args.json, args.figure)):
-        files.check_new(path)
+    if args.json:
+        files.check_new(args.json)
     args.data_dir = str(Path(args.data_dir).resolve())
     args.rounds = args.rounds or getattr(MEASURES[args.what], "ROUNDS", None)
     return args
@@ -139,12 +131,12 @@ def main(argv=None):
               "cpu": torch.backends.cpu.get_cpu_capability()}
     print("{device}, {threads} threads, torch {torch}, kernels {kernels}, {cpu}".format(
         torch=torch.__version__, **header))
-    measure = MEASURES[args.what].measure
     if args.what == "training" and args.against:
-        measure = versions.training
-    record = {**header, **measure(args, device)}
-    if args.figure:
-        files.write_figure(args.figure, DRAW[args.what](record))
+        record = {**header, **versions.training(args, device)}
+    else:
+        record = {**header, **MEASURES[args.what].measure(args, device)}
+        if args.what not in SHOWN:
+            print(tables.TABLES[args.what](record))
     if args.json:
         files.write_json(args.json, record)
     return record

@@ -117,7 +117,6 @@ def measure(args, device):
               for _ in range(args.rounds + 1)][1:]  # the first warms up
     rates = {key: len(labels) / median(seconds[key] for seconds in rounds) for key in calls}
     rows = [row_of(variant, rates) for variant, what in calls if what == "training"]
-    report(rows, workload.title(training.settings, len(labels)), args.rounds)
     return {**workload.fields(training.settings, len(labels)), "rounds": args.rounds,
             "rows": rows}
 
@@ -129,11 +128,3 @@ def row_of(variant, rates):
         row[what] = rates[variant, what]
         row[f"{what}_ratio"] = rates[variant, what] / rates["all kernels", what]
     return row
-
-
-def report(rows, title, rounds):
-    print(f"{title}, medians of {rounds} rounds\n"
-          f"{'':30} training images/s     scoring images/s")
-    for row in rows:
-        print("{variant:30} {training:9,.0f}  ({training_ratio:.2f})    {scoring:9,.0f}  "
-              "({scoring_ratio:.2f})".format(**row))

@@ -49,15 +49,10 @@ def operators(device):
 def training_of(flags, device):
     """The train.Training that begins with these flags of train.py."""
     import train
+    from advprune import config
 
-    if hasattr(train, "prepared"):
-        from advprune import config
-
-        args, settings = config.parse(flags)
-        return train.prepared(settings, device, args.data_dir)[0]
-    from advprune import settings  # as up to version 0.2
-
-    return train.begin(settings.parse(flags), device)[0]
+    args, settings = config.parse(flags)
+    return train.prepared(settings, device, args.data_dir)[0]
 
 
 def checksum(tensors):

@@ -11,9 +11,9 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
-from advprune import data, layers
+from advprune import layers
 from benchmarks import workload
 from benchmarks.timing import sync
 from train import lr_at
@@ -34,19 +34,15 @@ class PerItem(Dataset):
         return self.transform(Image.fromarray(self.images[i].numpy())), self.labels[i]
 
 
-def loader(training, data_dir):
-    """The batches of an epoch, from torchvision's own data set where it has that one."""
-    from torchvision import datasets, transforms
+def loader(training):
+    """The batches of an epoch."""
+    from torchvision import transforms
 
     a, ours = training.settings, training.dataset
     augment = [transforms.RandomCrop(ours.images.shape[-1], padding=a.pad)] if a.pad else []
     augment += [transforms.RandomHorizontalFlip()] if a.flip else []
-    transform = transforms.Compose([*augment, transforms.ToTensor()])
-    if a.dataset in data.TORCHVISION:
-        kind = getattr(datasets, data.TORCHVISION[a.dataset][0])
-        items = Subset(kind(data_dir, train=True, transform=transform), range(len(ours.labels)))
-    else:
-        items = PerItem(ours.images, ours.labels, transform)
+    items = PerItem(ours.images, ours.labels,
+                    transforms.Compose([*augment, transforms.ToTensor()]))
     return DataLoader(items, batch_size=a.batch_size, shuffle=True, num_workers=0)
 
 
@@ -55,9 +51,9 @@ def noise(x, eps):
     return torch.zeros_like(x).uniform_(-eps, eps)
 
 
-def seconds(words, device, data_dir):
+def seconds(words, device):
     """The time of one more epoch of the loop for these flags of train.py, a tuple."""
-    loop = begun(words, device, data_dir)
+    loop = begun(words, device)
     start = time.perf_counter()
     loop.epoch()
     sync(device)
@@ -65,19 +61,19 @@ def seconds(words, device, data_dir):
 
 
 @cache
-def begun(words, device, data_dir):
-    return Loop(workload.begun(words, device), data_dir)
+def begun(words, device):
+    return Loop(workload.begun(words, device))
 
 
 class Loop:
     """A network of its own, with its optimiser and loader."""
 
-    def __init__(self, training, data_dir):
+    def __init__(self, training):
         self.settings, self.device = training.settings, training.device
         self.autocast = training.autocast
         self.model = layers.plain(copy.deepcopy(training.model).train())
         self.opt = workload.remade(training.opt, self.model.parameters())
-        self.loader = loader(training, data_dir)
+        self.loader = loader(training)
 
     def step(self, x, y, lr):
         """An update on RS+FGSM's examples; the loss and the logits of these."""

@@ -322,21 +322,8 @@ def row_of(kernel):
 def measure(args, device):
     """A row for each kernel, those of the model first."""
     rows = sorted(map(row_of, compiled()), key=lambda row: ("cards" not in row, row["what"]))
-    print("computed from the machine code for sm_90, not measured\n"
-          f"{'':44} {'registers':>9} {'occupancy':>9} {'per element: instructions':>25} "
-          f"{'bytes':>5}  share of a copy: {', '.join(CARDS)}; the busiest unit")
-    for row in rows:
-        print(f"{row['what']:44} {row['registers']:>9} {row['occupancy']:>9.0%} "
-              + (f"{row['instructions_each']:25.1f} {row['bytes_each']:5}  "
-                 + ", ".join(f"{card['share']:.2f}" for card in row["cards"].values())
-                 + f"; {row['slowest_unit']} "
-                 + ", ".join(f"{card['busy']:.2f}" for card in row["cards"].values())
-                 if "cards" in row else ""))
     chosen = [selection([row["kernel"] for row in rows], n, n * 2 // 5)
               for n in (50_000, 10_000_000)]
-    for part in chosen:
-        print("select_kept of {n:,} scores: launches {launches}, {bytes:,} bytes; three reads and "
-              "one write are {least_bytes:,}".format(**part))
     nvcc = subprocess.run([tools()[0], "--version"], capture_output=True, text=True).stdout
     return {"what": "computed, not measured", "arch": "sm_90",
             "nvcc": re.search(r"release [\d.]+, (V[\d.]+)", nvcc)[1],

@@ -28,9 +28,8 @@ MIB = 2**20
 
 def line(x, y):
     """(intercept, slope) of the least-squares line through the points; x must vary."""
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
-    return float(y.mean() - slope * x.mean()), float(slope)
+    slope, intercept = np.polyfit(x, y, 1)
+    return float(intercept), float(slope)
 
 
 def flags_of(p, epochs):
@@ -124,11 +123,9 @@ def measure(args, device):
     intercept, slope = line([row["examples"] for row in rows], [row["seconds"] for row in rows])
     first, prune_epoch = trainings[0], trainings[-1].settings.epoch
     settings, n = first.settings, len(first.dataset.labels)
-    record = {**workload.fields(settings, n), "epochs": args.epochs, "prune_epoch": prune_epoch,
-              "rows": rows, "intercept": intercept, "slope": slope,
-              "memory": memory(args, device, first.dataset)}
-    report(record, workload.title(settings, n))
-    return record
+    return {**workload.fields(settings, n), "epochs": args.epochs, "prune_epoch": prune_epoch,
+            "rows": rows, "intercept": intercept, "slope": slope,
+            "memory": memory(args, device, first.dataset)}
 
 
 def from_ratios(rows, before):
@@ -143,16 +140,3 @@ def from_ratios(rows, before):
         row["seconds"] = median(all_data) * (before + len(after) * ratio)
         share = row["examples"] / rows[0]["examples"]
         row["deviation"] = row["seconds"] / (share * rows[0]["seconds"]) - 1
-
-
-def report(record, title):
-    print(f"{title}, {record['epochs']} epochs, pruned after {record['prune_epoch']}, in turns\n"
-          "  p   examples seen  seconds  off proportional  scoring  guard")
-    for row in record["rows"]:
-        print("{p:.1f} {examples:15,} {seconds:8.2f} {deviation:17.1%} {prune_seconds:8.2f} "
-              "{guard_seconds:6.2f}".format(**row))
-    print(f"\n{'examples':>10} {'data, MiB':>11} {'peak, MiB':>11} {'before, MiB':>12}")
-    for row in record["memory"]:
-        print("{examples:10,} {data:11.1f} {peak:11.1f} {before:12.1f}".format(**row))
-    print("seconds = {intercept:.3f} + {0:.3f} x 1,000 examples".format(
-        1000 * record["slope"], **record))

@@ -185,13 +185,11 @@ def measure(args, device):
             ours = training.rows[-1]["seconds"]
             seconds, clock = parts_of(training, bar)
             floors = floor.round()
-            theirs = loop(words, device, args.data_dir)
+            theirs = loop(words, device)
             if round_:  # the first warms up
                 rounds.append((ours, seconds, clock, floors, theirs))
     n = sum(floor.sizes)
-    record = {**workload.fields(a, n), "rounds": args.rounds, **summary(rounds, floor, n)}
-    report(record, workload.title(a, n))
-    return record
+    return {**workload.fields(a, n), "rounds": args.rounds, **summary(rounds, floor, n)}
 
 
 def summary(rounds, floor, n):
@@ -216,20 +214,3 @@ def summary(rounds, floor, n):
         "times_reference": median(theirs) / median(ours),
         "share_of_floor": sum(least.values()) / epoch,
         "share_of_floor_range": [min(shares), max(shares)]}
-
-
-def report(record, title):
-    print(f"{title}, medians of {record['rounds']} rounds\n"
-          f"{'':16}  seconds  of the epoch    floor  floor / part")
-    for row in record["rows"]:
-        share = row["seconds"] / record["epoch_seconds"]
-        print(f"{row['part']:16} {row['seconds']:8.3f} {share:12.1%} {row['floor']:10.3f} "
-              + (f"{row['floor'] / row['seconds']:10.2f}" if row["floor"] else f"{'-':>10}"))
-    print(f"{'epoch':16} {record['epoch_seconds']:8.3f} {1:12.1%} {record['floor_seconds']:10.3f} "
-          f"{record['share_of_floor']:10.2f}\n"
-          "guard, after the epoch: {guard_seconds:.3f} s. Floor: network {network}, optimiser "
-          "{optimiser}".format(**record, **record["fastest"]))
-    low, high = record["share_of_floor_range"]
-    print("share of the floor {share_of_floor:.2f} ({low:.2f} to {high:.2f} in single rounds); "
-          "{images_per_second:,.0f} images/s, {times_reference:.2f} times the reference loop's "
-          "{reference_images_per_second:,.0f}".format(low=low, high=high, **record))

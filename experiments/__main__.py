@@ -3,7 +3,6 @@
     python -m experiments table1 --dataset mnist --jobs 2   two CPU cores, some hours
     python -m experiments figure3 [--dataset D] [--seeds 0-2] [--n-eval N] [--jobs N]
     python -m experiments all --jobs 2                          two CPU cores, more than a day
-    python -m experiments gpu [--budget SECONDS]                a GPU: `make gpu-records`
     python -m experiments render                            tables of README and docs/, figures/
 
 table1   all data, random and low+high pruning at p 0.2 and 0.6 (Kaufmann et al. 2022, Table 1).
@@ -21,7 +20,6 @@ strategies-digits, strategies-mnist, low-mnist, infobatch-mnist    strategies fr
 noisy-*  training labels of which some are wrong, and what finds those.
 robust-cifar10, robust-cifar10-15    recipes for colour images, 8 and 15 epochs.
 headline README's line, random pruning and all data: CIFAR-10 at full width. A GPU, or days.
-gpu      headline, the GPU's tests and benchmarks; each that ends within the budget is a record.
 render   makes what the records in results/ say; it trains nothing.
 
 geometry, perceptron    the statistics of data sets, and PUMA's perceptron; each has --help.
@@ -47,7 +45,7 @@ from advprune import console, files
 from advprune.errors import UserError
 from advprune.run import CHECKOUT
 from benchmarks import __main__ as benchmarks
-from experiments import geometry, gpu, perceptron, runner, studies
+from experiments import geometry, perceptron, runner, studies
 
 # --- experiments of one record each
 
@@ -116,7 +114,7 @@ def main(argv=None):
     parser = console.Parser(__doc__)
     flag = parser.add_argument
     names = list(dict.fromkeys([*studies.EXPERIMENTS, *SCRIPTS]))
-    flag("experiment", choices=[*names, "all", "gpu", "render", *COMMANDS])
+    flag("experiment", choices=[*names, "all", "render", *COMMANDS])
     flag("--dataset", choices=list(dict.fromkeys(
         part.dataset for parts in studies.EXPERIMENTS.values() for part in parts)),
          help="only the runs on this data set (all)")
@@ -127,7 +125,6 @@ def main(argv=None):
     flag("--again", action="store_true", help="run what has a record too")
     flag("--jobs", type=console.positive_int, default=1, help="how many runs at a time, each "
          "with its share of the cores (1)")
-    flag("--budget", type=console.number(float, 1), default=600, help="seconds for gpu (600)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
     args = parser.parse_args(words)
     if args.experiment == "render":
@@ -135,8 +132,6 @@ def main(argv=None):
 
         return {"written": render.render(CHECKOUT)}
     args.data_dir = str(Path(args.data_dir).resolve())
-    if args.experiment == "gpu":
-        return gpu.records(args)
     chosen = names if args.experiment == "all" else [args.experiment]
     parts = {name: parts_of(name, args) for name in chosen}
     if args.again and args.experiment == "all":

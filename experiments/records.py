@@ -20,18 +20,12 @@ class Records:
         return (self.folder / f"{name}.json").exists()
 
     def _study(self, experiment: str, setup: str) -> dict:
-        """rows, summary, n, source and command of an experiment's runs of this setup."""
+        """rows, summary, n and source of an experiment's runs of this setup."""
         part = next(p for p in studies.EXPERIMENTS[experiment] if p.setup == setup)
         rows = studies.rows(self.folder, part)
         return {"rows": rows, "summary": studies.summary(rows), "n": part.n, "source":
                 f"\nFrom `results/{setup}/` (`python -m experiments {experiment} --dataset "
                 f"{part.dataset}`).\n"}
-
-
-def as_table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
-    """A Markdown table; all columns but the first `left` are right-aligned."""
-    lines = [head, ["---"] * left + ["---:"] * (len(head) - left), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def spread(row: dict, name: str) -> str:
@@ -41,8 +35,3 @@ def spread(row: dict, name: str) -> str:
 
 def source(*names: str) -> str:
     return "\nFrom " + ", ".join(f"`results/{name}.json`" for name in names)
-
-
-def machine_of(record: dict) -> str:
-    return (f"{record['device']}, {record['threads']} threads, {record.get('cpu', '')}, torch "
-            f"{record['versions']['torch']}")

@@ -5,18 +5,17 @@ A Markdown file has places for tables, which `render` fills:
     <!-- render: NAME -->
     <!-- end -->
 
-NAME is one of BLOCKS; or `example FILE`, which prints examples/FILE.py; or `study NAME`, which is
-the table of an experiment that is one study.
+NAME is one of tables.BLOCKS; or `example FILE`, which prints examples/FILE.py; or `study NAME`,
+which is the table of an experiment that is one study.
 """
 import re
 from pathlib import Path
 
 from advprune import files
-from experiments import figures, speed_tables, tables
+from experiments import figures, tables
 from experiments.records import Records
 
 PLACE = re.compile(r"(<!-- render: ([\w. -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-BLOCKS = {**tables.BLOCKS, **speed_tables.BLOCKS}
 
 
 def render(root: Path) -> list[str]:
@@ -41,4 +40,4 @@ def block(name: str, root: Path, records: Records | None = None) -> str:
     if kind == "example":
         return f"```python\n{(root / 'examples' / f'{of}.py').read_text()}```\n"
     records = records or Records(root / "results")
-    return tables.of_study(of, records) if kind == "study" else BLOCKS[name](records)
+    return tables.of_study(of, records) if kind == "study" else tables.BLOCKS[name](records)

@@ -55,10 +55,11 @@ from pathlib import Path
 import numpy as np
 
 from advprune import console, files, own_code
+from benchmarks.tables import as_table
 from experiments import runner, studies
 from experiments.claims import CLEAN, ROBUST, by_seed, holm, less, p_value, with_interval
 from experiments.compare import say_unfair, unequal
-from experiments.records import as_table, spread
+from experiments.records import spread
 
 
 def main(argv=None):

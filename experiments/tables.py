@@ -1,10 +1,11 @@
 """The tables of README and docs of what was trained: claims, Table 1, equal time, the studies."""
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from statistics import mean, median
 
 from advprune.config import FOLLOWS, RECIPES
-from benchmarks import kernels as speed
+from benchmarks.tables import TABLES, as_table
 from experiments import figures as pictures
 from experiments import studies, study
 from experiments.claims import (
@@ -28,7 +29,7 @@ from experiments.claims import (
     verdict,
     with_interval,
 )
-from experiments.records import Records, as_table, machine_of, source, spread
+from experiments.records import Records, source, spread
 from experiments.studies import LEAST
 
 SETUP_TITLES = {"mnist-paper": "MNIST, paper's recipe", "mnist-robust": "MNIST, robust recipe",
@@ -358,16 +359,6 @@ def collapse(records: Records) -> str:
         f"training time.{record['source']}")
 
 
-# --- what the kernels are worth
-
-def kernels(records: Records) -> str:
-    record = records["cpu-kernels"]
-    rows = [speed.words(row) for row in record["rows"]]
-    return as_table(speed.HEAD, rows, left=4) + (
-        f"\n{machine_of(record)}; medians of at most {speed.ROUNDS} rounds in turn, in one "
-        f"process on a shared machine.{source('cpu-kernels')} (`{record['command']}`).\n")
-
-
 # --- the studies
 
 def toy_accuracy(records: Records) -> str:
@@ -468,10 +459,35 @@ def _value(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+# --- the benchmarks
+
+# block -> the record that its command writes, which other records there are, flags
+MEASURED = {
+    "ablation": ("cpu-ablation", "*-ablation*", ""),
+    "kernels": ("cpu-kernels", "*-kernels*", ""),
+    "training": ("cpu-training-mnist", "cpu-training-*", " --dataset mnist"),
+    "scale": ("cpu-scale", "cpu-scale", " --dataset mnist"),
+    "layouts": ("cpu-layouts", "cpu-layouts*", ""),
+    "jobs": ("cpu-jobs", "cpu-jobs", " --dataset mnist"),
+    "machine": ("machine", "machine", ""),
+    "versions": ("cpu-versions", "cpu-versions", " --against FOLDER")}
+
+
+def benchmark(what: str, records: Records) -> str:
+    """The tables of all records of `python -m benchmarks WHAT`."""
+    written, names, flags = MEASURED[what]
+    found = sorted(path.stem for path in records.folder.glob(f"{names}.json"))
+    return "\n".join(
+        f"{TABLES[what](records[name])}.{source(name)} (`{records[name]['command']}`).\n"
+        for name in found) or (f"Not yet measured: `python -m benchmarks {what}{flags} --json "
+                               f"results/{written}.json`.\n")
+
+
 BLOCKS: dict[str, Callable[[Records], str]] = {
+    **{what: partial(benchmark, what) for what in MEASURED},
     "claims": claims, "other-claims": other_claims, "headline": headline, "table1": table1,
     "completed": completed, "wrong-labels": wrong_labels, "equal-time": equal_time,
     "frontier": frontier, "figures": figures, "results": results, "puma": puma,
-    "collapse": collapse, "kernels": kernels, "toy-accuracy": toy_accuracy,
+    "collapse": collapse, "toy-accuracy": toy_accuracy,
     "toy-verdicts": toy_verdicts, "perceptron": perceptron, "table2": table2,
     "readings": readings, "recipes": defaults}

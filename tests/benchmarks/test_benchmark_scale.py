@@ -1,4 +1,4 @@
-"""scale, jobs, attack, and the process of its own that they use."""
+"""scale, jobs, and the process of its own that they use."""
 import json
 import os
 import platform
@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import median
 
 import in_process
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -17,7 +16,7 @@ from conftest import ROOT
 from advprune import console
 from advprune.errors import UserError
 from benchmarks import __main__ as benchmark
-from benchmarks import attack, figures, jobs, scale, timing
+from benchmarks import jobs, scale, timing
 
 
 def test_line_is_the_least_squares_line():
@@ -39,9 +38,8 @@ def test_scale_record(tmp_path, monkeypatch):
     monkeypatch.setattr(scale, "SIZES", (0.5, 1.0))
     monkeypatch.setattr(scale, "apart", in_process.apart)
     record = benchmark.main(["scale", "--dataset", "digits", "--limit", "200", "--epochs", "4",
-                             "--width", "4", "--json", "s.json", "--figure", "s.png"])
+                             "--width", "4", "--json", "s.json"])
     assert json.loads((tmp_path / "s.json").read_text()) == record
-    assert (tmp_path / "s.png").stat().st_size > 5000
     assert [row["p"] for row in record["rows"]] == list(scale.SHARES)
     assert (record["epochs"], record["prune_epoch"], record["width"]) == (4, 1, 4)
     for row in record["rows"]:
@@ -55,23 +53,6 @@ def test_scale_record(tmp_path, monkeypatch):
     for row in record["memory"]:
         assert row["data"] == row["examples"] * (28 * 28 + 8) / 2**20
         assert row["peak"] >= row["before"] > 20
-
-
-def test_the_runs_of_scale_take_turns(monkeypatch):
-    order, epoch = [], scale.train.Training.epoch
-
-    def noted(training, number, bar):
-        order.append((number, training.settings.p, len(training.kept)))
-        epoch(training, number, bar)
-
-    monkeypatch.setattr(scale.train.Training, "epoch", noted)
-    monkeypatch.setattr(scale, "memory", lambda *_: [])
-    benchmark.main(["scale", "--dataset", "synthetic", "--limit", "50", "--epochs", "2"])
-    order = order[1:]  # the first warms up
-    assert [number for number, _, _ in order] == [0] * 5 + [1] * 5
-    assert [p for _, p, _ in order[:5]] == [0, 0.2, 0.4, 0.6, 0.8]
-    assert [(p, kept) for _, p, kept in order[5:]] == [
-        (0.2, 40), (0.4, 30), (0.6, 20), (0.8, 10), (0, 50)]
 
 
 def test_scale_needs_an_example_that_is_kept():
@@ -90,22 +71,7 @@ def test_peak_memory_is_that_of_this_process():
     assert before + 290 < after < before + 320 and before < block.nbytes / 2**20
 
 
-def test_the_picture_shows_the_runs_the_line_and_the_memory():
-    record = {"dataset": "mnist", "epochs": 10, "intercept": 1.0, "slope": 0.5, "rows": [
-        {"p": p, "examples": x, "seconds": 1 + 0.5 * x, "prune_seconds": 0.25,
-         "guard_seconds": 0.5} for p, x in ((0, 8), (0.4, 4))],
-        "memory": [{"examples": n, "data": n / 2, "before": 9, "peak": 9 + n} for n in (1, 2)]}
-    left, right = figures.scale(record).axes
-    line, runs, apart = left.lines
-    np.testing.assert_allclose(line.get_xydata(), [[0, 1], [8, 5]])
-    np.testing.assert_allclose(runs.get_xydata(), [[8, 5], [4, 3]])
-    np.testing.assert_allclose(apart.get_ydata(), [0.75, 0.75])
-    assert [text.get_text() for text in left.texts] == ["p = 0", "p = 0.4"]
-    assert [list(line.get_ydata()) for line in right.lines] == [[10, 11], [9, 9], [0.5, 1]]
-    assert right.get_ylabel() == "MiB" and left.get_ylabel() == "seconds"
-
-
-# --- jobs and attack
+# --- jobs
 
 class Workers:
     """In the place of workers.Workers: `count` of them, one after another in this process."""
@@ -143,27 +109,6 @@ def test_jobs_side_by_side_and_in_turn(tmp_path, monkeypatch):
     assert record["ratio"] == row["side_by_side"] / row["in_turn"] > 0
     assert record["examples"] == 100
     assert Workers.counts == [1, 2]
-
-
-def test_the_rate_of_runs_in_turn_and_side_by_side(monkeypatch):
-    spans = iter([(0, 2, 100), (10, 14, 100), (0, 6, 100), (2, 8, 100)])
-    monkeypatch.setattr(jobs, "Workers", Workers)
-    monkeypatch.setattr(jobs, "run", lambda *_: next(spans))
-    assert jobs.rate(1, [], None) == (3 * 200 / 6, 100)
-    assert jobs.rate(2, [], None) == (3 * 200 / 8, 100)
-
-
-@pytest.mark.slow
-def test_attack_finds_the_packages_verdicts(tmp_path, monkeypatch):
-    monkeypatch.setattr(attack, "N", 40)
-    monkeypatch.setattr(attack, "ATTACK", "apgd")
-    monkeypatch.setattr(attack, "apart", in_process.apart)
-    record = benchmark.main(["attack", "--dataset", "digits", "--limit", "200", "--rounds", "1",
-                             "--json", "a.json"])
-    assert json.loads((tmp_path / "a.json").read_text()) == record
-    (row,) = record["rows"]
-    assert row["differ"] == 0 and row["robust"] == row["plain_robust"] < 40
-    assert record["ratio"] == row["plain_seconds"] / row["seconds"]
 
 
 # --- a process of its own

@@ -5,11 +5,9 @@ import json
 import in_process
 import pytest
 import torch
-from torch import nn
-from torchvision import transforms
 
 import train
-from advprune import attacks, models, ops
+from advprune import ops
 from benchmarks import __main__ as benchmark
 from benchmarks import fast_adversarial, timing, training, workload
 
@@ -62,23 +60,6 @@ def test_the_floor_makes_passes_of_the_same_shapes_in_the_same_precision(precisi
     assert chosen["attack forward"] == chosen["update backward"] in bottom.networks
 
 
-def test_the_floor_is_the_fastest_way():
-    bottom = training.Floor(begun(), [torch.arange(4)])
-    rounds = []
-    for slower in (1, 5, 2):  # medians, whatever one round says
-        rounds.append({name: timing.Clock(CPU)
-                       for name in [*bottom.networks, *bottom.optimizers, "data"]})
-        for name in bottom.networks:
-            for part in training.NETWORK:
-                rounds[-1][name].seconds[part] = slower * (3 if "last" in name else 4)
-        for name in bottom.optimizers:
-            rounds[-1][name].seconds["optimiser"] = 1 if name == "foreach" else 2
-    seconds, chosen, _ = bottom.choose(rounds)
-    assert chosen["update forward"] == "channels-last"
-    assert chosen["optimiser"] == "foreach"
-    assert (seconds["update forward"], seconds["optimiser"], seconds["data"]) == (6, 1, 0)
-
-
 def test_another_pass_in_training_is_not_compared_with_the_same_floor(monkeypatch):
     whole = train.Training.adversarial
 
@@ -90,31 +71,6 @@ def test_another_pass_in_training_is_not_compared_with_the_same_floor(monkeypatc
     monkeypatch.setattr(train.Training, "adversarial", twice)
     with pytest.raises(RuntimeError, match="attack forward: 22 times in an epoch and 11"):
         benchmark.main([*PROFILE, "--rounds", "1"])
-
-
-def test_a_profile_leaves_nothing_behind_and_changes_no_result():
-    plain, profiled = begun(), begun()
-    bar = training.tqdm(disable=True)
-    plain.epoch(0, bar)
-    places = torch.autograd.grad, torch.Tensor.backward
-    _, clock = training.parts_of(profiled, bar)
-    assert places == (torch.autograd.grad, torch.Tensor.backward)
-    assert not profiled.model._forward_hooks and not profiled.model._forward_pre_hooks
-    assert "step" not in vars(profiled.opt) and "batch" not in vars(profiled.dataset)
-    assert clock.calls == {**dict.fromkeys(training.PARTS, 3), "guard": 1}
-    for ours, theirs in zip(plain.model.parameters(), profiled.model.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_the_floor_tries_both_layouts_and_pytorchs_layers_too():
-    model, x = models.build("mnist-net", 1), torch.rand(2, 1, 28, 28)
-    ways = training.networks(model)
-    assert len(ways) == 4
-    for name, (network, form) in ways.items():
-        assert network is not model
-        assert (type(network[0]) is nn.Conv2d) == ("PyTorch's" in name)
-        assert network[2].weight.is_contiguous(memory_format=form)
-        torch.testing.assert_close(network(x), model(x))
 
 
 def test_a_part_within_a_part_counts_once(monkeypatch):
@@ -138,7 +94,7 @@ def test_the_loop_makes_our_update_at_equal_noise(clip_start, monkeypatch):
     run.settings = dataclasses.replace(run.settings, clip_start=clip_start)
     ids = run.kept[:40]
     x, y, eps = run.dataset.batch(ids, 0, 0), run.dataset.labels[ids], run.settings.epsilon
-    loop = fast_adversarial.Loop(run, "data")
+    loop = fast_adversarial.Loop(run)
     monkeypatch.setattr(fast_adversarial, "noise",
                         lambda x, eps: ops.rs_start(x, ids, eps, run.settings.seed, 0) - x)
     before = [p.detach().clone() for p in loop.model.parameters()]
@@ -160,44 +116,11 @@ def test_the_loop_makes_our_update_at_equal_noise(clip_start, monkeypatch):
     assert eps == 0.1
 
 
-def test_the_loops_attack_pays_for_the_gradients_of_the_weights():
-    """As fast_adversarial's does: that is one thing that our attack leaves out."""
-    run = begun()
-    loop = fast_adversarial.Loop(run, "data")
-    backward, grads = torch.Tensor.backward, []
-
-    def noted(loss):
-        backward(loss)
-        grads.append(all(p.grad is not None for p in loop.model.parameters()))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "backward", noted)
-        patch.setattr(attacks, "input_grad", None)
-        loop.epoch()
-    assert grads == [True] * 6  # two for each of 3 batches
-
-
 def test_the_loop_reads_every_image_once():
     run = begun()
-    seen = [(x, y) for x, y in fast_adversarial.loader(run, "data")]
+    seen = [(x, y) for x, y in fast_adversarial.loader(run)]
     x, y = (torch.cat(parts) for parts in zip(*seen, strict=True))
     assert [len(labels) for _, labels in seen] == [32, 32, 6]
     ours = dict(zip(map(bytes, run.dataset.images.numpy()), run.dataset.labels, strict=True))
     theirs = dict(zip(map(bytes, (x * 255).round().to(torch.uint8).numpy()), y, strict=True))
     assert len(theirs) == 70 and theirs == ours
-
-
-def test_colour_images_are_augmented_one_by_one():
-    images = torch.randint(256, (5, 3, 8, 8), dtype=torch.uint8)
-    items = fast_adversarial.PerItem(images, torch.arange(5), transforms.ToTensor())
-    for i, (x, label) in enumerate(items[k] for k in range(len(items))):
-        assert torch.equal(x, images[i] / 255) and label == i
-
-
-def test_the_loop_takes_torchvisions_own_mnist(real_data):
-    place = real_data("MNIST")
-    items = fast_adversarial.loader(run := begun("--dataset", "mnist", "--data-dir", place),
-                                    place).dataset
-    assert type(items.dataset).__name__ == "MNIST" and len(items) == 70
-    x, label = items[69]
-    assert torch.equal(x, run.dataset.images[69] / 255) and label == run.dataset.labels[69]

@@ -9,7 +9,7 @@ from advprune.errors import UserError
 from benchmarks import __main__ as benchmark
 from benchmarks import versions
 
-# What checkout.py needs of a checkout, in the way of version 0.2, without torch's long work.
+# What checkout.py needs of a checkout, without torch's long work.
 TRAINING = '''
 import time, torch
 
@@ -24,12 +24,13 @@ class Training:
         time.sleep(1)
         self.rows.append({})
 
-def begin(settings, device):
-    return Training(settings), None
+def prepared(settings, device, data_dir):
+    return [Training(settings)]
 '''
 OLD = {"advprune/__init__.py": "", "advprune/ops.py": f"KERNELS = {ops.KERNELS!r}\n",
        "advprune/console.py": "def device(name): pass\n", "train.py": TRAINING,
-       "advprune/settings.py": "def parse(words): return ['its', 'settings']\n"}
+       "advprune/config.py": "import argparse\ndef parse(words):\n"
+                             "    return argparse.Namespace(data_dir=''), ['its', 'settings']\n"}
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 from conftest import ROOT
 
 from advprune import config
@@ -42,24 +41,6 @@ def test_the_margins_and_half_of_the_budget_are_filled_in(monkeypatch):
         "--out runs/mnist-pgd5/puma-floor-0.3-7")
 
 
-def test_margins_are_measured_once_under_the_run_on_all_data(monkeypatch):
-    trained, pruned = [], []
-    monkeypatch.setattr(runner, "train_arm", lambda run, _: trained.append(run))
-
-    def prune(words):
-        pruned.append(words)
-        Path(words[-1]).mkdir(parents=True)
-        Path(words[-1], "scores.npz").touch()
-
-    monkeypatch.setattr(runner.prune, "main", prune)
-    run = studies.Run(PUMA, "puma-0.3", 7, 500)
-    for _ in range(2):
-        assert runner.measure_margins(run, "here").exists()
-    assert trained == [run._replace(arm="full")]
-    assert pruned == [["runs/mnist-pgd5/full-7", "--score", "margin", "--data-dir", "here",
-                       "--out", "runs/mnist-pgd5/margins-7"]]
-
-
 def test_a_script_makes_its_record_once(capsys):
     calls = []
 
@@ -73,28 +54,6 @@ def test_a_script_makes_its_record_once(capsys):
     assert calls == [["-x", "--out", "runs/one"]]
     assert Path("results/one.json").read_text() == "made"
     assert capsys.readouterr().err == "results/one.json is there\n"
-
-
-def test_records_of_their_own_are_those_that_the_tables_read(monkeypatch):
-    called = {}
-    monkeypatch.setattr(experiments, "by_script",
-                        lambda name, script, words, made=None: called.update({name: words}))
-    monkeypatch.setattr(runner, "train_arm", lambda *_: None)
-    for make in (experiments.scale, experiments.statistics, experiments.toy):
-        make(SimpleNamespace(data_dir="here"))
-    assert set(called) == {"cpu-scale", "geometry", "toy-model", "perceptron"}
-    assert all((ROOT / f"results/{name}.json").exists() for name in called)
-    parsed = experiments.benchmarks.parse([*called["cpu-scale"], "--json", "new.json"])
-    assert (parsed.what, parsed.dataset) == ("scale", "mnist")
-    assert called["geometry"][-1] == "runs/mnist-robust/low+high-0.4-2/scores.npz"
-
-
-@pytest.mark.parametrize("name", ["geometry", "perceptron"])
-def test_scripts_of_their_own_have_their_own_help(name, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        experiments.main([name, "--help"])
-    assert stopped.value.code == 0
-    assert f"python -m experiments {name}" in capsys.readouterr().out
 
 
 def test_each_record_in_results_is_of_a_run_of_an_experiment_with_enough_images():

@@ -38,11 +38,6 @@ def test_the_farthest_hundredth_of_each_class_is_cut():
     assert cut == pytest.approx(clean, rel=0.02) and uncut < 0.95 * clean
 
 
-def test_one_class_has_no_separation():
-    with pytest.raises(ValueError, match="two classes"):
-        geometry.density_and_separation(images([[1, 2], [3, 5]]), torch.tensor([1, 1]))
-
-
 def test_the_script_describes_a_set_and_what_a_score_file_keeps(tmp_path):
     labels = data.load("digits").labels
     scores = torch.rand(len(labels), generator=torch.Generator().manual_seed(0))
@@ -78,32 +73,6 @@ def test_statistics_of_the_real_sets_stand_near_table_2(real_data):
     cifar = data.load("cifar10", folder)
     rho, delta = geometry.density_and_separation(cifar.images, cifar.labels)
     assert rho == pytest.approx(96.6625, rel=0.05) and delta == pytest.approx(0.3571, rel=0.05)
-
-
-def test_readings_hold_what_a_formula_gives(monkeypatch):
-    monkeypatch.setattr(geometry, "TABLE_2", {"digits": (40.0, 3.0)})
-    monkeypatch.setattr(geometry, "spaces", lambda images, labels, seed: [
-        ("plane", np.array([[0, 0], [0, 2], [3, 0], [3, 4]], np.float32), np.array([0, 0, 1, 1]))])
-    monkeypatch.setattr(geometry, "SHOWN", 100)
-    found = geometry.main(["digits", "--readings", "--n", "100"])["readings"]
-    assert found["sets"] == ["digits"] and found["tried"] == {"rho": 35, "delta": 30}
-    rows = {name: {row["formula"]: row for row in found[name] if row["unit"] == "as they are"}
-            for name in ("rho", "delta")}
-    wanted = {"rho": {  # radii 1 and 2, centroids (0, 1) and (3, 2)
-        "mean of n / mean r": 1.5, "mean of n / mean r^2": 1.25, "mean of 1 / mean r": 0.75,
-        "mean of 1 / mean r^2": 0.625, "n / mean r, summed": 3,
-        "norm of the mean centroid": 4.5 ** 0.5, "sum of the mean centroid": 3},
-        "delta": {"sum of d^2": 20, "mean of d^2": 10, "sum of d": 2 * 10 ** 0.5,
-                  "mean of d": 10 ** 0.5, "sum of d^2 / coordinates": 10,
-                  "mean of d^2 / coordinates": 5}}
-    for name, values in wanted.items():
-        assert {formula: row["values"][0] for formula, row in rows[name].items()} == (
-            pytest.approx(values))
-    assert rows["rho"]["mean of n / mean r"]["factor"] == pytest.approx(40 / 1.5)
-    assert rows["delta"]["sum of d^2"]["factor"] == pytest.approx(20 / 3)
-    for name in ("rho", "delta"):
-        factors = [row["factor"] for row in found[name]]
-        assert factors == sorted(factors) and factors[0] >= 1
 
 
 def test_readings_need_a_set_of_table_2(capsys):

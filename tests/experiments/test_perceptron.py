@@ -41,19 +41,6 @@ def test_logistic_training_meets_every_budget_of_its_own():
             assert worst(best) <= worst(best + size * rng.standard_normal(3)) + 1e-6
 
 
-def test_budgets_spoil_the_hard_half_and_adapted_ones_repair_it(monkeypatch):
-    monkeypatch.setattr(perceptron, "ALPHAS", (2, 32))
-    monkeypatch.setattr(perceptron, "FLIPPED", (0.0, 0.1))
-    monkeypatch.setattr(perceptron, "REPEATS", 3)
-    value = {(r["flipped"], r["alpha"], r["subset"], r["budget"]): r["clean_accuracy"]
-             for r in perceptron.study(1)["rows"]}
-    for alpha, pays in ((2, False), (32, True)):  # hard examples pay once data abound
-        assert (value[0.0, alpha, "hard", "none"] > value[0.0, alpha, "random", "none"]) == pays
-    assert value[0.0, 32, "hard", "eps"] < value[0.0, 32, "random", "eps"] - 0.05
-    assert value[0.0, 32, "hard", "adapted"] > value[0.0, 32, "all", "eps"]
-    assert value[0.1, 32, "hard", "adapted"] < value[0.1, 32, "random", "eps"]
-
-
 def test_the_script_writes_its_record_and_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(perceptron, "ALPHAS", (2, 4))
     monkeypatch.setattr(perceptron, "FLIPPED", (0.0, 0.1))

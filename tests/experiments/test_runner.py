@@ -7,7 +7,6 @@ from pathlib import Path
 import killing
 import pytest
 import tiny_study
-import torch
 from conftest import refused
 
 import evaluate
@@ -84,15 +83,6 @@ def test_an_unknown_arm_is_refused_with_the_names(tiny, capsys):
     assert not records()
 
 
-def test_what_lacks_only_its_record_is_not_trained_again(tiny):
-    tiny(("full",))
-    experiments.main(["puma"])
-    made, before = weights_time("full-0"), records()
-    Path("results/tiny/full-0.json").unlink()
-    experiments.main(["puma"])
-    assert records() == before and weights_time("full-0") == made
-
-
 def test_more_images_are_attacked_and_fewer_are_a_part_of_the_record(tiny):
     tiny(("full",))
     experiments.main(["puma", "--n-eval", "8"])
@@ -138,36 +128,6 @@ def test_two_at_once_are_refused(tiny):
           pytest.raises(UserError, match="the study runs/tiny is in use by another process")):
         experiments.main(["puma"])
     assert not records()
-
-
-def untimed(record):
-    """A record without what depends on time, on the number of jobs, and on edits meanwhile."""
-    return {name: value for name, value in record.items()
-            if "seconds" not in name and name not in ("threads", "jobs", "commit")}
-
-
-@pytest.mark.slow
-def test_jobs_side_by_side_give_the_same_records(tmp_path, monkeypatch, tiny, capsys):
-    torch.set_num_threads(1)  # as each job has, so that sums are of the same order
-    found = {}
-    for count in (1, 2):
-        (tmp_path / str(count)).mkdir()
-        monkeypatch.chdir(tmp_path / str(count))
-        tiny()
-        capsys.readouterr()
-        experiments.main(["puma", "--data-dir", str(tmp_path), "--jobs", str(count)])
-        found[count] = records()
-        assert len(found[count]) == 4
-        assert all(row["jobs"] == count and row["threads"] == 1 for row in found[count].values())
-    assert ({name: untimed(record) for name, record in found[1].items()}
-            == {name: untimed(record) for name, record in found[2].items()})
-    lines = [line for line in capsys.readouterr().err.splitlines() if " runs done, " in line]
-    assert [line.split("; ")[1] for line in lines] == [
-        f"{i} runs done, {4 - i} left, about {line.split()[-2]} minutes"
-        for i, line in enumerate(lines, 1)] and len(lines) == 4
-    assert "robust accuracy" in Path("runs/tiny/puma-0.3-0.log").read_text()
-    experiments.main(["puma", "--jobs", "3"])  # nothing is left to do
-    assert records() == found[2]
 
 
 def children(process):

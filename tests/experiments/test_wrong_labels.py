@@ -8,7 +8,6 @@ import pytest
 import torch
 from conftest import ROOT
 
-import train
 from advprune import data, pruning
 from experiments import __main__ as experiments
 from experiments import labels, studies
@@ -50,25 +49,6 @@ def test_symmetric_labels_have_the_share_and_any_other_class():
     np.testing.assert_allclose(moved[~np.eye(5, dtype=bool)], 150, atol=60)  # 5 deviations
     assert np.array_equal(noisy, labels.symmetric(own, 5, 0.3, 1))
     assert not np.array_equal(noisy, labels.symmetric(own, 5, 0.3, 2))
-
-
-def test_what_was_kept_and_dropped_is_counted():
-    own = data.load("synthetic").labels.numpy()
-    given = own.copy()
-    given[:6] = (own[:6] + 1) % 10  # of 20: 6 wrong, of which the rule drops 4, and 2 right ones
-    np.save("labels.npy", given)
-    Path("own.py").write_text("def rule(scores, labels, p, seed, epoch):\n"
-                              "    return [4, 5, *range(8, 20)]\n")
-    flags = ["--dataset", "synthetic", "--limit", "20", "--epochs", "1"]
-    train.main([*flags, "--labels", "labels.npy", "--prune", "own.py:rule", "--epoch", "0",
-                "--out", "pruned"])
-    assert labels.wrong("pruned", "data") == {"wrong": {
-        "kept": {"labels": 14, "wrong": 2}, "dropped": {"labels": 6, "wrong": 4}}}
-    train.main([*flags, "--labels", "labels.npy", "--out", "all"])
-    assert labels.wrong("all", "data") == {"wrong": {
-        "kept": {"labels": 20, "wrong": 6}, "dropped": {"labels": 0, "wrong": 0}}}
-    train.main([*flags, "--out", "right"])
-    assert labels.wrong("right", "data") == {}
 
 
 def test_a_study_of_wrong_labels_from_nothing_to_the_table():

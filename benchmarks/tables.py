@@ -1,29 +1,16 @@
-"""The tables of docs/speed.md and docs/kernels.md, from the records of `python -m benchmarks`.
-
-A record that is not there yet gives a sentence with the command that measures it.
-"""
-from collections.abc import Callable
-
-from experiments.records import Records, as_table, machine_of, source, spread
+"""The records of `python -m benchmarks` in Markdown, for the terminal and for docs/."""
+from benchmarks import kernels as speed
 
 
-def _of(name: str, what: str, names: str = "") -> Callable[[Callable], Callable[[Records], str]]:
-    """A block of text(record, its name), from each record of `python -m benchmarks WHAT`.
-
-    They are the record `name`, or all whose name fits `names`.
-    """
-    absent = f"Not yet measured: `python -m benchmarks {what} --json results/{name}.json`.\n"
-
-    def block(text: Callable[[dict, str], str]) -> Callable[[Records], str]:
-        def of(records: Records) -> str:
-            found = sorted(path.stem for path in records.folder.glob(f"{names or name}.json"))
-            return "\n".join(text(records[each], each) for each in found) or absent
-        return of
-    return block
+def as_table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
+    """A Markdown table; all columns but the first `left` are right-aligned."""
+    lines = [head, ["---"] * left + ["---:"] * (len(head) - left), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _from(record: dict, name: str) -> str:
-    return f"{machine_of(record)}.{source(name)} (`{record['command']}`).\n"
+def machine_of(record: dict) -> str:
+    return (f"{record['device']}, {record['threads']} threads, {record['cpu']}, torch "
+            f"{record['versions']['torch']}")
 
 
 def _network(record: dict) -> str:
@@ -32,18 +19,24 @@ def _network(record: dict) -> str:
             f"{record['batch_size']}, {record['examples']:,} examples")
 
 
-@_of("cpu-ablation", "ablation", "cpu-ablation*")
-def ablation(record: dict, name: str) -> str:
+def ablation(record: dict) -> str:
     """What the kernels are worth in whole epochs."""
     rows = [[row["variant"], f"{row['training']:,.0f}", f"{row['training_ratio']:.2f}",
              f"{row['scoring']:,.0f}", f"{row['scoring_ratio']:.2f}"] for row in record["rows"]]
     return as_table(["", "training, images/s", "ratio", "scoring, images/s", "ratio"], rows) + (
         f"\n{_network(record)}. Medians of {record['rounds']} rounds in turn; "
-        f"{_from(record, name)}")
+        f"{machine_of(record)}")
 
 
-@_of("cpu-training-mnist", "training --dataset mnist", "cpu-training-*")
-def training(record: dict, name: str) -> str:
+def kernels(record: dict) -> str:
+    """Each operator beside a copy and its alternatives."""
+    rows = [speed.words(row) for row in record["rows"]]
+    return as_table(speed.HEAD, rows, left=4) + (
+        f"\nMedians of at most {speed.ROUNDS} rounds in turn, in one process on a shared machine; "
+        f"{machine_of(record)}")
+
+
+def training(record: dict) -> str:
     """Where an epoch's time goes."""
     whole = record["epoch_seconds"]
     parts = [*record["rows"], {"part": "epoch", "seconds": whole,
@@ -60,11 +53,10 @@ def training(record: dict, name: str) -> str:
     head = ["part of an epoch", "seconds", "of the epoch", "floor", "floor / part"]
     return (as_table(head, rows)
             + text.format(_network(record), low=low, high=high, **record, **record["fastest"])
-            + _from(record, name))
+            + machine_of(record))
 
 
-@_of("cpu-scale", "scale --dataset mnist")
-def scale(record: dict, name: str) -> str:
+def scale(record: dict) -> str:
     """Seconds against examples seen, and memory against the number of examples."""
     rows = [[f"{row['p']:.0%}", f"{row['examples']:,}", f"{row['seconds']:.2f}",
              f"{row['deviation']:+.1%}", f"{row['prune_seconds']:.2f}",
@@ -72,20 +64,17 @@ def scale(record: dict, name: str) -> str:
     sizes = [[f"{row['examples']:,}", f"{row['data']:.1f}", f"{row['before']:.0f}",
               f"{row['peak']:.0f}"] for row in record["memory"]]
     return (
-        "![Seconds of training against examples seen, and memory against the number of "
-        "examples](../figures/scale.png)\n\n"
-        + as_table(["dropped", "examples seen", "training, s", "off proportional", "scoring, s",
+        as_table(["dropped", "examples seen", "training, s", "off proportional", "scoring, s",
                   "guard, s"], rows)
         + "\nSeconds are medians over epochs. Least squares: "
         f"{record['intercept']:.2f} s + {1000 * record['slope']:.3f} s for each 1,000 examples."
         "\n\n"
         + as_table(["examples", "data, MiB", "before the data, MiB", "peak, MiB"], sizes)
         + f"\n{_network(record)}, {record['epochs']} epochs, pruned by high loss after epoch "
-        f"{record['prune_epoch']}; {_from(record, name)}")
+        f"{record['prune_epoch']}; {machine_of(record)}")
 
 
-@_of("cpu-layouts", "layouts", "cpu-layouts*")
-def layouts(record: dict, name: str) -> str:
+def layouts(record: dict) -> str:
     """Images/s of each network in the first way, and the other ways as ratios to it."""
     networks: dict[tuple, dict] = {}
     for row in record["rows"]:
@@ -98,37 +87,19 @@ def layouts(record: dict, name: str) -> str:
             for (network, image), found in networks.items()]
     return as_table(["network and width", "image", f"images/s: {first}", *others], rows) + (
         f"\nThe other columns are ratios to the first. Medians of {record['rounds']} rounds in "
-        f"turn; {_from(record, name)}")
+        f"turn; {machine_of(record)}")
 
 
-@_of("cpu-jobs", "jobs --dataset mnist")
-def jobs(record: dict, name: str) -> str:
+def jobs(record: dict) -> str:
     """Two runs side by side, beside the same in turn."""
     rows = [[f"{row[way]:,.0f}" for way in ("in_turn", "side_by_side")]
             for row in record["rounds"]]
     return as_table(["images/s in turn, all threads each", "side by side"], rows) + (
         f"\nSide by side takes {1 / record['ratio']:.2f} of the time (median). "
-        f"{record['runs']} runs; {_network(record)}; {_from(record, name)}")
+        f"{record['runs']} runs; {_network(record)}; {machine_of(record)}")
 
 
-@_of("cpu-attack", "attack --dataset mnist")
-def attack(record: dict, name: str) -> str:
-    """AutoAttack of evaluate.py beside pyautoattack by hand."""
-    rows = [[*(f"{row[name]:.1f}" for name in ("seconds", "plain_seconds", "cpu_seconds",
-                                               "plain_cpu_seconds")),
-             f"{row['robust']} and {row['plain_robust']}", str(row["differ"])]
-            for row in record["rows"]]
-    return as_table(["evaluate.py, s", "pyautoattack, s", "evaluate.py, s of CPU",
-                   "pyautoattack, s of CPU", "images that stand", "verdicts that differ"],
-                  rows) + (
-        f"\nRatio of the times {record['ratio']:.2f}, of the CPU times "
-        f"{record['cpu_ratio']:.2f} (medians). The first {record['n']} test images of "
-        f"{record['dataset']}, in batches of {record['batch_size']}; "
-        f"{_from(record, name)}")
-
-
-@_of("machine", "machine")
-def machine(record: dict, name: str) -> str:
+def machine(record: dict) -> str:
     """What the machine code of the CUDA kernels allows on each card: computed, not measured."""
     rows = []
     for row in record["rows"]:
@@ -150,11 +121,10 @@ def machine(record: dict, name: str) -> str:
         "\n" + as_table(["`select_kept`: scores", "dropped", "kernels launched", "bytes moved",
                        "three reads and one write, bytes"], chosen, left=0) +
         f"\nComputed from the machine code for {record['arch']} of nvcc {record['nvcc']}, not "
-        f"measured. Assumed: {cards}.{source(name)} (`{record['command']}`).\n")
+        f"measured. Assumed: {cards}")
 
 
-@_of("cpu-versions", "versions --against FOLDER")
-def versions(record: dict, name: str) -> str:
+def versions(record: dict) -> str:
     """The operators of an older commit beside a newer one's."""
     rows = [[f"`{row['operator']}`", f"{row['n']:,}", f"{row['other_us']:,.0f}",
              f"{row['us']:,.0f}", f"{row['ratio']:.2f}",
@@ -162,22 +132,8 @@ def versions(record: dict, name: str) -> str:
     return as_table(["operator", "elements", f"{record['other']}, us", f"{record['commit']}, us",
                    "ratio", "bits"], rows) + (
         f"\nMedians of {record['rounds']} rounds in turn, each checkout in a process of its own; "
-        f"{_from(record, name)}")
+        f"{machine_of(record)}")
 
 
-def precision(records: Records) -> str:
-    """Accuracy in float32 and in bfloat16."""
-    record = records.study("precision", "cifar10-width8")
-    rows = [[f"`--precision {'fp32' if arm == 'full' else arm}`", str(row["seeds"]),
-             spread(row, "clean_accuracy"), spread(row, "robust_accuracy")]
-            for arm, row in record["summary"].items()]
-    return as_table(["", "seeds", "clean", "PGD-50-10"], rows) + (
-        "\nPreActResNet18 of width 8, the first 10,000 images of CIFAR-10, 5 epochs of N-FGSM; "
-        f"the attack is on the first {record['n']} test images. Mean ± standard deviation over "
-        f"seeds.{record['source']}")
-
-
-BLOCKS: dict[str, Callable[[Records], str]] = {
-    "ablation": ablation, "training": training, "scale": scale, "layouts": layouts,
-    "precision": precision, "jobs": jobs, "attack": attack, "machine": machine,
-    "versions": versions}
+TABLES = {"ablation": ablation, "kernels": kernels, "training": training, "scale": scale,
+          "layouts": layouts, "jobs": jobs, "machine": machine, "versions": versions}
