@@ -30,6 +30,11 @@ def weights(run):
     return safetensors.torch.load_file(Path(run) / "model.safetensors")
 
 
+def same(run, other):
+    """Whether two run directories have the same final weights."""
+    return all(torch.equal(value, weights(other)[name]) for name, value in weights(run).items())
+
+
 def make(n=20, size=(28, 28), channels=1, seed=0):
     """(images [N, H, W, C], labels [N]) of noise, as numpy arrays."""
     generator = np.random.default_rng(seed)

@@ -121,14 +121,6 @@ def test_limit_keeps_the_first_and_the_whole_test_set():
     assert len(few.test_labels) == len(whole.test_labels)
 
 
-@pytest.mark.slow
-def test_cifar10_line_of_the_readme_completes(real_data, tmp_path):
-    record = train.main(["--dataset", "cifar10", "--prune", "high", "--p", "0.4", "--epoch", "3",
-                         "--epochs", "5", "--limit", "256", "--width", "8", "--data-dir",
-                         real_data("cifar-10-batches-py"), "--out", str(tmp_path / "run")])
-    assert record["n_kept"] == 256 - round(0.4 * 256)
-
-
 # --- the batches of an epoch
 
 def test_order_visits_every_id_once_and_differs_by_epoch_and_seed():
@@ -151,26 +143,6 @@ def test_only_a_remainder_that_is_too_small_is_merged(smallest):
             assert sizes == plain
         else:
             assert sizes == [*plain[:-2], 32 + images % 32]
-
-
-@pytest.mark.parametrize("extra", [None, 0.5])
-def test_batches_of_a_larger_remainder_are_what_they_were(extra):
-    for n in (33, 34, 60):
-        loaded = data.load("synthetic", limit=n)
-        if extra:
-            loaded.original = n // 2
-        kept = torch.arange(n)
-        images = loaded.epoch_size(n)
-        if extra is None:
-            before = data.shuffled(kept, 0, 1).split(16)
-        else:
-            sizes = [min(16, images - i) for i in range(0, images, 16)]
-            before = data.mixed_batches(kept[:n // 2], kept[n // 2:], extra, sizes, 0, 1)
-        now = loaded.batches(kept, 16, 0, 1, extra, 2)
-        assert torch.equal(torch.cat(list(now)), torch.cat(list(before))) or images % 16 == 1
-        assert min(map(len, now)) >= 2
-        if images % 16 != 1:
-            assert list(map(len, now)) == list(map(len, before))
 
 
 def test_batches_share_both_sources_as_told():

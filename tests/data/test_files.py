@@ -50,25 +50,3 @@ def test_one_process_at_a_time(tmp_path):
         assert waits.is_alive()
     waits.join(20)
     assert not waits.is_alive()
-
-
-def test_a_file_is_made_once(tmp_path):
-    made = []
-
-    def make(path):
-        made.append(path)
-        path.write_text("x")
-
-    for _ in range(2):
-        assert files.made_once(tmp_path / "a", make).read_text() == "x"
-    assert len(made) == 1
-
-
-def test_an_output_must_be_new(tmp_path):
-    files.check_new(tmp_path / "new")
-    (tmp_path / "link").symlink_to("nowhere")
-    for taken in (tmp_path, tmp_path / "link"):
-        with pytest.raises(UserError, match="exists already"):
-            files.check_new(taken)
-    with pytest.raises(UserError, match="no folder"):
-        files.check_new(tmp_path / "absent" / "file")

@@ -6,12 +6,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import make, no_file_over, read_only, refused, weights
+from conftest import make, no_file_over, read_only, refused, same
 
 import evaluate
 import prune
 import train
-from advprune import config, data, generated_images, image_files, reference
+from advprune import data, generated_images, image_files, reference
 from advprune.errors import UserError
 
 CPU = torch.device("cpu")
@@ -80,24 +80,6 @@ def test_a_batch_from_files_is_the_batch_from_memory(parts, monkeypatch, kernels
         one, other = memory.batch(*key), files.batch(*key)
         assert torch.equal(one, other)
         assert one.stride() == other.stride()
-
-
-def test_an_epoch_from_a_file_ends_with_the_weights_of_one_from_memory(tmp_path, monkeypatch):
-    for name, value in (("pad", 2), ("flip", True)):
-        monkeypatch.setitem(config.RECIPES["synthetic"], name, value)
-    _, settings = config.parse(["--dataset", "synthetic", "--limit", "100", "--epochs", "2",
-                                "--prune", "high", "--epoch", "1"])
-    dataset = data.of_run(settings)
-    array = dataset.images.permute(0, 2, 3, 1).contiguous().numpy()
-    (tmp_path / "images").write_bytes(array.tobytes())
-    ends = []
-    for given in (dataset.images, image_files.Stored(tmp_path / "images", 0, array.shape)):
-        dataset.images = given
-        monkeypatch.setattr(data, "of_run", lambda *_: dataset)
-        training = train.prepared(settings, CPU)[0]
-        training.epoch(0, train.tqdm(disable=True))
-        ends.append([*training.model.parameters(), training.prune(1)[0]])
-    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
 
 @pytest.mark.slow
@@ -289,8 +271,7 @@ def test_training_on_generated_images_from_end_to_end(tmp_path, extra, cut_off, 
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     train.main(["--resume", str(tmp_path / "cut")])
-    whole = weights(tmp_path / "whole")
-    assert all(torch.equal(v, whole[name]) for name, v in weights(tmp_path / "cut").items())
+    assert same(tmp_path / "cut", tmp_path / "whole")
 
     assert prune.main([str(tmp_path / "whole")])["n"] == 600
     (tmp_path / "one.npz").unlink()
@@ -312,13 +293,3 @@ def test_a_compressed_file_in_a_read_only_folder_is_decoded_into_the_cache(tmp_p
         assert names(tmp_path / "other") == [cached]
         assert evaluate.main(["run", "--attack", "clean", "--cache-dir", "x"])["n"] == 500
     assert names(tmp_path / "theirs") == ["a.npz"]
-
-
-def test_resuming_with_other_generated_images_is_refused(tmp_path, extra, monkeypatch, capsys):
-    path = extra(n=300)
-    monkeypatch.setattr(train.models, "predict", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run(tmp_path / "run", "--extra-data", path)
-    extra(n=290)
-    err = refused(train.main, ["--resume", str(tmp_path / "run")], capsys)
-    assert "and --extra-data is not the data that the run was trained on" in err

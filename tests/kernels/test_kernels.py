@@ -314,11 +314,3 @@ def test_another_stream_sees_its_own_data():
         out = ops.rs_start(late, ids, 0.1, 0, 0)
     stream.synchronize()
     assert torch.equal(out, wanted)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("how", ["high", "low", "low+high", "middle", "extremes"])
-def test_cuda_keeps_what_the_cpu_keeps(how):
-    scores = torch.randn(1_000_000).exp()
-    assert torch.equal(ops.select_kept(scores.cuda(), 400_000, how).cpu(),
-                       ops.select_kept(scores, 400_000, how))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TRAINED, weights
+from conftest import TRAINED, same, weights
 
 import prune
 import train
@@ -79,10 +79,6 @@ def measured(monkeypatch):
             [{**row, "accuracy": 0.99} for row in rows]))
 
     return fake
-
-
-def same(one, other):
-    return all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
 
 
 def test_the_guard_changes_no_weight(trained, measured):

@@ -155,19 +155,6 @@ def test_a_network_that_views_its_features_stays_contiguous(modes, monkeypatch):
     assert model.train()(x).shape == model.eval()(x).shape == (2, 10)
 
 
-def test_the_gradient_below_flatten_keeps_the_layout_of_the_features():
-    layouts, model = [], models.build("mnist-net", 1)
-    model[2].register_full_backward_hook(
-        lambda layer, inputs, outputs: layouts.append([
-            grad.is_contiguous(memory_format=torch.channels_last) for grad in outputs]))
-    x, y = torch.rand(4, 1, 28, 28), torch.arange(4)
-    grad = attacks.input_grad(model, x, y)
-    assert layouts == [[True]]
-    plain = layers.plain(copy.deepcopy(model))
-    assert type(plain[4]) is nn.Flatten
-    assert torch.allclose(grad, attacks.input_grad(plain, x, y), atol=1e-6)
-
-
 LAYERS = {  # PyTorch's layer -> the shape of its inputs, and what speed_up makes of it
     nn.Linear(700, 100): ((700,), layers.DnnLinear), nn.Conv2d(1, 6, 4, 2, 1): (
         (1, 9, 9), layers.GreyConv2d), nn.Conv2d(4, 6, 1, 2): ((4, 5, 5), layers.StridedConv2d),

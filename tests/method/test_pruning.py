@@ -101,20 +101,6 @@ def test_the_automatic_fraction_has_bounds():
         assert found == p and said.endswith(end)
 
 
-def test_tails_are_disjoint_and_make_up_the_rest():
-    ids = set(range(len(SCORES)))
-    high, low = (ids - set(pruning.select(SCORES, how, 0.2).tolist()) for how in ("high", "low"))
-    both = ids - set(pruning.select(SCORES, "low+high", 0.4).tolist())
-    assert not high & low
-    assert both == high | low
-
-
-def test_extremes_may_all_be_of_one_side():
-    skewed = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 5.0, 6.0])  # the mean is 1.71
-    assert pruning.select(skewed, "extremes", 2 / 7).tolist() == [0, 1, 2, 3, 4]
-    assert pruning.select(skewed, "low+high", 2 / 7).tolist() == [1, 2, 3, 4, 5]
-
-
 def test_random_follows_the_seed_alone():
     once, again, other = (pruning.select(torch.rand(500), "random", 0.4, s) for s in (1, 1, 2))
     assert torch.equal(once, again)
@@ -213,23 +199,6 @@ def test_wrong_arguments_are_value_errors_that_say_what_to_do(forms, how, words)
     with pytest.raises(ValueError) as error:
         pruning.score(MODEL, given.pop("images"), given.pop("labels"), **given)
     assert all(word in str(error.value) for word in words), error.value
-
-
-def test_scores_that_are_not_finite_are_counted(forms):
-    broken = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(75, 4))
-    broken[1].bias.data[0] = torch.nan
-    with pytest.raises(ValueError, match="40 of the 40"):
-        pruning.score(broken, forms[0]["file"], forms[1], "clean-loss")
-
-
-def test_a_network_behind_normalize_is_scored_as_normalised_images(forms):
-    images, labels = forms[0]["float tensor"], forms[1]
-    wrapped = torch.nn.Sequential(models.Normalize([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]), MODEL)
-    x = (images - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor(
-        [0.2, 0.3, 0.4]).view(3, 1, 1)
-    wanted = torch.nn.functional.cross_entropy(MODEL(x), torch.tensor(labels), reduction="none")
-    scores = pruning.score(wrapped, images, labels, "clean-loss")
-    torch.testing.assert_close(scores, wanted.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_scores_do_not_depend_on_the_batch_size_or_leave_a_trace():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TRAINED, refused, weights
+from conftest import TRAINED, refused, same, weights
 
 import prune
 import train
@@ -23,10 +23,6 @@ def training_of(*flags, **changes):
     _, settings = config.parse([*SYNTHETIC, *flags])
     settings = dataclasses.replace(settings, **changes)
     return train.prepared(settings, torch.device("cpu"))[:2]
-
-
-def same(one, other):
-    return all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
 
 
 ATTACKS = {"rs-fgsm": ["--attack", "rs-fgsm"], "pgd": ["--attack", "pgd", "--pgd-steps", "4"],
@@ -152,15 +148,6 @@ def test_cosine_schedule():
     assert at == pytest.approx([0, 0.1, 0.2, 0.1, 0], abs=1e-12)
     quarter = train.lr_at(0.025 + 0.975 / 3, 0.2, 0.025, "cosine")
     assert quarter == pytest.approx(0.2 * (1 + math.cos(math.pi / 3)) / 2)
-
-
-def test_a_resumed_puma_run_ends_with_the_same_weights(trained, tmp_path, cut_off):
-    flags = [*FEW, "--prune", "puma", "--epoch", "1", "--ema", "0.9"]
-    whole, cut = trained(*flags), tmp_path / "cut"
-    with cut_off(2):
-        train.main([*TRAINED, "--out", str(cut), *flags])
-    train.main(["--resume", str(cut)])
-    assert same(cut, whole)
 
 
 def test_resuming_after_the_pruning_needs_no_score_file(trained, tmp_path, cut_off):

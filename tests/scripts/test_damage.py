@@ -7,14 +7,13 @@ import killing
 import numpy as np
 import pytest
 import torch
-from conftest import TRAINED, refused, weights
+from conftest import TRAINED, refused, same
 from PIL import Image
 
 import evaluate
 import prune
 import train
 from advprune import checkpoint, data, pruning, run
-from advprune.errors import UserError
 
 RECORDS = ["null", "[]", "{}", '"x"', '{"n": 1', ""]  # JSON of the wrong kind, or cut short
 
@@ -53,8 +52,7 @@ def test_the_checkpoint_before_a_damaged_one_serves(how, cut, trained, capsys):
     said = capsys.readouterr().err
     assert f"{state} is damaged" in said
     assert "state.previous.pt, an epoch older, is used instead" in said
-    mine, whole = weights(cut), weights(trained())
-    assert all(torch.equal(mine[name], whole[name]) for name in whole)
+    assert same(cut, trained())
 
 
 def test_two_damaged_checkpoints_are_one_sentence(cut, capsys):
@@ -177,20 +175,6 @@ def test_weights_whose_bytes_changed_are_refused(copy, capsys):
     file.write_bytes(content)
     for main in (evaluate.main, prune.main):
         assert "its checksum differs" in refused(main, [str(copy)], capsys)
-
-
-def test_kinds_are_checked():
-    model, images = torch.nn.Flatten(), torch.rand(4, 1, 1, 3)
-    labels = torch.tensor([0, 1, 2, 0])
-    with pytest.raises(ValueError, match="unknown score 'lost'"):
-        pruning.score(model, images, labels, "lost")
-    with pytest.raises(ValueError, match="unknown strategy 'highest'"):
-        pruning.select(torch.rand(4), "highest", 0.5)
-    run.write_scores("scores.npz", torch.rand(4), labels, labels, "loss")
-    with pytest.raises(UserError, match="of kind loss, but margin is needed"):
-        run.read_scores("scores.npz", labels, "margin")
-    with pytest.raises(UserError, match="its labels differ"):
-        run.read_scores("scores.npz", labels.flip(0))
 
 
 # --- two evaluations of one run at once

@@ -336,16 +336,6 @@ def test_accuracy_by_class_is_that_of_the_judged_images(trained, until, capsys):
             assert f"{count / len(members):.4f} ({low:.4f} to {high:.4f})" in printed
 
 
-@pytest.mark.parametrize("classes", [20, 21])
-def test_up_to_twenty_classes_are_a_table(monkeypatch, capsys, classes):
-    monkeypatch.setattr(data, "load", lambda *_, **__: photos(classes))
-    torch.save(models.build("preactresnet18", 3, classes, width=2).state_dict(), "w.pth")
-    record = evaluate.main(["--weights", "w.pth", "--dataset", "cifar10", "--width", "2",
-                            "--attack", "clean"])
-    assert len(record["by_class"]) == classes
-    assert ("interval)       class" in capsys.readouterr().out) == (classes == 20)
-
-
 @pytest.mark.parametrize("flags", [
     ["--n", "0"], ["--attack", "nosuch"], ["--epsilon", "-1"], ["--batch-size", "0"],
     *(["--until", width] for width in ("0", "1", "-0.1", "nan", "inf", "x")),

@@ -6,12 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT, ended, weights
+from conftest import ROOT, ended, same
 
 import evaluate
 import prune
-import toy_model
 import train
 from advprune import checkpoint, files
 
@@ -77,11 +75,6 @@ def refused(main, argv, capsys):
     return said[-1]
 
 
-def same_weights(run, other):
-    mine, theirs = weights(run), weights(other)
-    return all(torch.equal(mine[name], theirs[name]) for name in theirs)
-
-
 def parts(place):
     return [path for path in place.rglob("*") if path.name.endswith(".part")]
 
@@ -100,7 +93,7 @@ def test_training_goes_on_once_there_is_room(name, disk, whole, monkeypatch, cap
     assert ("nothing was written yet" if name == "config.json" else advice) in said
     disk.filler.unlink()
     train.main([*FLAGS, "--out", str(run)])
-    assert same_weights(run, whole)
+    assert same(run, whole)
     with np.load(run / "scores.npz") as mine, np.load(whole / "scores.npz") as theirs:
         assert np.array_equal(mine["kept"], theirs["kept"])
 
@@ -121,7 +114,7 @@ def test_the_checkpoint_before_serves_where_the_newest_did_not_fit(disk, whole, 
     assert refused(train.main, [*FLAGS, "--out", run], capsys)  # still full
     disk.filler.unlink()
     train.main([*FLAGS, "--out", str(run)])
-    assert same_weights(run, whole)
+    assert same(run, whole)
 
 
 def test_evaluation_goes_on_once_there_is_room(disk, whole, monkeypatch, capsys):
@@ -157,17 +150,6 @@ def test_scoring_goes_on_once_there_is_room(name, disk, whole, monkeypatch, caps
     assert (disk.place / "scored" / "prune.json").exists()
 
 
-def test_a_toy_model_is_drawn_once_there_is_room(disk, monkeypatch, capsys):
-    flags = ["--n", "100", "--d", "2", "--out", str(disk.place / "toy")]
-    with monkeypatch.context() as patch:
-        disk.fill_before(patch, ".json")
-        assert "No space left on device" in refused(toy_model.main, flags, capsys)
-    assert not parts(disk.place)
-    disk.filler.unlink()
-    toy_model.main(flags)
-    assert (disk.place / "toy/toy_model.json").exists()
-
-
 def test_a_file_size_limit_is_one_sentence_and_resuming_agrees(whole, tmp_path):
     """RLIMIT_FSIZE, as `ulimit -f` sets it: a real process of its own."""
     run = tmp_path / "run"
@@ -179,7 +161,7 @@ def test_a_file_size_limit_is_one_sentence_and_resuming_agrees(whole, tmp_path):
     assert "File too large" in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
     train.main([*FLAGS, "--out", str(run)])
-    assert same_weights(run, whole)
+    assert same(run, whole)
 
 
 def test_a_read_only_run_is_evaluated_and_scored_into_another_folder(disk, whole, tmp_path,

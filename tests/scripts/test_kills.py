@@ -6,7 +6,6 @@ The same command continues, always.
 import itertools
 import random
 import time
-from pathlib import Path
 
 import killing
 import pytest
@@ -100,18 +99,3 @@ def test_a_hundred_more_kills(forks, tmp_path, name, real_data):
     flags, processes, _, kills = KILLS[name]
     place = ["--data-dir", real_data("MNIST")] if "mnist" in name else []
     assert survive(forks, tmp_path, [*flags, *place], processes, kills, seed=1) > 0
-
-
-@pytest.mark.parametrize("moment", [
-    "config.json", pytest.param("state.pt", marks=pytest.mark.slow)])
-def test_a_killed_run_that_named_itself_resumes(forks, tmp_path, moment):
-    """config.json: it is killed in its first epoch, and begins again."""
-    run, command = Path("runs/digits-rs-fgsm-high-p0.4-e1-s0"), killing.Command(
-        forks, "train", tmp_path / "output")
-    command.wait(command.start(*DIGITS, *HIGH, "--out", str(tmp_path / "whole")))
-    started = command.start(*DIGITS, *HIGH)
-    killing.until((run / moment).exists, started[0])
-    assert killing.kill(started)
-    assert (run / "state.pt").exists() == (moment == "state.pt")
-    command.wait(command.start("--resume", str(run)))
-    assert killing.results(run) == killing.results(tmp_path / "whole")

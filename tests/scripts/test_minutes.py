@@ -8,11 +8,11 @@ from pathlib import Path
 import killing
 import pytest
 import torch
-from conftest import refused, weights
+from conftest import refused, same
 from test_own_network import NETWORK
 
 import train
-from advprune import config, console, guard, minutes, run
+from advprune import config, guard, minutes, run
 
 SMALL = ["--dataset", "synthetic", "--limit", "100", "--width", "1"]
 PRUNED = ["--p", "0.5", "--epoch", "1"]
@@ -33,8 +33,7 @@ def test_the_run_is_that_of_as_many_epochs(three, tmp_path, capsys):
         record = train.main([*flags, score, "--minutes", "5", "--out", f"{score}-m"])
         assert record["epochs"] == 3 and "3 epochs fit into 5 minutes" in capsys.readouterr().err
         train.main([*flags, score, "--epochs", "3", "--out", f"{score}-e"])
-        one, other = weights(f"{score}-m"), weights(f"{score}-e")
-        assert all(torch.equal(one[name], other[name]) for name in one)
+        assert same(f"{score}-m", f"{score}-e")
     assert {path.name for path in tmp_path.iterdir()} == {"net.py", *(
         f"{score}-{end}" for score in ("running-loss", "margin") for end in "me")}
 
@@ -96,13 +95,6 @@ def test_two_processes_agree_and_end_in_time(forks, tmp_path):
     command.wait(command.start(*SMALL, "--minutes", "0.5", "--out", str(tmp_path / "run")))
     assert 20 < time.monotonic() - start < 40
     assert run.record(tmp_path / "run")["epochs"] > 3
-
-
-@pytest.mark.parametrize(("seconds", "words"), [
-    (0.314, "0.31 s"), (99.4, "99 s"), (100, "2 minutes"), (1500, "25 minutes"),
-    (12600, "3.5 hours")])
-def test_durations_in_words(seconds, words):
-    assert console.duration(seconds) == words
 
 
 @pytest.mark.parametrize(("batch", "said_at"), [(2.0, 2), (0.5, None)])

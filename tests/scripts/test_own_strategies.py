@@ -7,7 +7,7 @@ import killing
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, refused, weights
+from conftest import ROOT, refused, same, weights
 
 import prune
 import train
@@ -58,11 +58,6 @@ IDEA = [*FLAGS, "--score", "mine.py:Losses", "--prune", "mine.py:weighted", "--p
 @pytest.fixture(autouse=True)
 def mine(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
-
-
-def same(run, other):
-    one, two = weights(run), weights(other)
-    return all(torch.equal(one[name], two[name]) for name in two)
 
 
 def test_a_score_and_a_rule_train_and_go_on_to_the_same_end(cut_off):

@@ -57,28 +57,6 @@ def test_imports_go_one_way():
         assert not within(name) & {"attacks", "pruning", "data"}, name
 
 
-def test_an_import_loads_no_more_than_it_says():
-    loaded = python("-c", """if True:
-        import sys, torch
-        before = set(sys.modules)
-        for name in ("ops", "attacks", "pruning", "models"):
-            __import__(f"advprune.{name}")
-            print(*set(sys.modules) - before)
-        """, PYTHONPATH=str(ROOT)).splitlines()
-    ours, others = [], []
-    for names in loaded:
-        ours.append({name.partition(".")[2] for name in names.split() if name[:9] == "advprune."})
-        others.append({name.split(".")[0] for name in names.split()} - {"advprune"})
-    ops, attacks, pruning, models = ours
-    assert ops - {name for name in ops if name.startswith("_C_")} == {"ops", "reference"}
-    assert attacks - ops == {"attacks"}
-    assert pruning - attacks == {"pruning", "distributed", "memory", "errors"}
-    assert models - pruning == {"models", "layers", "own_code"}
-    absent = {"torchvision", "PIL", "matplotlib", "sklearn", "scipy", "safetensors", "tqdm",
-              "filelock", "argparse"}
-    assert not others[2] & absent  # beyond what torch imports
-
-
 @pytest.fixture
 def crowded(tmp_path):
     """A folder with the examples, and with a user's own files of the names that we use."""

@@ -6,8 +6,7 @@ from pathlib import Path
 import killing
 import numpy as np
 import pytest
-import torch
-from conftest import refused, weights
+from conftest import refused, same
 
 import prune
 import train
@@ -18,18 +17,13 @@ FLAGS = ["--dataset", "synthetic", "--limit", "200", "--epochs", "3", "--width",
 FIRST = [*FLAGS, "--prune", "high", "--p", "0.25", "--score-model", "first"]
 
 
-def equal(one, other):
-    one, other = weights(one), weights(other)
-    return all(torch.equal(one[name], other[name]) for name in one)
-
-
 def test_first_is_two_commands_in_one():
     record = train.main([*FIRST, "--first-epochs", "2", "--out", "run"])
     train.main([*FLAGS, "--epochs", "2", "--attack", "none", "--out", "by hand"])
-    assert equal("run/first", "by hand")
+    assert same("run/first", "by hand")
     train.main([*FLAGS, "--prune", "high", "--p", "0.25", "--score", "clean-loss",
                 "--score-model", "by hand", "--out", "again"])
-    assert equal("run", "again")
+    assert same("run", "again")
     with np.load("run/scores.npz") as file:
         assert str(file["kind"]) == "clean-loss" and len(file["kept"]) == 150
     assert record["epoch"] == 0 and record["n_seen"] == 150
@@ -49,7 +43,7 @@ def test_what_was_cut_off_goes_on_to_the_same_weights(epochs, stop, segments, cu
         train.main([*command, "--out", "cut"])
     record = train.main([*command, "--out", "cut"])
     assert killing.results(Path("cut")) == killing.results(Path("whole"))
-    assert equal("cut/first", "whole/first") and record["first_seconds"] > 0
+    assert same("cut/first", "whole/first") and record["first_seconds"] > 0
     first = json.loads(Path("cut/first/train.json").read_text())
     assert len(first["segment_seconds"]) == segments  # no epoch was trained twice
 
@@ -102,7 +96,7 @@ def test_first_trains_the_networks_code_that_the_run_began_with(cut_off, capsys)
     Path("net.py").write_text(NETWORK.replace("784, classes", "784, classes, bias=False"))
     assert "--trust-code" in refused(train.main, ["--resume", "cut"], capsys)
     train.main(["--resume", "cut", "--trust-code"])
-    assert equal("cut", "whole") and equal("cut/first", "whole/first")
+    assert same("cut", "whole") and same("cut/first", "whole/first")
 
 
 @pytest.mark.parametrize(("share", "tolerance"), [(0.3, 0.07), (0.0, 0.0)])
@@ -120,7 +114,7 @@ def test_p_auto_drops_as_many_as_look_wrong(share, tolerance, cut_off, tmp_path,
     with cut_off(1):
         train.main([*flags, "--out", "cut"])
     assert train.main([*flags, "--out", "cut"])["p"] == record["p"]
-    assert equal("cut", "whole")
+    assert same("cut", "whole")
     for _ in range(2):  # once more, when it is finished
         again = prune.main(["whole/first", "--p", "auto"])
         assert [again[name] for name in ("p", "wrong_share", "n_kept", "score")] == [

@@ -1,12 +1,11 @@
 """The optimiser's flags against torch by hand; what they refuse; the help and the record."""
-import json
 
 import pytest
 import torch
 from conftest import refused
 
 import train
-from advprune import config, models, run
+from advprune import config, models
 from advprune.errors import UserError
 
 FLAGS = ["--dataset", "synthetic", "--limit", "32", "--batch-size", "32", "--epochs", "2",
@@ -42,17 +41,6 @@ def test_two_steps_are_torchs(flags, kind, how):
     rate = train.lr_at(0.5, how["lr"], a.peak)
     for ours, theirs in zip(training.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=rate * 2e-2)
-
-
-def test_what_was_used_is_recorded():
-    train.main([*FLAGS, "--optimizer", "sgd", "--lr", "0.1", "--weight-decay", "0.01", "--out",
-                "run"])
-    with open("run/config.json") as file:
-        used = json.load(file)["settings"]
-    wanted = dict(optimizer="sgd", lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.01,
-                  model="mnist-net", prune="none", epoch=None)
-    assert {name: used[name] for name in wanted} == wanted
-    assert run.read_config("run")["settings"] == config.Settings(**{**used, "extra_data": ()})
 
 
 @pytest.mark.parametrize(("flags", "wanted"), [

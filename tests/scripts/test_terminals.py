@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from conftest import ROOT, ended, refused
 
 import train
@@ -91,9 +90,3 @@ def test_the_largest_numbers_end_in_words(flags, capsys):
 def test_a_line_end_in_a_value_stays_in_one_line():
     with pytest.raises(UserError, match="two lines"):
         console.Parser("").parse_args(["two\nlines"])
-
-
-def test_meta_is_told_from_a_device_that_holds_data():
-    assert console.device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match="--device cpu"):
-        console.device("meta")

@@ -101,7 +101,7 @@ struct Device {
   std::function<void()> kernel;
   std::exception_ptr failure;
   std::mt19937 random;
-  sanitizers::Meeting blocks, barrier, warps[1024 / WARP];
+  sanitizers::Meeting blocks, barrier;
   unsigned turn = 0;  // of a block; it comes after all of the one before
 
   static void change(Fiber& from, Fiber& to) {
@@ -293,42 +293,11 @@ inline void __syncthreads(emulator::Place place = emulator::Place::current()) {
   emulator::device.barrier.leave(number);
 }
 
-inline void __trap(emulator::Place place = emulator::Place::current()) {
-  emulator::fail("a thread called __trap", place);
-}
-
-inline void __syncwarp(unsigned lanes = ~0u, emulator::Place place = emulator::Place::current()) {
-  unsigned thread = emulator::device.running->number, number = emulator::device.running->met++;
-  emulator::device.warps[thread / emulator::WARP].come(number);
-  emulator::exchange(lanes, 0, thread % emulator::WARP, place);
-  emulator::device.warps[thread / emulator::WARP].leave(number);
-}
-
-template <class T>
-T __shfl_sync(unsigned lanes, T value, int from,
-              emulator::Place place = emulator::Place::current()) {
-  return emulator::exchange(lanes, value, from, place);
-}
-
 template <class T>
 T __shfl_xor_sync(unsigned lanes, T value, int bits,
                   emulator::Place place = emulator::Place::current()) {
   unsigned lane = emulator::device.running->number % emulator::WARP;
   return emulator::exchange(lanes, value, lane ^ bits, place);
-}
-
-template <class T>
-T __shfl_up_sync(unsigned lanes, T value, unsigned by,
-                 emulator::Place place = emulator::Place::current()) {
-  unsigned lane = emulator::device.running->number % emulator::WARP;
-  return emulator::exchange(lanes, value, lane < by ? lane : lane - by, place);
-}
-
-template <class T>
-T __shfl_down_sync(unsigned lanes, T value, unsigned by,
-                   emulator::Place place = emulator::Place::current()) {
-  unsigned lane = emulator::device.running->number % emulator::WARP;
-  return emulator::exchange(lanes, value, lane + by < emulator::WARP ? lane + by : lane, place);
 }
 
 // Of the types that CUDA's has, so that another does not compile here either.
@@ -347,11 +316,6 @@ inline int atomicExch(int* at, int value) {
 inline uint32_t* dynamic_shared() { return (uint32_t*)emulator::device.shared.get(); }
 
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
-inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-template <class T>
-T __ldg(const T* at) {
-  return *at;
-}
 template <class A, class B>
 constexpr std::common_type_t<A, B> min(A a, B b) {
   return b < a ? b : a;
