@@ -18,7 +18,8 @@ digits, collapse, precision    the built-in digits; how often single-step traini
 authors  Table 1 as its authors' code runs it, and the same with a schedule that completes.
 strategies-digits, strategies-mnist, low-mnist, infobatch-mnist    strategies from the field.
 noisy-*  training labels of which some are wrong, and what finds those.
-robust-cifar10, robust-cifar10-15    recipes for colour images, 8 and 15 epochs.
+robust-cifar10, robust-cifar10-15, robust-small    recipes for colour images, 8 and 15 epochs; for
+         600 images.
 headline README's line, random pruning and all data: CIFAR-10 at full width. A GPU, or days.
 render   makes what the records in results/ say; it trains nothing.
 
