@@ -230,6 +230,26 @@ def schedules(rows: list[dict]) -> Figure:
     return drawn
 
 
+@style
+def wrong_labels(rows: list[dict]) -> Figure:
+    """Both accuracies against the share of wrong labels, of three ways of equal cost."""
+    ways = {"all data, fewer epochs": (BLACK, "D"), "clean first": (BLUE, "o"),
+            "oracle": (GREEN, "s")}
+    drawn, table = figure(4), studies.summary(rows)
+    drawn.suptitle("MNIST: what to drop wrong labels is worth at equal cost", fontsize="large")
+    grid = drawn.subplots(1, 2, sharey=True)
+    panels = {"robust_accuracy": "under PGD-20", "clean_accuracy": "without attack"}
+    for axes, (name, label) in zip(grid, panels.items(), strict=True):
+        for shift, (way, (color, marker)) in zip((0, -0.01, 0.01), ways.items(), strict=True):
+            _line(axes, table, {share + shift: f"{way}, {share}" for share in claims.SHARES}, name,
+                  color=color, marker=marker, ms=8, label=way)
+        axes.set(title=label, xlabel="share of wrong labels", xticks=list(claims.SHARES),
+                 ylim=(0, 1.02))
+    grid[0].set_ylabel("accuracy")
+    drawn.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return drawn
+
+
 def costs(rows: list[dict]) -> dict[str, tuple[float, float, float]]:
     """arm -> (time, mean, deviation) of AutoAttack accuracy; all data take the time 1.
 
@@ -297,7 +317,9 @@ ROWS: dict[str, Callable[[Records], list[dict]]] = {  # of each picture; none if
     "frontier-digits": _rows("frontier", "digits"),
     "frontier-mnist": _rows("frontier", "mnist-robust"),
     "schedules": lambda records: _enough(claims.schedules(records), "full", "random-0.6",
-                                         "random-0.6, completed")}
+                                         "random-0.6, completed"),
+    "wrong-labels": lambda records: _enough(claims.wrong_shares(records), "clean first, 0.0",
+                                            "clean first, 0.4")}
 
 
 def _figure_of(name: str, draw: Callable[[list[dict]], Figure]
@@ -308,7 +330,7 @@ def _figure_of(name: str, draw: Callable[[list[dict]], Figure]
 DRAW: dict[str, Callable[[list[dict]], Figure]] = {
     "pruning-mnist": partial(pruning, title="MNIST, robust recipe: the accuracy after pruning"),
     "pruning-cifar10": partial(pruning, title="CIFAR-10, width 16: the accuracy after pruning"),
-    "figure1": late, "schedules": schedules,
+    "figure1": late, "schedules": schedules, "wrong-labels": wrong_labels,
     "frontier-digits": partial(frontier, title="Digits, paper's recipe", setup="digits"),
     "frontier-mnist": partial(frontier, title="MNIST, robust recipe", setup="mnist-robust")}
 FIGURES: dict[str, Callable[[Records], Figure | None]] = {  # None if too few records
