@@ -29,7 +29,7 @@ from torch import Tensor
 
 from advprune import console, distributed, generated_images, image_files, image_folder, ops
 from advprune.config import RECIPES, Settings
-from advprune.errors import UserError
+from advprune.errors import UserError, reason
 
 TORCHVISION = {  # name -> its class, where that looks below --data-dir
     "mnist": ("MNIST", "MNIST/raw"),
@@ -206,8 +206,7 @@ def labels_in(path: str | Path, n: int, classes: Sequence[str], paths: Sequence[
         with open(path, "rb") as file:
             labels = np.lib.format.read_array(file, allow_pickle=False)
     except Exception as error:  # numpy raises several kinds
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise UserError(f"--labels {path} is no .npy of whole numbers: {reason}") from None
+        raise UserError(f"--labels {path} is no .npy of whole numbers: {reason(error)}") from None
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise UserError(f"--labels {path} must have a whole number for each of the {n} training "
                         f"images, [{n}], not {labels.dtype} {list(labels.shape)}")

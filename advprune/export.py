@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from advprune import distributed, files, layers, models, own_code, run, weights
-from advprune.errors import UserError
+from advprune.errors import UserError, first_line
 
 # RobustBench has these networks with the same layer names, for images of 3x32x32. It takes the
 # normalisation from the file for the first two, and from the code for the others.
@@ -60,7 +60,7 @@ def contents(model: nn.Module, network: dict, classes: list[str]) -> dict[str, b
     try:
         made["model.onnx"] = as_onnx(program)
     except Exception as error:  # a package that is missing, or an operation that ONNX lacks
-        distributed.say(f"there is no model.onnx ({models.first_line(error)}); it needs the "
+        distributed.say(f"there is no model.onnx ({first_line(error)}); it needs the "
                         "packages onnx and onnxscript")
     if state := robustbench_state(model, network):
         buffer = io.BytesIO()
@@ -84,7 +84,7 @@ def exported(model: nn.Module, network: dict) -> torch.export.ExportedProgram:
                                       dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # of whatever a user's network does
         raise UserError(f"torch.export cannot take {network['name']} "
-                        f"({models.first_line(error)}); use advprune.load instead") from None
+                        f"({first_line(error)}); use advprune.load instead") from None
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names files and folders of this machine
     return program

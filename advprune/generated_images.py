@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from advprune import files
-from advprune.errors import UserError
+from advprune.errors import UserError, reason
 from advprune.image_files import PIECE, Stored, clear
 
 
@@ -44,8 +44,7 @@ def open_npz(path: str | Path, shape: Sequence[int], classes: int,
     except FileNotFoundError:
         raise UserError(f"there is no --extra-data {path}") from None
     except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise UserError(f"--extra-data {path} cannot be used: {reason}") from None
+        raise UserError(f"--extra-data {path} cannot be used: {reason(error)}") from None
 
 
 def _header(archive, key):

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from advprune import distributed, files
-from advprune.errors import UserError
+from advprune.errors import UserError, reason
 from advprune.image_files import Stored, clear
 
 AT_ONCE = 256  # images decoded at a time; it bounds the memory
@@ -172,7 +172,7 @@ def _decode(found, size, folder, cache):
         except UnidentifiedImageError:
             return "Pillow does not know its format"
         except Exception as error:  # its readers let anything through: SyntaxError, struct.error
-            return getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            return reason(error)
 
     def begin(file, n):
         np.lib.format.write_array_header_1_0(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from advprune import layers, memory, ops, own_code
 from advprune.attacks import class_labels, evaluating, in_range, logits_of, predicted
-from advprune.errors import UserError
+from advprune.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from advprune.config import Settings
@@ -339,11 +339,6 @@ def _fault(model, images, classes, attacked):
     except Exception as error:  # a layer's own words, such as a kernel larger than its input
         return f"it fails with {first_line(error)}"
     return None
-
-
-def first_line(error: Exception) -> str:
-    """The kind of an error and the first line of its words."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def spec(settings: "Settings", dataset: "Dataset") -> dict:

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from advprune import attacks, distributed, memory, ops
-from advprune.errors import UserError
+from advprune.errors import UserError, first_line
 
 LEAST_WRONG, MOST_WRONG = 0.05, 0.5  # the bounds of --p auto
 SAVE_SECONDS = 10.0  # between saves: an interruption loses at most this much work
@@ -207,8 +207,8 @@ def call(function: Callable, *args: Any, **options: Any) -> Any:
         file = getattr(getattr(function, "__code__", None), "co_filename", None)
         theirs = [frame for frame in frames if frame.filename == file]
         line = (theirs or frames)[-1]
-        raise UserError(f"{named(function)} failed with {type(error).__name__}: "
-                        f"{str(error).partition(chr(10))[0]} (line {line.lineno} of "
+        raise UserError(f"{named(function)} failed with {first_line(error)} "
+                        f"(line {line.lineno} of "
                         f"{line.filename})") from error
 
 

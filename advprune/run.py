@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from advprune import checkpoint, console, distributed, files, models, ops, own_code
 from advprune.config import AUTO, Settings, shown_p
-from advprune.errors import UserError
+from advprune.errors import UserError, first_line
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 FORMAT = 4  # of config.json and state.pt; a run of another one is refused
@@ -361,9 +361,9 @@ class Run:
             training.restore(checkpoint.loaded(checkpoint.saved(training.state()),
                                                training.device))
         except Exception as error:  # of torch, safetensors, or the network's own code
-            raise UserError(f"{self.settings.model} cannot be saved ({type(error).__name__}: "
-                            f"{str(error).partition(chr(10))[0]}); its state_dict() may hold "
-                            "tensors alone, none expanded, and no complex128") from None
+            raise UserError(f"{self.settings.model} cannot be saved ({first_line(error)}); its "
+                            "state_dict() may hold tensors alone, none expanded, and no "
+                            "complex128") from None
 
     def _make(self):
         """Make and lock the directory: the one that was named, or the first free of runs/NAME."""

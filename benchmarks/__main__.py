@@ -58,6 +58,7 @@ from benchmarks import (
 MEASURES = {"ablation": ablation, "kernels": kernels, "training": training, "scale": scale,
             "layouts": layouts, "jobs": jobs, "machine": machine, "versions": versions}
 KERNELS = ("operator", "shape", "dtype")
+LIMIT = 10_000  # examples of an epoch
 SHOWN = ("kernels", "layouts", "jobs", "versions")  # row by row, as they are measured
 TRAINS = ("ablation", "training", "scale", "jobs")
 USES = {  # flag -> what it is for
@@ -90,7 +91,7 @@ def parser():
          "ablation, mnist on a CPU and cifar10 on a GPU)")
     flag("--data-dir", default="data", help="where the data sets are (data)")
     flag("--limit", type=console.positive_int, metavar="N", help="use the first N examples "
-         "(scale: all; others: 10,000)")
+         f"(scale: all; others: {LIMIT:,})")
     flag("--model", type=config.model_name, metavar="NAME", help="as for train.py")
     flag("--width", type=console.positive_int, help="as for train.py")
     flag("--precision", choices=["fp32", "tf32", "bf16"], help="as for train.py (fp32)")
@@ -117,6 +118,8 @@ def parse(argv):
     if args.json:
         files.check_new(args.json)
     args.data_dir = str(Path(args.data_dir).resolve())
+    if args.what in ("ablation", "training", "jobs"):
+        args.limit = args.limit or LIMIT
     args.rounds = args.rounds or getattr(MEASURES[args.what], "ROUNDS", None)
     return args
 

@@ -18,7 +18,7 @@ from advprune import attacks, layers, ops, pruning
 from benchmarks import kernels, workload
 from benchmarks.timing import sync
 
-LIMIT, ROUNDS = 10_000, 7  # examples an epoch, and epochs of each variant
+ROUNDS = 7  # epochs of each variant
 
 
 class Eager:
@@ -91,7 +91,6 @@ def network_alone(training, images, labels, update):
 def measure(args, device):
     """A row for each variant: images/s of training and of scoring with selection."""
     args.dataset = args.dataset or ("cifar10" if device.type == "cuda" else "mnist")
-    args.limit = args.limit or LIMIT
     training = workload.begun(workload.words(args, device), device)
     images, labels, bar = training.dataset.images, training.dataset.labels, tqdm(disable=True)
 

@@ -14,7 +14,7 @@ from advprune import config, memory
 from benchmarks import workload
 from benchmarks.workers import Workers
 
-RUNS, EPOCHS, ROUNDS, LIMIT = 2, 3, 3, 10_000
+RUNS, EPOCHS, ROUNDS = 2, 3, 3
 
 
 def run(words, device):
@@ -48,7 +48,6 @@ def rate(count, words, device):
 
 def measure(args, device):
     """Images/s of both ways, and the median of their ratios."""
-    args.limit = args.limit or LIMIT
     words = workload.words(args, device, "--epochs", str(EPOCHS + 1))
     rows = []
     for _ in range(args.rounds):

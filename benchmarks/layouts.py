@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from advprune import attacks, layers, models
+from benchmarks.kernels import LAYOUTS
 from benchmarks.timing import apart, sync
 
 NETWORKS = [  # name, width, channels, size, images in a step: fewer where a step takes seconds
     ("mnist-net", 16, 1, 28, 100), ("preactresnet18", 16, 3, 32, 128),
     ("preactresnet18", 64, 3, 32, 32), ("wideresnet28-10", 2, 3, 32, 32),
     ("resnet18", None, 3, 32, 128), ("vgg11", None, 3, 32, 64)]
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 THEIRS = "PyTorch alone"  # the first way
 ROUNDS, SECONDS = 5, 0.5  # SECONDS: about how long a layout's turn takes
 EPS, ALPHA = 8 / 255, 10 / 255

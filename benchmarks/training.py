@@ -23,7 +23,7 @@ from benchmarks import fast_adversarial, workload
 from benchmarks.layouts import LAYOUTS
 from benchmarks.timing import Clock, apart
 
-LIMIT, ROUNDS = 10_000, 7  # examples an epoch, and rounds
+ROUNDS = 7
 NETWORK = ("attack forward", "attack backward", "update forward", "update backward")
 PARTS = (*NETWORK, "optimiser", "data")
 
@@ -172,7 +172,6 @@ def same_passes(epoch, floor):
 
 def measure(args, device):
     """Medians over rounds of the parts of an epoch, of their floors, and of the loop's epoch."""
-    args.limit = args.limit or LIMIT
     words = tuple(workload.words(args, device))
     training, bar = workload.begun(words, device), tqdm(disable=True)
     a = training.settings

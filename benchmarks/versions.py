@@ -11,11 +11,10 @@ from statistics import median
 
 from advprune import config
 from advprune.errors import UserError
+from advprune.run import CHECKOUT
 from benchmarks import workload
 
 ROUNDS = 9
-LIMIT = 10_000  # examples an epoch of training
-CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 class Side:
@@ -95,7 +94,6 @@ def training(args, device):
 
     The first epoch warms up. The weights are compared after each.
     """
-    args.limit = args.limit or LIMIT
     words = workload.words(args, device, "--epochs", str(args.rounds + 1))
     ((_, n),), (pairs,) = in_turn(args.against, ["training", str(device), *words], args.rounds,
                                   warm_up=1)

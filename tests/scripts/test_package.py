@@ -55,6 +55,8 @@ def test_imports_go_one_way():
     assert within("reference") == within("errors") == set()
     for name in ("console", "run", "distributed"):
         assert not within(name) & {"attacks", "pruning", "data"}, name
+    for name in ("attacks", "pruning"):
+        assert not within(name) & {"config", "console", "files", "run"}, name
 
 
 @pytest.fixture
