@@ -236,7 +236,7 @@ def wrong_labels(rows: list[dict]) -> Figure:
     ways = {"all data, fewer epochs": (BLACK, "D"), "clean first": (BLUE, "o"),
             "oracle": (GREEN, "s")}
     drawn, table = figure(4), studies.summary(rows)
-    drawn.suptitle("MNIST: what to drop wrong labels is worth at equal cost", fontsize="large")
+    drawn.suptitle("MNIST: dropping labels that look wrong, at equal cost", fontsize="large")
     grid = drawn.subplots(1, 2, sharey=True)
     panels = {"robust_accuracy": "under PGD-20", "clean_accuracy": "without attack"}
     for axes, (name, label) in zip(grid, panels.items(), strict=True):
