@@ -2,13 +2,13 @@
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error's words."""
+    """The first line of an error's words, without number and file if it is of the system."""
     return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
 def first_line(error: Exception) -> str:
-    """The kind of an error and the first line of its words."""
-    return f"{type(error).__name__}: {reason(error)}"
+    """The kind of an error and the first line of its words, with the file if it is about one."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 class UserError(ValueError):

@@ -207,9 +207,8 @@ def call(function: Callable, *args: Any, **options: Any) -> Any:
         file = getattr(getattr(function, "__code__", None), "co_filename", None)
         theirs = [frame for frame in frames if frame.filename == file]
         line = (theirs or frames)[-1]
-        raise UserError(f"{named(function)} failed with {first_line(error)} "
-                        f"(line {line.lineno} of "
-                        f"{line.filename})") from error
+        raise UserError(f"{named(function)} failed with {first_line(error)} (line {line.lineno} "
+                        f"of {line.filename})") from error
 
 
 def named(function: Callable) -> str:

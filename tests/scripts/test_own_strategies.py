@@ -177,6 +177,7 @@ def test_a_rule_that_writes_into_its_arguments_changes_nothing():
     ("--score", SCORE + "'text'", "bad must give one number .* not str"),
     ("--score", SCORE + "images.sum((1, 2, 3)) / 0 * 0", "200 of the 200 bad scores are not"),
     ("--score", SCORE + "labels / (1 / 0)", r"bad failed with ZeroDivisionError: .*line 1 of .*"),
+    ("--score", SCORE + "open('gone.txt')", "FileNotFoundError: .*'gone.txt' .line 1"),
     ("--score", "class bad:\n    def __init__(self, n): pass", "with the methods see and scores"),
     ("--score", "class bad:\n    see = scores = len", "bad needs an epoch of training first"),
     ("--score", "import numpy\nclass bad:\n    see = scores = len\n"
