@@ -32,7 +32,8 @@ def weights(run):
 
 def same(run, other):
     """Whether two run directories have the same final weights."""
-    return all(torch.equal(value, weights(other)[name]) for name, value in weights(run).items())
+    one, two = weights(run), weights(other)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def make(n=20, size=(28, 28), channels=1, seed=0):

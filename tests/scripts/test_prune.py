@@ -165,3 +165,12 @@ def test_without_out_the_folder_in_the_run_is_named_by_settings(trained, monkeyp
     again = prune.main([str(run), "--score", "clean-loss", "--p", "0.2"])
     assert again == json.loads((out / "prune.json").read_text())
     assert f"{out} is finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("score", [["loss"], ["margin", "--margin-classes", "2"]])
+def test_a_rule_gets_the_epochs_of_the_run_with_any_score(score, trained, tmp_path):
+    (tmp_path / "own.py").write_text("def late(scores, labels, p, seed, epoch):\n"
+                                     "    return [0, 1] if epoch == 3 else [0]\n")
+    flags = ["--prune", "own.py:late", "--out", "scored", "--score", *score]
+    record = prune.main([str(trained()), *flags])
+    assert record["n_kept"] == 2
