@@ -45,6 +45,7 @@ lint: $(VENV)/.ready
 	$(RUN) -m mypy
 
 gpu-records:
+	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('it needs a CUDA GPU')"
 	$(PYTHON) setup.py --quiet build_ext --inplace
 	-timeout $(BUDGET) $(PYTHON) -m experiments headline
 	-timeout $(BUDGET) $(PYTHON) -m pytest -m gpu
