@@ -1,4 +1,5 @@
 """--precision: float32, TF32, or bfloat16 by autocast."""
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast | TorchFunc
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+@cache
 def has_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 in hardware, as far as Linux can tell."""
     cpu = Path("/proc/cpuinfo")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from advprune import attacks, layers, models
+from advprune.precision import autocast
 from benchmarks.kernels import LAYOUTS
 from benchmarks.timing import apart, sync
 
@@ -27,7 +28,7 @@ EPS, ALPHA = 8 / 255, 10 / 255
 
 def step(model, opt, x, y, precision):
     """One step of training: RS+FGSM, then an update."""
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(precision, x.device):
         with attacks.frozen(model):
             adv = attacks.rs_fgsm(model, x, y, torch.arange(len(y), device=y.device), eps=EPS,
                                   alpha=ALPHA)

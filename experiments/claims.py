@@ -179,10 +179,13 @@ SHARES = {0.0: "noisy-mnist-0", 0.2: "noisy-mnist-0.2", 0.4: "noisy-mnist-0.4"}
 
 def wrong_shares(records: Records) -> list[dict]:
     """The runs on MNIST with these shares of wrong labels, of three ways to train."""
-    return [{**row, "arm": f"{ways[row['arm']]}, {share}"} for share, setup in SHARES.items()
-            for ways in [{fewer_epochs(setup): "all data, fewer epochs",
-                          "clean-first": "clean first", "oracle": "oracle"}]
-            for row in records.study(setup, setup)["rows"] if row["arm"] in ways]
+    found = []
+    for share, setup in SHARES.items():
+        ways = {fewer_epochs(setup): "all data, fewer epochs", "clean-first": "clean first",
+                "oracle": "oracle"}
+        found += [{**row, "arm": f"{ways[row['arm']]}, {share}"}
+                  for row in records.study(setup, setup)["rows"] if row["arm"] in ways]
+    return found
 
 
 def _over_random(source: str, experiment: str, setup: str, below: bool = False) -> Claim:

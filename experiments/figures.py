@@ -133,7 +133,6 @@ def study(rows: list[dict], title: str, attack: str = "AutoAttack",
 
 LOOKS = {"random": (ORANGE, "s"), "high": (BLUE, "o"), "low": (RED, "v"),
          "low+high": (PURPLE, "^")}
-ACCURACIES = {"robust_accuracy": "under AutoAttack", "clean_accuracy": "without attack"}
 FRACTIONS = (0.2, 0.4, 0.6, 0.8)
 LEAST_RANGE = 0.4  # of an axis of accuracies, so that small differences look small
 
@@ -145,6 +144,15 @@ def _line(axes: Any, table: dict, arms: dict[float, str], name: str, **how: Any)
         axes.errorbar(list(there), [row[name] for row in there.values()],
                       [row[f"{name}_std"] for row in there.values()], capsize=3, lw=2,
                       elinewidth=1, **how)
+
+
+def _panels(drawn: Figure, attack: str) -> dict[str, Any]:
+    """The axes of robust and of clean accuracy, side by side, with one axis of accuracies."""
+    grid = drawn.subplots(1, 2, sharey=True)
+    for axes, title in zip(grid, (attack, "without attack"), strict=True):
+        axes.set(title=title)
+    grid[0].set_ylabel("accuracy")
+    return {"robust_accuracy": grid[0], "clean_accuracy": grid[1]}
 
 
 def _band(axes: Any, table: dict, name: str) -> None:
@@ -166,17 +174,15 @@ def pruning(rows: list[dict], title: str) -> Figure:
     """Figures 2, 3, 4 and 7: both accuracies against the fraction that is dropped."""
     drawn, table = figure(4), studies.summary(rows)
     drawn.suptitle(title, fontsize="large")
-    grid = drawn.subplots(1, 2, sharey=True)
-    for axes, (name, label) in zip(grid, ACCURACIES.items(), strict=True):
+    for name, axes in _panels(drawn, "under AutoAttack").items():
         for place, (how, (color, marker)) in enumerate(LOOKS.items()):
             shift = 0.008 * (place - 1.5)  # so that no bar covers another
             _line(axes, table, {p + shift: f"{how}-{p}" for p in FRACTIONS}, name,
                   marker=marker, color=color, label=how)
         _band(axes, table, name)
-        axes.set(xlabel="fraction dropped, p", title=label, xticks=FRACTIONS)
-    grid[0].set_ylabel("accuracy")
-    _widen(grid[0])
-    drawn.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        axes.set(xlabel="fraction dropped, p", xticks=FRACTIONS)
+    _widen(axes)
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return drawn
 
 
@@ -213,20 +219,17 @@ def schedules(rows: list[dict]) -> Figure:
             "fewer epochs on all data": (BLACK, "D", "full-{epochs}-epochs, completed")}
     drawn, table = figure(4), studies.summary(rows)
     drawn.suptitle("CIFAR-10, width 16: what a completed schedule gives", fontsize="large")
-    grid = drawn.subplots(1, 2, sharey=True)
-    panels = {"robust_accuracy": "under apgd-ce", "clean_accuracy": "without attack"}
-    for axes, (name, label) in zip(grid, panels.items(), strict=True):
+    for name, axes in _panels(drawn, "under apgd-ce").items():
         for shift, (way, (color, marker, arm)) in zip((-0.2, 0, 0.2), ways.items(), strict=True):
             places = {place + shift: arm.format(p=p, epochs=epochs)
                       for place, (p, epochs) in enumerate(((0.2, 13), (0.6, 8)))}
             _line(axes, table, places, name, color=color, marker=marker, ms=8, label=way,
                   ls="none")
         _band(axes, table, name)
-        axes.set(title=label, xlabel="fraction dropped, p", xticks=(0, 1),
-                 xticklabels=("0.2", "0.6"), xlim=(-0.5, 1.5))
-    grid[0].set_ylabel("accuracy")
-    _widen(grid[0])
-    drawn.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        axes.set(xlabel="fraction dropped, p", xticks=(0, 1), xticklabels=("0.2", "0.6"),
+                 xlim=(-0.5, 1.5))
+    _widen(axes)
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return drawn
 
 
@@ -237,16 +240,12 @@ def wrong_labels(rows: list[dict]) -> Figure:
             "oracle": (GREEN, "s")}
     drawn, table = figure(4), studies.summary(rows)
     drawn.suptitle("MNIST: dropping labels that look wrong, at equal cost", fontsize="large")
-    grid = drawn.subplots(1, 2, sharey=True)
-    panels = {"robust_accuracy": "under PGD-20", "clean_accuracy": "without attack"}
-    for axes, (name, label) in zip(grid, panels.items(), strict=True):
+    for name, axes in _panels(drawn, "under PGD-20").items():
         for shift, (way, (color, marker)) in zip((0, -0.01, 0.01), ways.items(), strict=True):
             _line(axes, table, {share + shift: f"{way}, {share}" for share in claims.SHARES}, name,
                   color=color, marker=marker, ms=8, label=way)
-        axes.set(title=label, xlabel="share of wrong labels", xticks=list(claims.SHARES),
-                 ylim=(0, 1.02))
-    grid[0].set_ylabel("accuracy")
-    drawn.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        axes.set(xlabel="share of wrong labels", xticks=list(claims.SHARES), ylim=(0, 1.02))
+    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return drawn
 
 
