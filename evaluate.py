@@ -20,7 +20,8 @@ It writes RUN/eval-ATTACK-N.json, or --out FILE, and overwrites nothing. The sam
 continues what was cut off. --save FILE.npz keeps the images as they were judged:
 
     adversarial   float32 [n, C, H, W] in [0, 1]: of each image the adversarial example that broke
-                  it, or the last that it stood; the image itself if that is classified wrong
+                  it, or the last that it stood; the image itself if that is classified wrong,
+                  or stood AutoAttack's members alone, which give back what they do not break
     labels, predicted   int64 [n]: the class, and what is predicted for `adversarial`; -1 is none
     robust        bool [n]: no attack broke it
 

@@ -107,7 +107,6 @@ class Training:
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(a.ema),
                                      use_buffers=True) if a.ema else None
         self.score_model = score_model or self.result
-        self.eps = None  # the budget of every example [N], once adapted
         self.seen = torch.zeros(len(dataset.labels), dtype=torch.bool, device=device)
         self.keep_all()
         self.wrong_share = None  # of the labels, once --p auto has asked for it
@@ -310,9 +309,10 @@ class Training:
                    f"their share; give {'--class-balanced or ' * balance}a later --epoch")
 
     def keep_all(self):
-        """Train on all data."""
+        """Train on all data, as if nothing had been pruned."""
         self.kept = torch.arange(len(self.seen), device=self.device)
         self.weights = None  # of every example [N] in the loss, if a rule gives them
+        self.eps = None  # the budget of every example [N], once adapted
 
     def score(self, epoch):
         """(scores [N], their kind) of all examples, as the network is now (lines 4-7)."""
@@ -417,7 +417,7 @@ def first_network(training, this, network, codes, about):
 
     A resumed run finds it there, or continues it.
     """
-    a, code = config.first(training.settings), {k: v for k, v in codes.items() if k == "model"}
+    a, code = config.first(this.settings), {k: v for k, v in codes.items() if k == "model"}
     # Of the processes that do not write only those of a named run know the folder.
     folder = this.folder / "first" if this.first or this.named else None
     with run.Run(a, folder) as inner:
@@ -496,13 +496,13 @@ def main(argv=None):
         about = {"command": console.command("train.py", argv),
                  "data_dir": absolute(args.data_dir or this.config.get("data_dir", "data")),
                  "cache_dir": absolute(args.cache_dir or this.config.get("cache_dir"))}
-        used = config.moved(this.settings, args)
         training, network, codes = prepared(
-            used, device, about["data_dir"], about["cache_dir"], args.trust_code,
-            this.folder if this.config else None, this.state(device),
+            config.moved(this.settings, args), device, about["data_dir"], about["cache_dir"],
+            args.trust_code, this.folder if this.config else None, this.state(device),
             partial(minutes.epochs, folder=this.folder, began=began))
         this.begin(training, network, codes, about)
-        if used.score_model == config.FIRST and used.prunes_from(len(training.rows)):
+        a = this.settings  # with the number of epochs
+        if a.score_model == config.FIRST and a.prunes_from(len(training.rows)):
             training.score_model = first_network(training, this, network, codes, about)
         return this.finish(training, train(training, this))
 

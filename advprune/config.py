@@ -568,8 +568,13 @@ def _check_training(args, chosen):
     """TRADES has its own attack, PGD. A learning rate belongs to an optimiser."""
     if args.minutes:
         _refuse(args, ("epochs",), "has no effect with --minutes, which chooses it")
+    attack = args.attack or chosen["attack"]
     if (args.loss or chosen["loss"]) != "trades":
         _refuse(args, ("beta",), "applies only with --loss trades")
+        if attack != "pgd":
+            _refuse(args, ("pgd_steps",), f"is for --attack pgd, not for {attack}")
+        if attack == "none":
+            _refuse(args, ("alpha",), "has no effect with --attack none")
     elif args.attack not in (None, "pgd"):
         raise UserError(f"--loss trades has its own attack; leave out --attack {args.attack}")
     if args.optimizer not in (None, chosen["optimizer"]) and args.lr is None:
@@ -585,6 +590,8 @@ def _check_pruning(args):
     if args.scores:
         _refuse(args, ("every",), "needs new scores each time, and --scores has only one set")
         _refuse(args, ("score_model",), "gives scores, and so does --scores; leave one out")
+        _refuse(args, ("score", "score_augmented"), "computes scores, and --scores has them; "
+                "leave one out")
     if args.score_model != FIRST:
         _refuse(args, ("first_epochs",), f"applies only with --score-model {FIRST}")
     if args.prune in (None, "none"):

@@ -219,7 +219,7 @@ def labels_in(path: str | Path, n: int, classes: Sequence[str], paths: Sequence[
 
 def _labels_of_csv(path, classes, paths):
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = [(row["path"], row["class"]) for row in csv.DictReader(file, restval="")]
     except OSError as error:
         raise UserError(f"--labels {path} cannot be read: {error.strerror}") from None

@@ -110,7 +110,8 @@ class Evaluation:
         self.right = models.right(model, images, labels)  # [N], of the images themselves
         self.robust = self.right.clone()  # [N]
         # If asked for: of each image the adversarial example that broke it, or the last that it
-        # stood (if right is False, the image itself), and the class that is predicted for it.
+        # stood, and the class that is predicted for it. It is the image itself if right is False,
+        # or if only members of AutoAttack were tried: they give back what they do not break.
         self.examples: dict[str, Tensor] = {}
         if settings.get("save") or settings.get("pictures"):
             self.examples = {"adversarial": ops.pixels(images[:]).clone(),
@@ -220,7 +221,9 @@ class Evaluation:
             classes = attacks.predicted(self.model(adv))
         self.robust[ids] = classes == y
         if self.examples:
-            self.examples["adversarial"][ids], self.examples["predicted"][ids] = adv, classes
+            changed = (adv != x).flatten(1).any(1)
+            self.examples["adversarial"][ids[changed]] = adv[changed]
+            self.examples["predicted"][ids[changed]] = classes[changed]
         if self.model.failed:
             self.warn(NO_CLASS)
         self.done += len(ids)

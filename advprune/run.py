@@ -318,12 +318,14 @@ class Run:
         """
         self.printed = len(training.rows)
         self.segment = training.rows[-1]["segment"] + 1 if training.rows else 1
+        asked = self.settings
+        if not self.config:
+            self.settings = training.settings
         if not self.first:
             return
         if not self.config:
             self._try_saving(training)
             self._make()
-            asked, self.settings = self.settings, training.settings
             for flag, code in codes.items():
                 files.write(self.folder / own_code.COPIES[flag], code)
             files.write_json(self.folder / "config.json", {

@@ -12,13 +12,14 @@ of paired proportions). It says so if a comparison is not fair: if the two have 
 number of examples, by more than 2 %, or were tested on other images.
 """
 import sys
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
 from advprune import console, files, run
+from advprune.config import FILES
 from advprune.errors import UserError
 from advprune.plots import BLUE, GREY, RED, figure, style
 from experiments.claims import student
@@ -52,7 +53,9 @@ def by_seed(folders):
         if seed in found:
             raise UserError(f"{found[seed]['run']} and {folder} have the same seed, {seed}; give "
                             "one run for each seed")
-        found[seed] = {"run": str(folder), "settings": replace(config["settings"], seed=0),
+        settings = asdict(config["settings"])
+        given = {name: bool(settings[name]) for name in FILES}  # a study has one for each seed
+        found[seed] = {"run": str(folder), "settings": settings | {"seed": None} | given,
                        "examples": trained["examples"],
                        "seconds": sum(trained[f"{part}_seconds"]
                                       for part in ("first", "train", "prune")),

@@ -33,18 +33,19 @@ def run_arm(run, data_dir, jobs):
                "clean_accuracy", "progress", "train_seconds", "first_seconds", "prune_seconds",
                "guard_seconds", "collapses", "weights", "segment_seconds")},
            **labels.wrong(folder, data_dir),
+           "wanted": run.n,  # images, of which there may be fewer
            **{name: judged[name] for name in (
                "attack", "n", "robust", "robust_accuracy", "robust_interval", "per_attack")},
            "attack_seconds": judged["seconds"],
            "by_class": {row["class"]: [row["clean_accuracy"], row["robust_accuracy"]]
                         for row in judged["by_class"]},
-           "own": {flag: code["sha256"] for flag, code in config["own"].items()},
+           "own": run.digests() | {flag: code["sha256"] for flag, code in config["own"].items()},
            **{name: config[name] for name in ("commit", "versions", "device", "threads")}}
     if setup.also:
         n = setup.also_n or run.n
         other = judge(run, setup.also, n, f"eval-{setup.also}-{n}", data_dir)
-        row[setup.also] = {name: other[name] for name in (
-            "n", "robust", "robust_accuracy", "robust_interval", "seconds")}
+        row[setup.also] = {"wanted": n, **{name: other[name] for name in (
+            "n", "robust", "robust_accuracy", "robust_interval", "seconds")}}
     path = RESULTS / f"{run.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, row)
@@ -115,7 +116,7 @@ def run_all(name, parts, args):
         rows = [studies.record(RESULTS, run) for run in part.runs(args.seeds)]
         summary = studies.summary(rows)
         summaries[part.setup if part.name == name else part.name] = summary
-        report(part, summary)
+        report(part, rows[0]["n"], summary)
     return {"experiment": name, "runs": len(wanted), "summary": summaries}
 
 
@@ -172,8 +173,8 @@ def needs_margins(run):
     return run.settings.get("scores") == MARGINS
 
 
-def report(part, table):
-    print(f"{part.setup}, n = {part.n}\n{'arm':24}  seeds  clean             robust")
+def report(part, n, table):
+    print(f"{part.setup}, n = {n}\n{'arm':24}  seeds  clean             robust")
     for arm, row in table.items():
         cells = f"{arm:24}  {row['seeds']:5}"
         for name in ("clean_accuracy", "robust_accuracy"):

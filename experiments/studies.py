@@ -6,6 +6,7 @@ what differs between them. A run is a setup, an arm and a seed, and its record i
 results/SETUP/ARM-SEED.json; SETUP is the name of the file. A part of a study is some of its arms,
 over some seeds. An experiment is the parts of one name in all files; experiments share runs.
 """
+import hashlib
 import re
 import sys
 from collections.abc import Iterable
@@ -70,6 +71,14 @@ class Run(NamedTuple):
         return {flag: (name, own_code.source(name, flag)) for flag in ("score", "prune")
                 if own_code.is_file(name := settings.get(flag, ""))}
 
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the user's own score and rule, and of the file of labels, by flag."""
+        found = {flag: own_code.digest(code) for flag, (_, code) in self.own().items()}
+        named = resolved(self.settings, self.file).get("labels")
+        if named and labels.share_of(named) is None:
+            found["labels"] = hashlib.sha256(Path(named).read_bytes()).hexdigest()
+        return found
+
     @property
     def flags(self) -> str:
         """The settings as flags of train.py, with MARGINS and HALF as they stand."""
@@ -114,6 +123,8 @@ def flags(settings: dict[str, Any]) -> list[str]:
     for name, value in settings.items():
         if value is not False:
             words.append(console.flag(name))
+        elif name == "score_augmented":  # the one flag with a no
+            words.append("--no-score-augmented")
         if not isinstance(value, bool):
             words.append(str(value))
     return words
@@ -131,6 +142,7 @@ def resolved(settings: dict[str, Any], file: str) -> dict[str, Any]:
 
 PART = {"seeds": int, "n": int, "first_seed": int}
 PARSER = config.parser()  # one for all arms, because to make it takes a millisecond
+SETTINGS = (config.Settings.__annotations__.keys() & vars(PARSER.parse_args([])).keys()) - {"seed"}
 KEYS = {**PART, "setup": dict, "arms": dict, "attack": str, "also": str, "also_n": int,
         "compare": dict, "parts": dict}
 
@@ -152,6 +164,8 @@ def read(path: str) -> Study:
                   content.get("also_n", 0))
     for arm, settings in content["arms"].items():
         _check_arm(path, arm, setup.settings, settings)
+        if settings.get("scores") == MARGINS:
+            _known(path, content["arms"], f"{MARGINS} of arm {arm}", ["full"])
     compare = content.get("compare", {})
     _known(path, content["arms"], "compare", [arm for pair in compare.items() for arm in pair])
     parts = content.get("parts", {Path(path).stem: {}})
@@ -181,15 +195,18 @@ def _check_arm(path, arm, shared, settings):
                         f"and .+-_, not {arm!r}")
     settings = {**shared, **settings}
     for setting in settings:
-        if setting not in config.Settings.__annotations__ or setting == "seed":
+        if setting not in SETTINGS:
             raise UserError(f"{path}: arm {arm}: {setting!r} is no setting of a study; the "
                             "command line has --data-dir and --jobs")
     if settings.get("eps_floor") == HALF:
         settings["eps_floor"] = 0.0
     try:
-        config.settings(PARSER.parse_args(flags(resolved(settings, path))))
+        made = config.settings(PARSER.parse_args(flags(resolved(settings, path))))
     except UserError as error:
         raise UserError(f"{path}: arm {arm}: {error}") from None
+    if on := [name for name in settings if settings[name] is False and getattr(made, name)]:
+        raise UserError(f"{path}: arm {arm}: {on[0]} = false: the recipe has it, and no flag of "
+                        "train.py leaves it out")
 
 
 def _part(path, content, name, own):
@@ -226,21 +243,30 @@ EXPERIMENTS = _ours()
 def record(results: Path, run: Run) -> dict | None:
     """This run's record, cut to its first n test images; None if it has not so many.
 
-    Raises UserError for a record that is damaged, or of a run with other flags.
+    Raises UserError for a record that is damaged, or not of this run.
     """
     path = results / f"{run.name}.json"
     if not path.exists():
         return None
-    found = read_record(path, "n", "flags", "robust_accuracy", "clean_accuracy")
+    found = read_record(path, "n", "flags", "attack", "robust_accuracy", "clean_accuracy")
+    setup = run.how
     if found["flags"] != run.flags:
         raise UserError(f"{path} is of a run with other flags ({found['flags']}); move it")
-    for flag, (_, code) in run.own().items():
-        if found.get("own", {}).get(flag) != own_code.digest(code):
+    if found["attack"] != setup.attack:
+        raise UserError(f"{path} is of another attack ({found['attack']}); move it")
+    for flag, digest in run.digests().items():
+        if found.get("own", {}).get(flag) != digest:
             raise UserError(f"{path} is of a run with another --{flag}: its file has changed; "
                             "move the record and the run's folder away, or rename the study")
-    if found["n"] < run.n or (found["n"] > run.n and not found.get("robust")):
+    also = found.get(setup.also, {"n": 0})
+    if setup.also and also.get("wanted", also["n"]) < (setup.also_n or run.n):
+        return None
+    if found.get("wanted", found["n"]) < run.n or (found["n"] > run.n
+                                                   and not found.get("robust")):
         return None
     if found["n"] > run.n:
+        for name in ("by_class", "per_attack", "robust_interval"):  # of all n
+            found.pop(name, None)
         found |= {"n": run.n, "robust": found["robust"][:run.n],
                   "robust_accuracy": found["robust"][:run.n].count("1") / run.n}
     return found

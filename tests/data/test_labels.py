@@ -55,6 +55,11 @@ def test_a_run_goes_on_with_the_same_labels_wherever_they_lie(cut_off, capsys):
     assert train.main(["--resume", "cut", "--labels", "moved.npy"])["n_train"] == 60
     assert prune.main(["cut", "--labels", "moved.npy"])["n"] == 60
     assert "--labels is not the data" in refused(prune.main, ["cut", "--out", "x"], capsys)
+    first = [*FLAGS, "--labels", "moved.npy", "--prune", "high", "--score-model", "first"]
+    with cut_off(1):  # in the first training
+        train.main([*first, "--out", "two"])
+    Path("moved.npy").rename("labels.npy")
+    assert train.main(["--resume", "two", "--labels", "labels.npy"])["n_kept"] == 36
 
 
 def changed(**at):
@@ -111,7 +116,8 @@ def images(tmp_path):
 
 
 def write(rows, head="path,class"):
-    Path("labels.csv").write_text("\n".join([head, *(",".join(row) for row in rows)]) + "\n")
+    Path("labels.csv").write_text("\n".join([head, *(",".join(row) for row in rows)]) + "\n",
+                                  encoding="utf-8-sig")  # as spreadsheets save it
 
 
 GIVEN = {path: "bee" if path == "ant/2.png" else path[:3] for path in PATHS}

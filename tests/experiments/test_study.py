@@ -9,6 +9,7 @@ from conftest import refused
 from scipy import stats
 
 import evaluate
+from advprune import data
 from experiments import __main__ as experiments
 from experiments import studies, study
 
@@ -81,11 +82,41 @@ def test_a_study_is_interrupted_once_and_ends_in_a_table_and_a_picture(monkeypat
     assert "nothing was run: 9 stored records" in capsys.readouterr().err
 
 
-def test_a_rule_that_has_changed_is_not_taken_for_measured(capsys):
-    Path("idea.toml").write_text(STUDY.replace("seeds = 3", "seeds = 1"))
-    experiments.main(["study", "idea.toml"])
+ONE = STUDY.replace("seeds = 3", "seeds = 1")
+
+
+def again(text):
+    """The command with this study in place of the one before."""
+    Path("idea.toml").write_text(text)
+    studies.read.cache_clear()
+    return experiments.main(["study", "idea.toml"])
+
+
+def test_what_has_changed_is_not_taken_for_measured(capsys):
+    labels = data.load("synthetic").labels.numpy()
+    np.save("labels.npy", labels)
+    noisy = ONE.replace("[arms.fewer]", 'labels = "labels.npy"\n[arms.fewer]')
+    again(noisy)
     Path("mine.py").write_text(RULE.replace("round", "int"))
-    assert "another --prune" in refused(experiments.main, ["study", "idea.toml"], capsys)
+    assert "another --prune" in refused(again, noisy, capsys)
+    Path("mine.py").write_text(RULE)
+    np.save("labels.npy", 9 - labels)
+    assert "another --labels" in refused(again, noisy, capsys)
+    np.save("labels.npy", labels)
+    other = noisy.replace('"fgsm"', '"pgd-20"')
+    assert "another attack (fgsm)" in refused(again, other, capsys)
+    again(noisy.replace('"fgsm"', '"fgsm"\nalso = "pgd-20"\nalso_n = 20'))
+    assert json.loads(Path("results/idea/mine-0.json").read_text())["pgd-20"]["n"] == 20
+
+
+def test_more_images_than_there_are(capsys):
+    """All are attacked, once. A part of fewer has no accuracy by class, which is of all."""
+    many = ONE.replace("n = 50", "n = 5000")
+    assert "worst class" in Path(again(many)["written"][0]).read_text()
+    assert f"n = {len(data.load('synthetic').test_labels)}\n" in capsys.readouterr().out
+    again(many)
+    assert "nothing was run: 3 stored records" in capsys.readouterr().err
+    assert "worst class" not in Path(again(ONE)["written"][0]).read_text()
 
 
 def test_side_by_side(monkeypatch):
@@ -126,6 +157,9 @@ seeds = 1
     (("mine.py:rule", "gone.py:rule"), "arm mine: .*gone.py"),
     (('mine = "random"', 'mine = "other"'), "compare names 'other'"),
     (("[arms.fewer]", '[arms."a/b"]'), "not 'a/b'"),
+    (("epochs = 2", "flip = false"), "'flip' is no setting"),
+    (("epochs = 2", "epochs = false"), "epochs = false: the recipe has it"),
+    (("epochs = 2", 'prune = "high"\nscores = "{margins}"'), "of arm fewer names 'full'"),
     (("[compare]", "[parts]\nquick = 3\n[compare]"), "part quick must be a table"),
     (("[compare]", '[parts.quick]\narms = ["other"]\n[compare]'), "quick names 'other'"),
     (("[compare]", "[parts.quick]\nepochs = 3\n[compare]"), "part quick: there is no 'epochs'"),

@@ -48,6 +48,8 @@ def test_every_example_stays_within_its_own_budget(attack, kernels, monkeypatch)
     bound = 3 * eps if attack == "n-fgsm" else eps
     assert (moved <= bound + 1e-6).all() and not moved[eps == 0].any()
     assert (moved[eps > 0] > 0.5 * eps[eps > 0]).all() and 0.03 < eps.mean() < 0.07
+    training.keep_all()  # as --until-epoch does
+    assert training.budget(ids)[0] == training.settings.epsilon
 
 
 @pytest.mark.parametrize("how", [dict(eps=8), dict(eps=-0.1), dict(eps=math.nan),

@@ -7,6 +7,7 @@ import killing
 import numpy as np
 import pytest
 from conftest import refused, same
+from PIL import Image
 
 import prune
 import train
@@ -46,6 +47,22 @@ def test_what_was_cut_off_goes_on_to_the_same_weights(epochs, stop, segments, cu
     assert same("cut/first", "whole/first") and record["first_seconds"] > 0
     first = json.loads(Path("cut/first/train.json").read_text())
     assert len(first["segment_seconds"]) == segments  # no epoch was trained twice
+
+
+@pytest.mark.parametrize("epochs", [[], ["--minutes", "0.1"]])
+def test_first_goes_before_as_many_epochs_as_follow(epochs, tmp_path, monkeypatch):
+    """As follow from the number of images of a folder, or from the time."""
+    monkeypatch.setattr(config, "UPDATES", 1)
+    for i in range(8):
+        for part in ("train", "val"):
+            path = tmp_path / f"images/{part}/{i % 2}/{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 30 * i).save(path)
+    record = train.main(["--dataset", "folder", "--data-dir", "images", "--image-size", "8",
+                         "--model", "mnist-net", "--width", "1", *FIRST[8:], *epochs, "--out",
+                         "run"])
+    assert record["first_examples"] == 5 * 8 and record["n_kept"] == 6
+    assert record["epochs"] == 30 or epochs
 
 
 def test_between_the_two_trainings_the_first_is_not_repeated(monkeypatch):
@@ -177,6 +194,8 @@ def wrong(scores, labels, p, seed, epoch, *, model, images):
     (["--score-model", "first"], "--score-model"),
     (["--prune", "high", "--first-epochs", "3"], "--score-model first"),
     (["--prune", "high", "--score-model", "x", "--scores", "y"], "--score-model"),
+    (["--prune", "high", "--scores", "y", "--score", "clean-loss"], "--score "),
+    (["--prune", "high", "--scores", "y", "--score-augmented"], "--score-augmented"),
     (["--prune", "high", "--score-model", "first", "--score", "running-loss"], "running-loss"),
     (["--prune", "high", "--score-model", "first", "--score", "own.py:Seen"], "own.py:Seen"),
     (["--prune", "high", "--score-model", "gone"], "gone"),

@@ -180,6 +180,8 @@ def test_processes_share_the_work(trained, forks, tmp_path):
     (["--resume", "missing", "--seed", "3"], "--seed"), (["--resume", "missing"], "missing"),
     (["--data-dir", "empty", "--dataset", "cifar10"], "cifar10"), (["--out", "there"], "there"),
     (["--recipe", "wang2023", "--attack", "n-fgsm"], "--attack n-fgsm"),
+    (["--pgd-steps", "7"], "--pgd-steps is for --attack pgd, not for rs-fgsm"),
+    (["--attack", "none", "--alpha", "0.1"], "--alpha"),
     (["--recipe", "wang2023", "--optimizer", "adam", "--lr", "1"], "--recipe wang2023"),
 ])
 def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, capsys, flags, word):
