@@ -2,12 +2,10 @@
 
     python -m benchmarks kernels [--operator NAME] [--shape 128,3,32,32] [--dtype bf16]
     python -m benchmarks ablation [--json FILE]
-    python -m benchmarks training --dataset mnist [--against FOLDER] [--json FILE]
+    python -m benchmarks training --dataset mnist [--json FILE]
     python -m benchmarks scale --dataset mnist [--json FILE]
     python -m benchmarks layouts [--json FILE]
-    python -m benchmarks jobs --dataset mnist [--json FILE]
     python -m benchmarks machine [--json FILE]
-    python -m benchmarks versions --against FOLDER [--json FILE]
 
 kernels   times each operator beside a copy, eager torch as fast_adversarial writes it,
           torch.compile of the same lines, and for the selection torch.topk, torch.sort and
@@ -19,17 +17,12 @@ ablation  trains and scores with all kernels, without each of them and each fast
           would write instead. "network alone" makes the same passes through the network and
           nothing else.
 training  says where an epoch's time goes. Beside each part is its floor: the same passes alone.
-          The loop of fast_adversarial runs in turn with ours. With --against, another checkout
-          trains in turn with this one instead: seconds an epoch, and whether every bit of the
-          weights is the same.
+          The loop of fast_adversarial runs in turn with ours.
 scale     trains on all data and with 20 to 80 % dropped: seconds against examples seen, and peak
           memory against the size of the data set.
 layouts   times training steps of several networks, in both memory layouts and in two precisions.
-jobs      trains two networks side by side, each with half of the threads, and in turn with all.
 machine   computes from the machine code of the CUDA kernels what a GPU could reach. It times
           nothing. It needs nvcc, and no GPU.
-versions  times the operators of another checkout, with its kernels built, and of this one in
-          turn, and compares every bit of their results.
 
 Numbers are medians of rounds in which the things to compare take turns, so that a machine that
 slows down meanwhile does not decide. docs/kernels.md and docs/speed.md explain the tables.
@@ -43,29 +36,18 @@ import torch
 
 from advprune import config, console, files, ops, run
 from advprune.errors import UserError
-from benchmarks import (
-    ablation,
-    jobs,
-    kernels,
-    layouts,
-    machine,
-    scale,
-    tables,
-    training,
-    versions,
-)
+from benchmarks import ablation, kernels, layouts, machine, scale, tables, training
 
 MEASURES = {"ablation": ablation, "kernels": kernels, "training": training, "scale": scale,
-            "layouts": layouts, "jobs": jobs, "machine": machine, "versions": versions}
+            "layouts": layouts, "machine": machine}
 KERNELS = ("operator", "shape", "dtype")
 LIMIT = 10_000  # examples of an epoch
-SHOWN = ("kernels", "layouts", "jobs", "versions")  # row by row, as they are measured
-TRAINS = ("ablation", "training", "scale", "jobs")
+SHOWN = ("kernels", "layouts")  # row by row, as they are measured
+TRAINS = ("ablation", "training", "scale")
 USES = {  # flag -> what it is for
     **dict.fromkeys(("dataset", "limit", "model", "width", "precision"), TRAINS),
     **dict.fromkeys(KERNELS, ("kernels",)),
-    "epochs": ("scale",), "against": ("training", "versions"),
-    "rounds": ("kernels", "ablation", "training", "layouts", "jobs", "versions")}
+    "epochs": ("scale",), "rounds": ("kernels", "ablation", "training", "layouts")}
 
 
 def shape(text):
@@ -98,9 +80,7 @@ def parser():
     flag("--epochs", type=console.number(int, 2), help="of each run of scale; it prunes after "
          f"three tenths of them ({scale.EPOCHS})")
     flag("--rounds", type=console.positive_int, help="how many, after one that warms up "
-         f"({ablation.ROUNDS}; kernels: {kernels.ROUNDS}; layouts: {layouts.ROUNDS}; jobs: "
-         f"{jobs.ROUNDS}; versions: {versions.ROUNDS})")
-    flag("--against", metavar="FOLDER", help="the other checkout, for versions and training")
+         f"({ablation.ROUNDS}; kernels: {kernels.ROUNDS}; layouts: {layouts.ROUNDS})")
     flag("--device", help="cpu, cuda, cuda:1 (the GPU if there is one)")
     return made
 
@@ -111,14 +91,10 @@ def parse(argv):
     for name, users in USES.items():
         if getattr(args, name) is not None and args.what not in users:
             raise UserError(f"--{name} is for {' and '.join(users)}, not for {args.what}")
-    if args.what == "versions" and args.against is None:
-        raise UserError("versions needs --against FOLDER, another checkout of advprune")
-    if args.against is not None and not Path(args.against, "advprune/ops.py").is_file():
-        raise UserError(f"--against {args.against} is no checkout of advprune")
     if args.json:
         files.check_new(args.json)
     args.data_dir = str(Path(args.data_dir).resolve())
-    if args.what in ("ablation", "training", "jobs"):
+    if args.what in ("ablation", "training"):
         args.limit = args.limit or LIMIT
     args.rounds = args.rounds or getattr(MEASURES[args.what], "ROUNDS", None)
     return args
@@ -134,12 +110,9 @@ def main(argv=None):
               "cpu": torch.backends.cpu.get_cpu_capability()}
     print("{device}, {threads} threads, torch {torch}, kernels {kernels}, {cpu}".format(
         torch=torch.__version__, **header))
-    if args.what == "training" and args.against:
-        record = {**header, **versions.training(args, device)}
-    else:
-        record = {**header, **MEASURES[args.what].measure(args, device)}
-        if args.what not in SHOWN:
-            print(tables.TABLES[args.what](record))
+    record = {**header, **MEASURES[args.what].measure(args, device)}
+    if args.what not in SHOWN:
+        print(tables.TABLES[args.what](record))
     if args.json:
         files.write_json(args.json, record)
     return record

@@ -26,12 +26,6 @@ SIZES = (0.25, 0.5, 1.0)  # of the data set, for the memory
 MIB = 2**20
 
 
-def line(x, y):
-    """(intercept, slope) of the least-squares line through the points; x must vary."""
-    slope, intercept = np.polyfit(x, y, 1)
-    return float(intercept), float(slope)
-
-
 def flags_of(p, epochs):
     """The flags of the run that drops p after three tenths of its epochs."""
     after = max(1, round(0.3 * epochs))
@@ -120,7 +114,8 @@ def measure(args, device):
                      "guard_seconds": seconds["guard"],
                      "epoch_seconds": [row["seconds"] for row in training.rows]})
     from_ratios(rows, trainings[-1].settings.epoch)
-    intercept, slope = line([row["examples"] for row in rows], [row["seconds"] for row in rows])
+    slope, intercept = map(float, np.polyfit(*zip(*(
+        (row["examples"], row["seconds"]) for row in rows), strict=True), 1))  # least squares
     first, prune_epoch = trainings[0], trainings[-1].settings.epoch
     settings, n = first.settings, len(first.dataset.labels)
     return {**workload.fields(settings, n), "epochs": args.epochs, "prune_epoch": prune_epoch,

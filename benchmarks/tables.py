@@ -90,15 +90,6 @@ def layouts(record: dict) -> str:
         f"turn; {machine_of(record)}")
 
 
-def jobs(record: dict) -> str:
-    """Two runs side by side, beside the same in turn."""
-    rows = [[f"{row[way]:,.0f}" for way in ("in_turn", "side_by_side")]
-            for row in record["rounds"]]
-    return as_table(["images/s in turn, all threads each", "side by side"], rows) + (
-        f"\nSide by side takes {1 / record['ratio']:.2f} of the time (median). "
-        f"{record['runs']} runs; {_network(record)}; {machine_of(record)}")
-
-
 def machine(record: dict) -> str:
     """What the machine code of the CUDA kernels allows on each card: computed, not measured."""
     rows = []
@@ -124,16 +115,5 @@ def machine(record: dict) -> str:
         f"measured. Assumed: {cards}")
 
 
-def versions(record: dict) -> str:
-    """The operators of an older commit beside a newer one's."""
-    rows = [[f"`{row['operator']}`", f"{row['n']:,}", f"{row['other_us']:,.0f}",
-             f"{row['us']:,.0f}", f"{row['ratio']:.2f}",
-             "the same" if row["same_bits"] else "differ"] for row in record["rows"]]
-    return as_table(["operator", "elements", f"{record['other']}, us", f"{record['commit']}, us",
-                   "ratio", "bits"], rows) + (
-        f"\nMedians of {record['rounds']} rounds in turn, each checkout in a process of its own; "
-        f"{machine_of(record)}")
-
-
 TABLES = {"ablation": ablation, "kernels": kernels, "training": training, "scale": scale,
-          "layouts": layouts, "jobs": jobs, "machine": machine, "versions": versions}
+          "layouts": layouts, "machine": machine}

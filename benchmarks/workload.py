@@ -20,14 +20,8 @@ def begun(words, device):
     return train.prepared(settings, device, args.data_dir or "data", args.cache_dir)[0]
 
 
-def title(settings, n):
-    """What was trained on n examples, for the line above a table."""
-    width = f" of width {settings.width}" if settings.width else ""
-    return f"{settings.dataset}, {settings.model}{width}, {settings.precision}, {n:,} examples"
-
-
 def fields(settings, n):
-    """The same for a record."""
+    """What was trained on n examples, for a record."""
     return {"dataset": settings.dataset, "model": settings.model, "width": settings.width,
             "precision": settings.precision, "examples": n,
             "batch_size": config.settled(settings, n).batch_size}

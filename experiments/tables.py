@@ -468,9 +468,7 @@ MEASURED = {
     "training": ("cpu-training-mnist", "cpu-training-*", " --dataset mnist"),
     "scale": ("cpu-scale", "cpu-scale", " --dataset mnist"),
     "layouts": ("cpu-layouts", "cpu-layouts*", ""),
-    "jobs": ("cpu-jobs", "cpu-jobs", " --dataset mnist"),
-    "machine": ("machine", "machine", ""),
-    "versions": ("cpu-versions", "cpu-versions", " --against FOLDER")}
+    "machine": ("machine", "machine", "")}
 
 
 def benchmark(what: str, records: Records) -> str:

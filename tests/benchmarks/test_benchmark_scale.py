@@ -1,11 +1,10 @@
-"""scale, jobs, and the process of its own that they use."""
+"""scale, and the process of its own that it uses."""
 import json
 import os
 import platform
 import resource
 import subprocess
 import sys
-from pathlib import Path
 from statistics import median
 
 import in_process
@@ -16,13 +15,7 @@ from conftest import ROOT
 from advprune import console
 from advprune.errors import UserError
 from benchmarks import __main__ as benchmark
-from benchmarks import jobs, scale, timing
-
-
-def test_line_is_the_least_squares_line():
-    assert scale.line([10, 20, 40], [7, 12, 22]) == pytest.approx((2, 0.5))
-    intercept, slope = scale.line([0, 1, 2, 3], [1, 0, 3, 2])  # by hand
-    assert (intercept, slope) == pytest.approx((0.6, 0.6))
+from benchmarks import scale, timing
 
 
 def test_deviation_is_from_proportional_to_the_examples():
@@ -69,46 +62,6 @@ def test_peak_memory_is_that_of_this_process():
                           stdout=subprocess.PIPE)
     before, after = map(float, done.stdout.split())
     assert before + 290 < after < before + 320 and before < block.nbytes / 2**20
-
-
-# --- jobs
-
-class Workers:
-    """In the place of workers.Workers: `count` of them, one after another in this process."""
-
-    counts = []
-
-    def __init__(self, count, work):
-        self.counts.append(count)
-        self.idle, self.busy, self.work = ["idle"] * count, {}, work
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def start(self, key, log, *args):
-        assert Path(log).parent.is_dir()
-        self.idle.pop()
-        self.busy[key] = self.work(*args)
-
-    def finished(self):
-        done, self.busy = list(self.busy.items()), {}
-        self.idle += ["idle"] * len(done)
-        return done
-
-
-def test_jobs_side_by_side_and_in_turn(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "Workers", Workers)
-    monkeypatch.setattr(jobs, "EPOCHS", 1)
-    record = benchmark.main(["jobs", "--dataset", "digits", "--limit", "100", "--rounds", "1",
-                             "--json", "j.json"])
-    assert json.loads((tmp_path / "j.json").read_text()) == record
-    (row,) = record["rounds"]
-    assert record["ratio"] == row["side_by_side"] / row["in_turn"] > 0
-    assert record["examples"] == 100
-    assert Workers.counts == [1, 2]
 
 
 # --- a process of its own

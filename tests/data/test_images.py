@@ -1,12 +1,11 @@
 """Images that stay in files: as a tensor, read in place, refused where unfit, trained on."""
 import os
-import time
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from conftest import make, no_file_over, read_only, refused, same
+from conftest import make, read_only, refused, same
 
 import evaluate
 import prune
@@ -83,13 +82,13 @@ def test_a_batch_from_files_is_the_batch_from_memory(parts, monkeypatch, kernels
 
 
 @pytest.mark.slow
-def test_two_million_images_take_no_memory(tmp_path):
-    """6 GB of 32x32x3: streamed and gathered from, with the process no larger than before."""
+def test_many_images_take_no_memory(tmp_path):
+    """600 MB of 32x32x3: streamed and gathered from, with the process no larger than before."""
     def resident():
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
 
-    n, noise = 2_000_000, np.random.default_rng(0).integers(256, size=2**24, dtype=np.uint8)
+    n, noise = 200_000, np.random.default_rng(0).integers(256, size=2**24, dtype=np.uint8)
     with open(tmp_path / "images", "wb") as file:
         while file.tell() < n * 3072:
             file.write(noise)
@@ -99,14 +98,8 @@ def test_two_million_images_take_no_memory(tmp_path):
         total += len(batch)
         largest = max(largest, resident())
     assert total == n
-    generator, times = torch.Generator().manual_seed(0), []
     for _ in range(500):
-        ids = torch.randint(n, (128,), generator=generator)
-        start = time.perf_counter()
-        stored[ids]
-        times.append(time.perf_counter() - start)
-    print(f"{(max(largest, resident()) - before) / 1024:.0f} MiB more; a gather of 128 takes "
-          f"{np.median(times) * 1e3:.2f} ms")
+        stored[torch.randint(n, (128,))]
     assert max(largest, resident()) - before < 100 * 1024
     os.unlink(tmp_path / "images")
 
@@ -155,14 +148,6 @@ def test_a_compressed_file_is_decoded_once_and_anew_when_it_changes(tmp_path, ex
     found, _ = generated_images.open_npz(path, (1, 28, 28), 10)
     assert torch.equal(found[:][:, 0], torch.from_numpy(make(40, seed=1)[0][..., 0]))
     assert len(list(tmp_path.glob(".extra.npz*.npy"))) == 1
-
-
-def test_a_compressed_file_that_cannot_be_decoded_beside_itself(tmp_path, extra, capsys):
-    path = extra(save=np.savez_compressed)
-    with no_file_over(1000):
-        err = refused(train.main, ["--dataset", "synthetic", "--extra-data", path], capsys)
-    assert "decoding it into" in err and "--cache-dir" in err
-    assert names(tmp_path) == ["extra.npz"]
 
 
 def good():
@@ -232,16 +217,6 @@ def test_bad_npz_is_one_sentence_and_writes_nothing(tmp_path, capsys, what):
     assert word in err
     assert "bad.npz" in err
     assert names(tmp_path) == before
-
-
-@pytest.mark.parametrize(("flags", "word"), [
-    (["--extra-fraction", "0.5"], "--extra-data"), (["--skip-bad"], "folder"),
-    (["--image-size", "32"], "folder"), (["--extra-data", "x", "--extra-fraction", "0"], "above"),
-    (["--extra-data", "x.npz", "--prune", "high", "--score", "running-loss"], "running-loss"),
-])
-def test_flags_that_would_do_nothing_are_refused(capsys, extra, flags, word):
-    extra("x.npz", 20)
-    assert word in refused(train.main, ["--dataset", "synthetic", *flags], capsys)
 
 
 # --- training with generated images

@@ -79,6 +79,7 @@ def test_records_become_tables_verdicts_and_pictures(pages, monkeypatch):
             path.write_text(json.dumps({
                 **row(run.arm, run.seed, 0.8 if full else 0.7 + run.seed / 1000),
                 "robust": "1" * 400 + "0" * 100 if full else "0" * 500, "flags": run.flags,
+                "attack": run.how.attack,
                 "n": 500, "examples": 1000 - i, "train_seconds": 9, "prune_seconds": 0}))
     said = [line for line in render.block("claims", pages).splitlines()
             if "MNIST, robust" in line and "0.6 is more robust than all data |" in line]

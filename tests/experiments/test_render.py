@@ -1,14 +1,12 @@
 """README, docs and figures say what the records say, or that there is none yet."""
 import json
 import re
-import shutil
 
 import pytest
 from conftest import ROOT
 
 from advprune import files
 from benchmarks import __main__ as benchmarks
-from benchmarks import layouts, scale
 from experiments import figures, render
 
 
@@ -18,16 +16,6 @@ def only(monkeypatch):
     def keep(*names):
         monkeypatch.setattr(figures, "FIGURES", {name: figures.FIGURES[name] for name in names})
     return keep
-
-
-@pytest.fixture
-def unmeasured(tmp_path, only):
-    """A folder with docs/speed.md and nothing measured."""
-    only("scale")
-    for name in ("docs", "results", "figures"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "docs/speed.md").write_text((ROOT / "docs/speed.md").read_text())
-    return tmp_path
 
 
 def test_tables_and_pictures_are_those_of_the_records(pages):
@@ -71,42 +59,18 @@ def test_equal_time_has_the_arms_pruned_after_epoch_3(pages):
     assert not [arm for arm in arms if re.search("margin|puma|epochs|full", arm)]
 
 
-def test_a_benchmark_that_is_not_measured_says_how_to(unmeasured):
-    render.render(unmeasured)
-    text = (unmeasured / "docs/speed.md").read_text()
+def test_a_benchmark_that_is_not_measured_says_how_to(tmp_path, only):
+    only("scale")
+    for name in ("docs", "results", "figures"):
+        (tmp_path / name).mkdir()
+    page = tmp_path / "docs/speed.md"
+    page.write_text((ROOT / "docs/speed.md").read_text())
+    render.render(tmp_path)
+    text = page.read_text()
     said = re.findall(r"<!-- render: \w+ -->\nNot yet measured: `python -m benchmarks (.*)`\.\n",
                       text)
-    assert [line.split()[0] for line in said] == ["training", "scale", "layouts", "jobs"]
+    assert [line.split()[0] for line in said] == ["training", "scale", "layouts"]
     for line in said:
         benchmarks.parser().parse_args(line.split())
         assert re.search(r"--json results/cpu-[\w-]+\.json$", line)
-    assert not list((unmeasured / "figures").iterdir())
-
-
-@pytest.mark.slow
-def test_what_benchmarks_measure_fits_the_tables(unmeasured, monkeypatch):
-    monkeypatch.setattr(scale, "memory", lambda *_: [
-        {"examples": 50, "data": 1.25, "before": 300.0, "peak": 432.1}])
-    monkeypatch.setattr(layouts, "NETWORKS", [("mnist-net", 2, 1, 28, 4)])
-    monkeypatch.setattr(layouts, "SECONDS", 0)
-    few = ["--dataset", "digits", "--limit", "40"]
-    profile = benchmarks.main(["training", *few, "--rounds", "1",
-                               "--json", "results/cpu-training-digits.json"])
-    shutil.copy("results/cpu-training-digits.json", "results/cpu-training-other.json")
-    scaled = benchmarks.main(["scale", *few, "--epochs", "2", "--json", "results/cpu-scale.json"])
-    sized = benchmarks.main(["layouts", "--rounds", "1", "--json", "results/cpu-layouts.json"])
-    assert render.render(unmeasured) == ["docs/speed.md", "figures/scale.png"]
-    text = (unmeasured / "docs/speed.md").read_text()
-    for row in profile["rows"][:-1]:
-        assert text.count(f"| {row['part']} | {row['seconds']:.3f} | "
-                          f"{row['seconds'] / profile['epoch_seconds']:.1%} | "
-                          f"{row['floor']:.3f} | ") == 2  # a second profile is a second table
-    assert f"The floor is {profile['share_of_floor']:.2f} of the epoch" in text
-    for row in scaled["rows"]:
-        assert (f"| {row['p']:.0%} | {row['examples']} | {row['seconds']:.2f} | "
-                f"{row['deviation']:+.1%} |") in text
-    assert f"+ {1000 * scaled['slope']:.3f} s for each 1,000 examples" in text
-    assert "| 50 | 1.2 | 300 | 432 |" in text
-    assert f"| mnist-net 2 | 1x28x28 | {sized['rows'][0]['images_per_second']:,.0f} |" in text
-    for record in (profile, scaled, sized):
-        assert f"(`{record['command']}`)" in text
+    assert not list((tmp_path / "figures").iterdir())

@@ -179,23 +179,6 @@ def test_two_processes_prune_by_margin_as_one(trained, forks, tmp_path):
         torch.testing.assert_close(value, weights(alone)[name], rtol=0.2, atol=0.02, msg=name)
 
 
-@pytest.mark.parametrize(("flags", "word"), [
-    ("--prune puma --score loss", "margin"), ("--eps-floor 0.1", "puma"),
-    ("--adapt-fraction 0.5 --prune high", "puma"),
-    ("--margin-norm l2 --prune high", "--score margin"), ("--beta 3", "trades"),
-    ("--prune puma --margin-norm l2", "linf"), ("--prune puma --attack none", "budget"),
-    ("--loss trades --attack rs-fgsm", "--attack"), ("--prune puma --epsilon 0", "budget"),
-    ("--ema 1", "below 1"), ("--prune puma --adapt-fraction 0", "above 0"),
-    ("--score margin", "--prune"), ("--prune puma --score-model nowhere.pth", "nowhere.pth"),
-    ("--prune none --p 0.3", "--prune"), ("--prune random --score margin", "random"),
-    ("--prune random --score-model x", "random"),
-    ("--recipe wang2023 --optimizer adam --lr 1", "SGD"),
-])
-def test_settings_that_contradict_are_refused_in_one_sentence(tmp_path, capsys, flags, word):
-    assert word in refused(train.main, [*SYNTHETIC, "--out", "new", *flags.split()], capsys)
-    assert not list(tmp_path.iterdir())
-
-
 def test_unfit_margin_models_and_scores_are_refused_in_one_sentence(tmp_path, capsys):
     train.main([*SYNTHETIC, "--epochs", "1", "--out", "run"])
     path = tmp_path / "run/config.json"

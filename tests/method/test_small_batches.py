@@ -1,11 +1,9 @@
 """Batches too small for batch normalisation."""
 import killing
-import numpy as np
 import pytest
 from conftest import refused
 
 import train
-from advprune import data
 
 # Its last features are 1x1: a batch of one image would have one value for each channel.
 SMALL = ["--dataset", "synthetic", "--epochs", "2", "--batch-size", "32", "--model",
@@ -27,14 +25,6 @@ def test_no_process_is_left_without_images(model, images, code, forks, tmp_path)
         "--dataset", "synthetic", "--limit", str(images), "--epochs", "1", "--batch-size", "32",
         "--model", model, "--width", "1", "--out", str(tmp_path / "run")), code)
     assert (tmp_path / "run/train.json").exists() == (code == 0)
-
-
-def test_a_last_batch_of_one_image_with_extra_data(tmp_path):
-    loaded = data.load("synthetic", limit=40)
-    np.savez(tmp_path / "extra.npz", image=loaded.images[:20, 0].numpy(),
-             label=loaded.labels[:20].numpy())
-    record = train.main([*SMALL, "--limit", "33", "--extra-data", "extra.npz", "--out", "run"])
-    assert record["n_train"] == 33 + 20
 
 
 @pytest.mark.parametrize(("flags", "why"), [

@@ -50,6 +50,11 @@ def test_names_with_a_common_prefix(theirs, prefix):
     assert same(loaded({prefix + name: value for name, value in theirs.items()}), theirs)
 
 
+def test_half_precision(theirs):
+    halved = {name: value.half() for name, value in theirs.items()}
+    assert same(loaded(halved), {name: value.float() for name, value in halved.items()})
+
+
 def test_torchs_averaged_model():
     model = models.build("mnist-net", 1, width=2)
     assert same(loaded({"ema": AveragedModel(model).state_dict()}), model.state_dict())

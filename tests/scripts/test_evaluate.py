@@ -4,13 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from conftest import TRAINED, ended, refused
 from PIL import Image
 from pyautoattack import AutoAttack
 
-import advprune
 import evaluate
 import train
 from advprune import attacks, data, evaluation, models, weights
@@ -85,21 +83,6 @@ def test_an_undefended_network_falls_and_later_attacks_find_nothing_to_do(traine
     record = evaluate.main([str(run), "--attack", "pgd,autoattack", "--n", "20", "--epsilon", "1"])
     assert record["robust_accuracy"] == 0
     assert record["per_attack"]["square"] == {"attacked": 0, "broken": 0, "robust_count": 0}
-
-
-def test_weights_of_other_tools_load(trained):
-    run = trained()
-    expected = evaluate.main([str(run), "--attack", "clean", "--out", "a.json"])
-    assert expected["n"] == 500
-    plain = weights.of_run(run).state_dict()
-    forms = {"plain.pth": plain, "half.pth": {k: v.half() for k, v in plain.items()},
-             "wrapped.pt": {"state_dict": {f"module.{k}": v for k, v in plain.items()}}}
-    for name, content in forms.items():
-        torch.save(content, name)
-    safetensors.torch.save_file(advprune.load(run).state_dict(), "other.safetensors")
-    for name in [*forms, "other.safetensors"]:
-        record = evaluate.main(["--weights", name, "--dataset", "synthetic", "--attack", "clean"])
-        assert record["clean_accuracy"] == pytest.approx(expected["clean_accuracy"], abs=0.01)
 
 
 @pytest.mark.parametrize("attack", ["clean", "pgd,autoattack"])
@@ -350,16 +333,12 @@ def test_bad_flags(trained, capsys, flags):
     assert sorted(run.rglob("*")) == before
 
 
-@pytest.mark.parametrize("content", ["other network", "pickle", "garbage", "list", None])
+@pytest.mark.parametrize("content", ["pickle", "garbage"])
 def test_bad_weights(content, tmp_path, capsys):
-    if content == "other network":
-        torch.save(models.build("preactresnet18", 1, width=2).state_dict(), "w.pth")
-    elif content == "pickle":
+    if content == "pickle":
         torch.save({"model": print}, "w.pth")
-    elif content == "garbage":
+    else:
         (tmp_path / "w.pth").write_bytes(b"\x00" * 100)
-    elif content == "list":
-        torch.save([torch.zeros(2)], "w.pth")
     before = sorted(tmp_path.rglob("*"))
     assert "w.pth" in refused(
         evaluate.main, ["--weights", "w.pth", "--dataset", "synthetic"], capsys)

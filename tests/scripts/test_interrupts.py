@@ -35,14 +35,3 @@ def test_processes_are_continued_by_torchrun(forks, tmp_path):
                        (run / "state.pt").exists, processes=2)
     assert said == ("train.py: interrupted; torchrun --nproc-per-node 2 -- train.py --resume "
                     f"{run} continues the run")
-
-
-@pytest.mark.parametrize(("name", "flags", "begun"), [
-    ("prune", ["--score", "margin", "--out", "out"], "out/.lock-0"),
-    ("evaluate", ["--attack", "pgd", "--out", "out.json"], "out.state"),
-])
-def test_the_same_command_continues(forks, trained, tmp_path, name, flags, begun):
-    said = interrupted(forks, tmp_path / "log", name, [str(trained()), *flags],
-                       (tmp_path / begun).exists)
-    assert said.startswith(f"{name}.py: interrupted; the same command continues the ")
-    assert not list(tmp_path.rglob(".*.part"))

@@ -205,16 +205,6 @@ def test_bad_functions_are_one_sentence(flag, code, words, tmp_path, capsys):
         train.main(flags)
 
 
-@pytest.mark.parametrize("flags", [
-    ["--prune", "mine.py:gone"], ["--prune", "gone.py:weighted"], ["--prune", "most"],
-    ["--score", "gone.py:x", "--prune", "high"], ["--every", "2"], ["--until-epoch", "3"],
-    ["--prune", "high", "--until-epoch", "3"], ["--prune", "high", "--until-epoch", "9"],
-    ["--prune", "mine.py:weighted", "--class-balanced"],
-    ["--prune", "high", "--scores", "mine.py", "--every", "1"]])
-def test_bad_use(flags, capsys):
-    refused(train.main, [*FLAGS, *flags], capsys)
-
-
 # --- examples/strategies
 
 STRATEGIES = ROOT / "examples/strategies"

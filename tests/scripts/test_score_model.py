@@ -187,29 +187,3 @@ def wrong(scores, labels, p, seed, epoch, *, model, images):
     for folder, n in (("run", 200), ("scored", 600)):
         with np.load(f"{folder}/scores.npz") as file:
             assert file["kept"].tolist() == wrong[:n].nonzero()[:, 0].tolist()
-
-
-@pytest.mark.parametrize(("flags", "words"), [
-    (["--prune", "random", "--score-model", "first"], "--score-model"),
-    (["--score-model", "first"], "--score-model"),
-    (["--prune", "high", "--first-epochs", "3"], "--score-model first"),
-    (["--prune", "high", "--score-model", "x", "--scores", "y"], "--score-model"),
-    (["--prune", "high", "--scores", "y", "--score", "clean-loss"], "--score "),
-    (["--prune", "high", "--scores", "y", "--score-augmented"], "--score-augmented"),
-    (["--prune", "high", "--score-model", "first", "--score", "running-loss"], "running-loss"),
-    (["--prune", "high", "--score-model", "first", "--score", "own.py:Seen"], "own.py:Seen"),
-    (["--prune", "high", "--score-model", "gone"], "gone"),
-    (["--prune", "high", "--p", "auto"], "--score-model"),
-    (["--prune", "high", "--p", "auto", "--scores", "x"], "--scores"),
-    (["--prune", "high", "--p", "auto", "--score-model", "first", "--score", "margin"], "margin"),
-    (["--prune", "high", "--p", "Auto"], "or auto"),
-    (["--p", "auto"], "--p has no effect"),
-    (["--prune", "low", "--p", "auto", "--score-model", "first"], "not for --prune low"),
-    (["--prune", "high", "--p", "1.5"], "below 1"),
-    (["--prune", "high", "--score-model", "first", "--first-epochs", "0"], "at least 1"),
-])
-def test_what_makes_no_sense_is_refused(flags, words, capsys):
-    Path("own.py").write_text("class Seen:\n    def __init__(self, n): pass\n"
-                              "    def see(self, *_): pass\n    def scores(self): pass\n")
-    assert words in refused(train.main, [*FLAGS, *flags, "--out", "run"], capsys)
-    assert not Path("run").exists()

@@ -1,8 +1,10 @@
 """The optimiser's flags against torch by hand; what they refuse; the help and the record."""
+import re
 
+import numpy as np
 import pytest
 import torch
-from conftest import refused
+from conftest import make, refused
 
 import train
 from advprune import config, models
@@ -97,16 +99,114 @@ def test_a_fraction_that_is_no_number_is_refused(text, capsys):
     assert text in refused(train.main, ["--epsilon", text], capsys)
 
 
-@pytest.mark.parametrize(("flags", "words"), [
-    (["--optimizer", "sgd"], ["--lr", "synthetic"]), (["--optimizer", "adamw"], ["--lr"]),
-    (["--optimizer", "rmsprop"], ["rmsprop"]), (["--momentum", "0.5"], ["--momentum"]),
-    (["--weight-decay", "-1"], ["--weight-decay", "at least 0"]),
-    (["--eps-floor", "0"], ["--eps-floor"]), (["--beta", "0"], ["--beta", "trades"]),
-])
-def test_what_makes_no_sense_is_refused(tmp_path, capsys, flags, words):
-    err = refused(train.main, [*FLAGS, *flags], capsys)
-    assert all(word in err for word in words), err
-    assert list(tmp_path.iterdir()) == []
+REFUSED = """
+--dataset nosuch                                nosuch
+--prune high --p -0.1                           --p
+--prune high --p 1                              below 1
+--prune high --p nan                            --p
+--prune high --p lots                           --p
+--prune high --p Auto                           or auto
+--prune high --p 0.9 --limit 1                  --p
+--p 0.4                                         --prune
+--p auto                                        --p has no effect
+--prune none --p 0.3                            --prune
+--prune high --p auto                           --score-model
+--prune high --p auto --scores x                --scores
+--prune low --p auto --score-model first        not for --prune low
+--prune high --p auto --score-model first --score margin    margin
+--prune most                                    most
+--prune gone.py:rule                            gone.py
+--prune own.py:gone                             gone
+--prune own.py:rule --class-balanced            --class-balanced
+--prune high --score gone.py:x                  gone.py
+--prune high --epoch 6 --epochs 5               --epoch
+--prune high --epoch 0 --score running-loss     running-loss
+--prune high --until-epoch 3                    --until-epoch 3
+--prune high --until-epoch 99                   --until-epoch 99
+--every 2                                       --prune
+--until-epoch 3                                 --prune
+--prune high --scores missing.npz               missing.npz
+--prune high --scores own.py --every 1          --every
+--prune high --scores x --score-model x         --score-model
+--prune high --scores x --score clean-loss      --score computes
+--prune high --scores x --score-augmented       --score-augmented
+--prune high --score-model gone                 gone
+--prune high --score-model first --score running-loss       running-loss
+--prune high --score-model first --score own.py:Seen        own.py:Seen
+--prune high --score-model first --first-epochs 0           at least 1
+--prune high --first-epochs 3                   --score-model first
+--score-model first                             --score-model
+--score margin                                  --prune
+--prune random --score margin                   random
+--prune random --score-model first              --score-model
+--prune high --margin-norm l2                   --score margin
+--prune puma --margin-norm l2                   linf
+--prune puma --score loss                       margin
+--prune puma --attack none                      budget
+--prune puma --epsilon 0                        budget
+--prune puma --adapt-fraction 0                 above 0
+--prune puma --score-model nowhere.pth          nowhere.pth
+--prune high --adapt-fraction 0.5               puma
+--eps-floor 0                                   --eps-floor
+--beta 0                                        trades
+--beta 1e300 --loss trades                      --beta
+--loss trades --attack rs-fgsm                  --attack
+--recipe wang2023 --attack n-fgsm               --attack n-fgsm
+--recipe wang2023 --optimizer adam --lr 1       SGD
+--pgd-steps 7                                   is for --attack pgd, not for rs-fgsm
+--attack none --alpha 0.1                       --alpha
+--alpha 1e300                                   --alpha
+--epsilon -0.1                                  --epsilon
+--epsilon 8                                     --epsilon
+--ema 1                                         below 1
+--optimizer sgd                                 --lr: the learning rate in digits's
+--optimizer rmsprop                             rmsprop
+--momentum 0.5                                  --momentum
+--weight-decay -1                               at least 0
+--weight-decay 1e300                            --weight-decay
+--lr 0                                          --lr
+--lr 1e38                                       --lr
+--lr inf                                        --lr
+--lr 1e999                                      --lr
+--batch-size 0                                  --batch-size
+--epochs 0                                      --epochs
+--epo 3                                         --epo
+--limit 0                                       --limit
+--seed -1                                       --seed
+--skip-bad                                      folder
+--image-size 32                                 folder
+--extra-fraction 0.5                            --extra-data
+--extra-data x --extra-fraction 0               above
+--extra-data x.npz --prune high --score running-loss        running-loss
+--data-dir afile --dataset mnist                afile
+--data-dir empty --dataset cifar10              cifar10
+--out there                                     there
+--resume missing                                missing
+--resume missing --seed 3                       --seed
+""".strip().splitlines()
+DEVICES = ["meta", "mkldnn", "fpga", "vulkan", "lazy", "mps", "hpu", "privateuseone", "cuda:77",
+           "cpu:-1", "nosuch", "é"]
+
+
+@pytest.mark.parametrize("line", [*REFUSED, *(f"--device {device}   {device.split(':')[0]}"
+                                              for device in DEVICES)])
+def test_bad_input_is_one_sentence_and_writes_nothing(line, tmp_path, capsys):
+    flags, words = re.split("  +", line)
+    (tmp_path / "own.py").write_text("""
+def rule(scores, labels, p, seed, epoch): pass
+class Seen:
+    def __init__(self, n): pass
+    def see(self, *_): pass
+    def scores(self): pass
+""")
+    images, labels = make(20)
+    np.savez(tmp_path / "x.npz", image=images, label=labels)
+    (tmp_path / "afile").touch()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/mine.txt").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert words in refused(train.main, flags.split(), capsys)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_help_names_the_recipe_of_each_data_set(capsys):

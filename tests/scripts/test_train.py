@@ -165,35 +165,6 @@ def test_processes_share_the_work(trained, forks, tmp_path):
     assert len(kept[0] & kept[1]) >= 355
 
 
-@pytest.mark.parametrize(("flags", "word"), [
-    (["--dataset", "nosuch"], "nosuch"),
-    *[(["--prune", "high", "--p", p], "--p") for p in ("-0.1", "1", "1.5", "nan", "lots")],
-    (["--prune", "high", "--epoch", "6", "--epochs", "5"], "--epoch"),
-    (["--epsilon", "-0.1"], "--epsilon"), (["--epsilon", "8"], "--epsilon"),
-    (["--batch-size", "0"], "--batch-size"), (["--epochs", "0"], "--epochs"),
-    (["--lr", "0"], "--lr"), (["--limit", "0"], "--limit"), (["--seed", "-1"], "--seed"),
-    (["--p", "0.4"], "--prune"), (["--epo", "3"], "--epo"), (["--device", "warp"], "warp"),
-    (["--prune", "high", "--epoch", "0", "--score", "running-loss"], "running-loss"),
-    (["--scores", "missing.npz", "--prune", "high"], "missing.npz"),
-    (["--limit", "1", "--prune", "high", "--p", "0.9"], "--p"),
-    (["--data-dir", "afile", "--dataset", "mnist"], "afile"), (["--resume", "x"], "--dataset"),
-    (["--resume", "missing", "--seed", "3"], "--seed"), (["--resume", "missing"], "missing"),
-    (["--data-dir", "empty", "--dataset", "cifar10"], "cifar10"), (["--out", "there"], "there"),
-    (["--recipe", "wang2023", "--attack", "n-fgsm"], "--attack n-fgsm"),
-    (["--pgd-steps", "7"], "--pgd-steps is for --attack pgd, not for rs-fgsm"),
-    (["--attack", "none", "--alpha", "0.1"], "--alpha"),
-    (["--recipe", "wang2023", "--optimizer", "adam", "--lr", "1"], "--recipe wang2023"),
-])
-def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, capsys, flags, word):
-    (tmp_path / "afile").touch()
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there/mine.txt").touch()
-    before = sorted(tmp_path.rglob("*"))
-    first = [] if flags[:2] == ["--resume", "missing"] else ["--dataset", "synthetic"]
-    assert word in refused(train.main, [*first, *flags], capsys)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
 def test_scores_of_another_set_are_refused(trained, tmp_path, capsys):
     scores = trained("--prune", "high", "--p", "0.4", "--epoch", "1") / "scores.npz"
     said = refused(train.main, ["--dataset", "synthetic", "--limit", "500", "--prune", "high",
