@@ -81,7 +81,7 @@ def statistics(args):
     if not (runner.RESULTS / "geometry.json").exists():
         for run in pruned:
             runner.train_arm(run, args.data_dir)
-    words = ["mnist", "fashion-mnist", "cifar10", "--readings", "--data-dir", args.data_dir]
+    words = ["mnist", "fashion-mnist", "cifar10", "--data-dir", args.data_dir]
     for run in pruned:
         words += ["--pruned", str(runner.RUNS / run.name / "scores.npz")]
     return by_script("geometry", geometry, words, "geometry.json")

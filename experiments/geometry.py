@@ -13,14 +13,12 @@ apply. Ours: pixels are scaled to mean 0 and standard deviation 1. The 1 % of ea
 farthest from its centroid c_m is left out. Then
     rho    mean over classes of |D_m| / mean |x - c_m|
     delta  sum over classes of |c_m - c'|^2 / pixels, c' the nearest other centroid
---readings tries others: pixels, principal components and t-SNE maps, in several units, with
-several formulas. It takes minutes, and the record gets those that come nearest to Table 2.
 """
 import time
-from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
@@ -32,43 +30,6 @@ from experiments import figures
 
 TABLE_2 = {"mnist": (1015.55, 0.7698), "pruned mnist": (222.34, 1.4860),
            "cifar10": (96.6625, 0.3571)}
-SHOWN = 5  # readings in the record
-
-
-class Classes(NamedTuple):
-    """The classes of a set of points, each without those that are farthest from its centroid."""
-
-    counts: np.ndarray  # [M], of those left
-    radii: np.ndarray  # [M], mean distance to the centroid
-    squares: np.ndarray  # [M], mean squared distance to the centroid
-    centroids: np.ndarray  # [M, k]
-
-    def nearest(self):
-        """The squared distance of each centroid to the nearest other [M]."""
-        between = ((self.centroids[:, None] - self.centroids[None]) ** 2).sum(-1)  # [M, M]
-        np.fill_diagonal(between, np.inf)
-        return between.min(1)
-
-
-def classes_of(points, labels, cut=0.01, unit=lambda members: members):
-    """The Classes of points [N, k] with labels [N].
-
-    `unit` is applied to the points of each class, which needs no copy of them all.
-    A fraction `cut` of each class, the farthest from its centroid, is left out. Raises ValueError
-    for fewer than two classes.
-    """
-    found = []
-    for label in np.unique(labels):
-        members = unit(points[labels == label]).astype(np.float32)
-        distance = np.linalg.norm(members - members.mean(0), axis=1)
-        left = len(members) - int(cut * len(members))
-        kept = members[np.argsort(distance, kind="stable")[:left]]
-        centroid = kept.mean(0)
-        distance = np.linalg.norm(kept - centroid, axis=1)
-        found.append((len(kept), distance.mean(), (distance ** 2).mean(), centroid))
-    if len(found) < 2:
-        raise ValueError("separation needs two classes")
-    return Classes(*map(np.array, zip(*found, strict=True)))
 
 
 def density_and_separation(images, labels, cut=0.01):
@@ -76,83 +37,30 @@ def density_and_separation(images, labels, cut=0.01):
 
     Raises ValueError for fewer than two classes.
     """
-    pixels = images.flatten(1).numpy()
+    pixels, labels = images.flatten(1).numpy(), labels.numpy()
     mean, scale = pixels.mean(), pixels.std()
-    found = classes_of(pixels, labels.numpy(), cut, lambda members: (members - mean) / scale)
-    return (float((found.counts / found.radii).mean()),
-            float((found.nearest() / pixels.shape[1]).sum()))
+    densities, centroids = [], []
+    for label in np.unique(labels):  # class by class, so that there is no copy of all in floats
+        members = ((pixels[labels == label] - mean) / scale).astype(np.float32)
+        distance = np.linalg.norm(members - members.mean(0), axis=1)
+        left = len(members) - int(cut * len(members))
+        kept = members[np.argsort(distance, kind="stable")[:left]]
+        centroids.append(kept.mean(0))
+        densities.append(left / np.linalg.norm(kept - centroids[-1], axis=1).mean())
+    if len(centroids) < 2:
+        raise ValueError("separation needs two classes")
+    between = cdist(centroids, centroids, "sqeuclidean")
+    np.fill_diagonal(between, np.inf)
+    return float(np.mean(densities)), float((between.min(1) / pixels.shape[1]).sum())
 
 
-def tsne_map(images, n, seed, perplexity=30):
+def tsne_map(images, n, seed):
     """The ids [n] of a random subset, and its t-SNE points [n, 2] from 50 principal components."""
     ids = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(images))[:n]))
     pixels = images[ids].flatten(1).numpy().astype(np.float32) / 255
     pca = PCA(min(50, *pixels.shape), svd_solver="randomized", random_state=seed)
-    tsne = TSNE(init="pca", random_state=seed, perplexity=min(perplexity, len(ids) / 4))
+    tsne = TSNE(init="pca", random_state=seed, perplexity=min(30, len(ids) / 4))
     return ids, tsne.fit_transform(pca.fit_transform(pixels))
-
-
-# --- other readings of the formulas
-
-UNITS = {  # of points [N, k]: what they are measured in
-    "as they are": lambda points: points,
-    "deviation 1": lambda points: (points - points.mean()) / points.std(),
-    "deviation 1 in each coordinate": lambda points: (
-        (points - points.mean(0)) / np.maximum(points.std(0), 1e-6)),
-    "0 to 1": lambda points: (points - points.min()) / np.ptp(points),
-    "0 to 1 in each coordinate": lambda points: (
-        (points - points.min(0)) / np.maximum(np.ptp(points, axis=0), 1e-6))}
-RHO = {  # r: distance to the centroid
-    "mean of n / mean r": lambda of: (of.counts / of.radii).mean(),
-    "mean of n / mean r^2": lambda of: (of.counts / of.squares).mean(),
-    "mean of 1 / mean r": lambda of: (1 / of.radii).mean(),
-    "mean of 1 / mean r^2": lambda of: (1 / of.squares).mean(),
-    "n / mean r, summed": lambda of: (of.counts / of.radii).sum(),
-    "norm of the mean centroid": lambda of: np.linalg.norm(of.centroids.mean(0)),
-    "sum of the mean centroid": lambda of: abs(of.centroids.mean(0).sum())}
-DELTA = {  # d: distance to the nearest other centroid
-    "sum of d^2": lambda of: of.nearest().sum(),
-    "mean of d^2": lambda of: of.nearest().mean(),
-    "sum of d": lambda of: np.sqrt(of.nearest()).sum(),
-    "mean of d": lambda of: np.sqrt(of.nearest()).mean(),
-    "sum of d^2 / coordinates": lambda of: of.nearest().sum() / of.centroids.shape[1],
-    "mean of d^2 / coordinates": lambda of: of.nearest().mean() / of.centroids.shape[1]}
-
-
-def spaces(images, labels, seed):
-    """(name, points [N, k], labels [N]) of each space in which the formulas may be meant."""
-    pixels = images.flatten(1).numpy().astype(np.float32) / 255
-    yield "pixels", pixels, labels.numpy()
-    pca = PCA(min(50, *pixels.shape), svd_solver="randomized", random_state=seed)
-    yield "50 components", pca.fit_transform(pixels), labels.numpy()
-    for n in (1000, 5000):
-        for perplexity in (10, 30, 50):
-            ids, points = tsne_map(images, n, seed, perplexity)
-            yield f"t-SNE of {n:,}, perplexity {perplexity}", points, labels[ids].numpy()
-
-
-def readings(sets, seed):
-    """Readings and their values on sets: [(name, images, labels)], the nearest to Table 2 first.
-
-    {"rho": rows, "delta": rows}; `factor` is how far the worst of the values is from the paper's.
-    """
-    values = {"rho": {}, "delta": {}}  # (space, unit, formula) -> the value of each set
-    for _, images, labels in sets:
-        for space, points, ids in spaces(images, labels, seed):
-            for unit, scaled in UNITS.items():
-                found = classes_of(scaled(points), ids)
-                for name, formulas in (("rho", RHO), ("delta", DELTA)):
-                    for formula, value in formulas.items():
-                        values[name].setdefault((space, unit, formula), []).append(
-                            float(value(found)))
-    made = {}
-    for i, (name, tried) in enumerate(values.items()):
-        paper = np.array([TABLE_2[name][i] for name, _, _ in sets])
-        made[name] = sorted(({
-            "space": space, "unit": unit, "formula": formula, "values": got,
-            "factor": float(np.exp(np.abs(np.log(np.maximum(got, 1e-30) / paper)).max()))}
-            for (space, unit, formula), got in tried.items()), key=lambda row: row["factor"])
-    return made
 
 
 # --- the script
@@ -190,7 +98,6 @@ def main(argv=None):
     flag("--data-dir", default="data", help="where the data sets are (data)")
     flag("--seed", type=console.number(int, 0, 2**32 - 1), default=0,
          help="of the subset and of t-SNE (0)")
-    flag("--readings", action="store_true", help="try other readings of the formulas")
     flag("--out", metavar="DIR", help="the new folder (runs/geometry)")
     args = parser.parse_args(argv)
     if args.out:
@@ -202,11 +109,6 @@ def main(argv=None):
         jobs.append((f"pruned {dataset.name}", dataset, kept))
     for name, dataset, ids in jobs:
         check(name, dataset.labels[ids])
-    first = {name: (name, dataset.images[ids], dataset.labels[ids])
-             for name, dataset, ids in reversed(jobs)}
-    known = [first[name] for name in TABLE_2 if name in first]
-    if args.readings and not known:
-        raise UserError(f"--readings needs a data set of Table 2: {', '.join(TABLE_2)}")
 
     print("                                 ours              Table 2\n"
           "data set             examples    rho      delta    rho      delta")
@@ -226,11 +128,6 @@ def main(argv=None):
     folder = new_folder(args.out or "runs/geometry")
     files.write_figure(folder / "tsne.png", figures.maps(maps))
     record = {"rows": rows, "seed": args.seed, "folder": str(folder)}
-    if args.readings:
-        found = readings(known, args.seed)
-        record["readings"] = {"sets": [name for name, _, _ in known], "tried": {
-            name: len(tried) for name, tried in found.items()}, **{
-            name: tried[:SHOWN] for name, tried in found.items()}}
     files.write_json(folder / "geometry.json", {
         "command": console.command("-m", ["experiments", "geometry", *(argv or ())]), **record,
         **environment(torch.device("cpu"))})

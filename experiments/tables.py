@@ -425,24 +425,6 @@ def table2(records: Records) -> str:
         f"{source('geometry')} (`{record['command']}`).\n")
 
 
-def readings(records: Records) -> str:
-    """The readings of rho and delta that come nearest to Table 2."""
-    record = records["geometry"]
-    found = record.get("readings")
-    if not found:
-        return "Not yet measured: `python -m experiments table2`.\n"
-    rows = [[name, row["formula"], row["space"], row["unit"],
-             *(f"{value:.3g}" for value in row["values"]), f"{row['factor']:.2f}"]
-            for name in ("rho", "delta") for row in found[name]]
-    tried = found["tried"]
-    return as_table(["", "formula", "space", "unit", *found["sets"], "worst factor"], rows,
-                  left=4) + (
-        f"\nThe nearest of {tried['rho']} readings of rho and {tried['delta']} of delta. The "
-        "factor is how far the worst of the values is from Table 2. n: examples of a class; r: "
-        "distance to the centroid; d: distance to the nearest other centroid."
-        f"{source('geometry')} (`{record['command']}`).\n")
-
-
 def defaults(records: Records) -> str:
     names = [name for name in next(iter(RECIPES.values())) if name != "alphas"]
     rows = [[f"`{name}`", *(FOLLOWS[name] if recipe[name] is None else _value(recipe[name])
@@ -488,4 +470,4 @@ BLOCKS: dict[str, Callable[[Records], str]] = {
     "frontier": frontier, "figures": figures, "results": results, "puma": puma,
     "collapse": collapse, "toy-accuracy": toy_accuracy,
     "toy-verdicts": toy_verdicts, "perceptron": perceptron, "table2": table2,
-    "readings": readings, "recipes": defaults}
+    "recipes": defaults}

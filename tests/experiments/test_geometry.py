@@ -73,7 +73,3 @@ def test_statistics_of_the_real_sets_stand_near_table_2(real_data):
     cifar = data.load("cifar10", folder)
     rho, delta = geometry.density_and_separation(cifar.images, cifar.labels)
     assert rho == pytest.approx(96.6625, rel=0.05) and delta == pytest.approx(0.3571, rel=0.05)
-
-
-def test_readings_need_a_set_of_table_2(capsys):
-    assert "of Table 2" in refused(geometry.main, ["digits", "--readings"], capsys)
