@@ -14,6 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 from matplotlib.figure import Figure
+from pyautoattack import AutoAttack
+from scipy.stats import binom
 
 import train
 from advprune import console, plots, reference
@@ -23,6 +25,30 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAINED = ["--dataset", "synthetic", "--limit", "600", "--epochs", "3"]  # of the runs of `trained`
 # What a script starts in the background ignores Ctrl-C, and hands that on. These tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def shorter(part):
+    """AutoAttack with one `part`th of its steps and queries, which take long."""
+
+    class Shorter(AutoAttack):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            for attack in (self.apgd, self.apgd_targeted, self.fab):
+                attack.n_iter //= part
+            self.square.n_queries //= part
+
+    return Shorter
+
+
+def row(arm, seed, robust, clean=0.9, **more):
+    """A record of a study."""
+    return {"arm": arm, "seed": seed, "robust_accuracy": robust, "clean_accuracy": clean, **more}
+
+
+def inside(count, n, p):
+    """Whether a count lies in the binomial 99.9 % interval of its probability."""
+    low, high = binom.interval(0.999, n, p)
+    return low <= count <= high
 
 
 def weights(run):

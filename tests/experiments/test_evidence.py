@@ -5,13 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import row
 
 from experiments import claims, figures, render, studies
 from experiments.records import Records
-
-
-def row(arm, seed, robust, clean=0.9, **more):
-    return {"arm": arm, "seed": seed, "robust_accuracy": robust, "clean_accuracy": clean, **more}
 
 
 def test_differences_are_paired_by_seed():

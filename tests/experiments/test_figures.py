@@ -1,15 +1,11 @@
 """The pictures: they show the rows that they are given, and name what their axes are."""
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, row
 
 from advprune import plots
 from experiments import figures, tables
 from experiments.records import Records
-
-
-def row(arm, seed, robust, clean=0.9, **more):
-    return {"arm": arm, "seed": seed, "robust_accuracy": robust, "clean_accuracy": clean, **more}
 
 
 def timed(arm, seed, robust, examples):

@@ -3,17 +3,11 @@ import json
 
 import numpy as np
 import pytest
-from conftest import refused
-from scipy.stats import binom, norm
+from conftest import inside, refused
+from scipy.stats import norm
 
 from experiments import __main__ as experiments
 from experiments import perceptron
-
-
-def inside(count, n, p):
-    """Whether a count lies in the binomial 99.9 % interval of its probability."""
-    low, high = binom.interval(0.999, n, p)
-    return low <= count <= high
 
 
 def test_agreement_is_the_angle_and_the_orthant():

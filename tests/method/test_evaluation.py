@@ -1,6 +1,7 @@
 """Evaluation: the verdicts are those of plain pyautoattack; intervals; parts; warnings."""
 import pytest
 import torch
+from conftest import shorter
 from pyautoattack import AutoAttack
 
 from advprune import attacks, checkpoint, data, evaluation, models, run, weights
@@ -44,16 +45,9 @@ def test_parts_change_neither_logits_nor_gradients(name, channels, monkeypatch):
 
 @pytest.mark.parametrize("part", [20, pytest.param(1, marks=pytest.mark.slow)])
 def test_verdicts_are_those_of_plain_autoattack(subject, monkeypatch, tmp_path, part):
-    class Shorter(AutoAttack):  # of a part of the steps, which take long
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.apgd_targeted.n_iter //= part
-            self.fab.n_iter //= part
-            self.square.n_queries //= part
-
     model, images, labels, eps = subject
-    monkeypatch.setattr(evaluation, "AutoAttack", Shorter)
-    plain = Shorter(model, eps=eps, seed=1)
+    monkeypatch.setattr(evaluation, "AutoAttack", shorter(part))
+    plain = shorter(part)(model, eps=eps, seed=1)
     adv, _ = plain.run_standard_evaluation(images.float() / 255, labels, batch_size=7)
     wanted = model(adv).argmax(1) == labels
     monkeypatch.setattr(evaluation, "PART", 5)

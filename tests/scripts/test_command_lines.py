@@ -14,7 +14,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torchvision.datasets
-from conftest import ended
+from conftest import ended, shorter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -115,19 +115,10 @@ def no_download(*_, **__):
     raise RuntimeError("this test downloads nothing")
 
 
-class Short(evaluation.AutoAttack):
-    """AutoAttack with fewer steps and queries."""
-
-    def __init__(self, *args, **how):
-        super().__init__(*args, **how)
-        self.square.n_queries = 50
-        self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = 5
-
-
 @pytest.fixture
 def small(monkeypatch):
     """No downloads, few test images, short attacks, no waiting for the disk, and no toy model."""
-    monkeypatch.setattr(evaluation, "AutoAttack", Short)
+    monkeypatch.setattr(evaluation, "AutoAttack", shorter(50))
     monkeypatch.setattr(os, "fsync", lambda file: None)
     monkeypatch.setattr(sys, "argv", ["script.py"])  # argparse's name of every script here
     for kind in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN"):

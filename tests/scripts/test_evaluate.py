@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TRAINED, ended, refused
+from conftest import TRAINED, ended, refused, shorter
 from PIL import Image
-from pyautoattack import AutoAttack
 
 import evaluate
 import train
@@ -19,21 +18,14 @@ KEYS = ["source", "dataset", "attack", "n", "epsilon", "clean_accuracy", "robust
 
 
 @pytest.fixture(autouse=True)
-def shorter(monkeypatch):
+def short(monkeypatch):
     """AutoAttack of a twentieth of its steps, and PGD of 5 and 2 restarts: they take long."""
-
-    class Shorter(AutoAttack):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            for attack in (self.apgd, self.apgd_targeted, self.fab):
-                attack.n_iter //= 20
-            self.square.n_queries //= 20
 
     def pgd(*args, **kwargs):
         return whole(*args, **{**kwargs, "steps": 5, "restarts": 2})
 
     whole = attacks.pgd
-    monkeypatch.setattr(evaluation, "AutoAttack", Shorter)
+    monkeypatch.setattr(evaluation, "AutoAttack", shorter(20))
     monkeypatch.setattr(attacks, "pgd", pgd)
 
 

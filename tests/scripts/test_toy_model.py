@@ -4,17 +4,11 @@ from itertools import product
 
 import numpy as np
 import pytest
-from conftest import ended, refused
-from scipy.stats import binom, norm
+from conftest import ended, inside, refused
+from scipy.stats import norm
 
 import toy_model
 from toy_model import Toy
-
-
-def inside(count, n, p):
-    """Whether a count lies in the binomial 99.9 % interval of its probability."""
-    low, high = binom.interval(0.999, n, p)
-    return low <= count <= high
 
 
 @pytest.mark.parametrize("toy", [Toy(), Toy(7, 0.3, 0.9, 0.6, 0.5), Toy(1, 1.0, 1.0, 0.5)])
