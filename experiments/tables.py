@@ -199,6 +199,22 @@ def of_study(name: str, records: Records) -> str:
             f"standard deviation over seeds. From `results/{part.setup}/` ({command}).{left}\n")
 
 
+def schedule(records: Records) -> str:
+    """README's sentence: what does a schedule that completes give, at p = 0.6?"""
+    rows = pictures.ROWS["schedules"](records)
+    if not rows:
+        return "Not yet measured: `python -m experiments authors --dataset cifar10 --jobs 2`.\n"
+    whole, run, done = (studies.summary(rows)[arm] for arm in (
+        "full", "random-0.6", "random-0.6, completed"))
+    of = ["{:.3f} as the authors ran it, {:.3f} completed (95 % interval of the difference "
+          "{:+.3f} to {:+.3f}), {:.3f} on all data".format(
+              run[name], done[name], *student(by_seed(rows, less(
+                  "random-0.6, completed", "random-0.6", name))), whole[name])
+          for name in (CLEAN, ROBUST)]
+    return (f"Random pruning of 60 % on CIFAR-10, width 16, {run['seeds']} seeds: accuracy "
+            f"{of[0]}; under `apgd-ce`, the paper's \"AutoAttack\", {of[1]}.\n")
+
+
 def wrong_labels(records: Records) -> str:
     """README's sentence: is it worth anything to drop labels that are wrong?
 
@@ -466,7 +482,8 @@ def benchmark(what: str, records: Records) -> str:
 BLOCKS: dict[str, Callable[[Records], str]] = {
     **{what: partial(benchmark, what) for what in MEASURED},
     "claims": claims, "other-claims": other_claims, "headline": headline, "table1": table1,
-    "completed": completed, "wrong-labels": wrong_labels, "equal-time": equal_time,
+    "completed": completed, "schedule": schedule, "wrong-labels": wrong_labels,
+    "equal-time": equal_time,
     "frontier": frontier, "figures": figures, "results": results, "puma": puma,
     "collapse": collapse, "toy-accuracy": toy_accuracy,
     "toy-verdicts": toy_verdicts, "perceptron": perceptron, "table2": table2,
