@@ -114,8 +114,8 @@ def measure(args, device):
                      "guard_seconds": seconds["guard"],
                      "epoch_seconds": [row["seconds"] for row in training.rows]})
     from_ratios(rows, trainings[-1].settings.epoch)
-    slope, intercept = map(float, np.polyfit(*zip(*(
-        (row["examples"], row["seconds"]) for row in rows), strict=True), 1))  # least squares
+    examples, seconds = ([row[name] for row in rows] for name in ("examples", "seconds"))
+    slope, intercept = map(float, np.polyfit(examples, seconds, 1))  # the least-squares line
     first, prune_epoch = trainings[0], trainings[-1].settings.epoch
     settings, n = first.settings, len(first.dataset.labels)
     return {**workload.fields(settings, n), "epochs": args.epochs, "prune_epoch": prune_epoch,

@@ -66,16 +66,16 @@ class Run(NamedTuple):
         return {**self.how.settings, **read(self.file).arms[self.arm]}
 
     def own(self) -> dict[str, tuple[str, str]]:
-        """FILE.py:NAME and source of the user's own score and rule, by flag, as they are now."""
+        """FILE.py:NAME and source of the user's own network, score and rule, as they are now."""
         settings = resolved(self.settings, self.file)
-        return {flag: (name, own_code.source(name, flag)) for flag in ("score", "prune")
+        return {flag: (name, own_code.source(name, flag)) for flag in own_code.COPIES
                 if own_code.is_file(name := settings.get(flag, ""))}
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the user's own score and rule, and of the file of labels, by flag."""
+        """SHA-256 of the user's own code, and of the file of labels if it is there, by flag."""
         found = {flag: own_code.digest(code) for flag, (_, code) in self.own().items()}
         named = resolved(self.settings, self.file).get("labels")
-        if named and labels.share_of(named) is None:
+        if named and labels.share_of(named) is None and Path(named).exists():
             found["labels"] = hashlib.sha256(Path(named).read_bytes()).hexdigest()
         return found
 
@@ -258,11 +258,10 @@ def record(results: Path, run: Run) -> dict | None:
         if found.get("own", {}).get(flag) != digest:
             raise UserError(f"{path} is of a run with another --{flag}: its file has changed; "
                             "move the record and the run's folder away, or rename the study")
-    also = found.get(setup.also, {"n": 0})
-    if setup.also and also.get("wanted", also["n"]) < (setup.also_n or run.n):
+    if setup.also and (setup.also not in found
+                       or _asked(found[setup.also]) < (setup.also_n or run.n)):
         return None
-    if found.get("wanted", found["n"]) < run.n or (found["n"] > run.n
-                                                   and not found.get("robust")):
+    if _asked(found) < run.n or (found["n"] > run.n and not found.get("robust")):
         return None
     if found["n"] > run.n:
         for name in ("by_class", "per_attack", "robust_interval"):  # of all n
@@ -270,6 +269,11 @@ def record(results: Path, run: Run) -> dict | None:
         found |= {"n": run.n, "robust": found["robust"][:run.n],
                   "robust_accuracy": found["robust"][:run.n].count("1") / run.n}
     return found
+
+
+def _asked(judged: dict) -> int:
+    """How many test images an evaluation was asked for. There may be fewer."""
+    return judged.get("wanted", judged["n"])
 
 
 def rows(results: Path, part: Part) -> list[dict]:

@@ -483,8 +483,7 @@ BLOCKS: dict[str, Callable[[Records], str]] = {
     **{what: partial(benchmark, what) for what in MEASURED},
     "claims": claims, "other-claims": other_claims, "headline": headline, "table1": table1,
     "completed": completed, "schedule": schedule, "wrong-labels": wrong_labels,
-    "equal-time": equal_time,
-    "frontier": frontier, "figures": figures, "results": results, "puma": puma,
-    "collapse": collapse, "toy-accuracy": toy_accuracy,
+    "equal-time": equal_time, "frontier": frontier, "figures": figures, "results": results,
+    "puma": puma, "collapse": collapse, "toy-accuracy": toy_accuracy,
     "toy-verdicts": toy_verdicts, "perceptron": perceptron, "table2": table2,
     "recipes": defaults}

@@ -15,7 +15,6 @@ import safetensors.torch
 import torch
 from matplotlib.figure import Figure
 from pyautoattack import AutoAttack
-from scipy.stats import binom
 
 import train
 from advprune import console, plots, reference
@@ -47,6 +46,8 @@ def row(arm, seed, robust, clean=0.9, **more):
 
 def inside(count, n, p):
     """Whether a count lies in the binomial 99.9 % interval of its probability."""
+    from scipy.stats import binom  # here, because the import takes seconds
+
     low, high = binom.interval(0.999, n, p)
     return low <= count <= high
 

@@ -9,7 +9,7 @@ from conftest import refused
 from scipy import stats
 
 import evaluate
-from advprune import data
+from advprune import config, data
 from experiments import __main__ as experiments
 from experiments import studies, study
 
@@ -102,11 +102,36 @@ def test_what_has_changed_is_not_taken_for_measured(capsys):
     Path("mine.py").write_text(RULE)
     np.save("labels.npy", 9 - labels)
     assert "another --labels" in refused(again, noisy, capsys)
+    Path("labels.npy").unlink()  # then there is nothing to compare, and nothing to repeat
+    again(noisy)
     np.save("labels.npy", labels)
     other = noisy.replace('"fgsm"', '"pgd-20"')
     assert "another attack (fgsm)" in refused(again, other, capsys)
     again(noisy.replace('"fgsm"', '"fgsm"\nalso = "pgd-20"\nalso_n = 20'))
     assert json.loads(Path("results/idea/mine-0.json").read_text())["pgd-20"]["n"] == 20
+
+
+def test_another_network_is_not_taken_for_measured(capsys):
+    own = ONE.replace("width = 2", 'model = "net.py:net"')
+    network = """
+from torch import nn
+
+def net(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, classes))
+"""
+    Path("net.py").write_text(network)
+    again(own)
+    again(own)
+    assert "nothing was run" in capsys.readouterr().err
+    Path("net.py").write_text(network.replace("classes))", "classes, bias=False))"))
+    assert "another --model" in refused(again, own, capsys)
+
+
+def test_what_a_recipe_has_can_be_left_out():
+    assert studies.flags({"score_augmented": False}) == ["--no-score-augmented"]
+    _, a = config.parse(["--dataset", "cifar10", "--recipe", "authors", "--prune", "high",
+                         *studies.flags({"score_augmented": False})])
+    assert a.score_augmented is False
 
 
 def test_more_images_than_there_are(capsys):
