@@ -1,11 +1,13 @@
 """study FILE.toml: from a file of 20 lines to runs, records, a table and a picture."""
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import refused
+from PIL import Image
 from scipy import stats
 
 import evaluate
@@ -85,11 +87,11 @@ def test_a_study_is_interrupted_once_and_ends_in_a_table_and_a_picture(monkeypat
 ONE = STUDY.replace("seeds = 3", "seeds = 1")
 
 
-def again(text):
+def again(text, *flags):
     """The command with this study in place of the one before."""
     Path("idea.toml").write_text(text)
     studies.read.cache_clear()
-    return experiments.main(["study", "idea.toml"])
+    return experiments.main(["study", "idea.toml", *flags])
 
 
 def test_what_has_changed_is_not_taken_for_measured(capsys):
@@ -125,6 +127,25 @@ def net(classes):
     assert "nothing was run" in capsys.readouterr().err
     Path("net.py").write_text(network.replace("classes))", "classes, bias=False))"))
     assert "another --model" in refused(again, own, capsys)
+
+
+def test_records_of_other_images_are_not_mixed(tmp_path, capsys):
+    """A study goes on with the folder of images that it began with, and with no other."""
+    rng = np.random.default_rng(0)
+    for place in ("images/train/a", "images/train/b", "images/val/a", "images/val/b"):
+        (tmp_path / place).mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(rng.integers(256, size=(16, 16), dtype=np.uint8)).save(
+                tmp_path / place / f"{i}.png")
+    folder = ONE.replace('"synthetic"\nlimit = 100', '"folder"\nimage_size = 16\nbatch_size = 4')
+    more = folder.replace("[compare]", "[arms.limited]\nlimit = 12\n[compare]")
+    again(folder, "--data-dir", "images")
+    shutil.copytree("images", "others")
+    Path("others/train/b/3.png").unlink()
+    assert "is of other data than" in refused(
+        lambda text: again(text, "--data-dir", "others"), more, capsys)
+    again(more, "--data-dir", "images")
+    assert "4 runs, 3 of them have records" in capsys.readouterr().err
 
 
 def test_what_a_recipe_has_can_be_left_out():
