@@ -30,8 +30,9 @@ from advprune import (
 from advprune.config import Settings
 from advprune.errors import UserError
 
-PLANNED = 0.95  # of the minutes; the rest is for what is not timed, such as drawing pruned.png
-TIMED = 0.02  # of the minutes, at least, are updates of the trial
+PLANNED = 0.95  # of the minutes; the rest is for what is not timed
+TIMED = 0.02, 2.0  # of the minutes, and seconds: so long, at least, are updates of the trial
+DRAWN = 3.0  # seconds, for pruned.png
 MOST = 100_000  # epochs
 
 
@@ -47,15 +48,19 @@ def epochs(begin: Callable[[Settings], Any], settings: Settings, folder: Path, b
     trial = begin(replace(settings, epochs=MOST, on_collapse="off"))
     built = time.monotonic() - start
     dataset, size = trial.dataset, trial.guard.size
-    update = update_seconds(trial, 60 * TIMED * minutes)  # of an image
-    forward = update / settings.passes
+    update, image = update_seconds(trial, max(60 * TIMED[0] * minutes, TIMED[1]))
+    forward = image / settings.passes
     scoring, saving = score_seconds(trial), save_seconds(trial, folder)
     tested = len(dataset.test_labels) * distributed.world()  # each process tests on all
 
     def of_training(a):
+        pruned = sum(map(a.pruned_in, range(a.epochs)))
+        left = data.batch_sizes(dataset.pruned_size(a, unknown=0.0), a.batch_size, trial.smallest)
+        trained = (a.epochs - pruned) * trial.updates + pruned * len(left)
         checked = len(guard.due(a, dataset, size)) * size * guard.CHECK
-        return (forward * (a.passes * dataset.examples_of(a) + checked + tested)
-                + saving * a.epochs + scoring * sum(map(a.prunes, range(a.epochs))))
+        return (update * trained * a.passes / settings.passes + forward * (checked + tested)
+                + saving * a.epochs + scoring * sum(map(a.prunes, range(a.epochs)))
+                + DRAWN * bool(pruned))
 
     def seconds(count):
         a = replace(trial.settings, epochs=count, on_collapse=settings.on_collapse)
@@ -70,15 +75,19 @@ def epochs(begin: Callable[[Settings], Any], settings: Settings, folder: Path, b
     found = round(distributed.of_first(found, trial.device))
     least = 1 + max(settings.epoch or 0, settings.until_epoch or 0)
     if found < least:
-        one = console.duration(update * dataset.epoch_size(len(dataset.labels)))
+        one = console.duration(update * trial.updates)
         raise UserError(f"--minutes {minutes:g} is too short for {least} "
                         f"epoch{'s' * (least > 1)}, each of about {one} on this machine; give "
                         "more minutes, a --limit, a smaller --width or another --model")
     return found
 
 
-def update_seconds(trial: Any, enough: float) -> float:
-    """Seconds of an image in training, from updates of `enough` seconds or more after a first."""
+def update_seconds(trial: Any, enough: float) -> tuple[float, float]:
+    """Seconds of an update, and of an image, from `enough` seconds of updates or more.
+
+    They follow a first update, which is slower. Of a small set they are whole epochs, whose last
+    batch is smaller.
+    """
     a, ids, batches = trial.settings, data.shuffled(trial.kept, trial.settings.seed), 1
     share = len(ids) / trial.dataset.original  # --extra-data makes no epoch longer
     timed = trial.rows[1:]
@@ -87,7 +96,8 @@ def update_seconds(trial: Any, enough: float) -> float:
         trial.epoch(0, tqdm(disable=True))
         timed = trial.rows[1:]
         batches *= 1 + bool(timed)
-    return _total(timed, "seconds") / _total(timed, "examples")
+    seconds = _total(timed, "seconds")
+    return seconds / _total(timed, "updates"), seconds / _total(timed, "examples")
 
 
 def _total(rows, name):

@@ -22,7 +22,7 @@ PRUNED = ["--p", "0.5", "--epoch", "1"]
 def three(monkeypatch):
     """At most three epochs are chosen, after a short measurement."""
     monkeypatch.setattr(minutes, "MOST", 3)
-    monkeypatch.setattr(minutes, "TIMED", 1e-3)
+    monkeypatch.setattr(minutes, "TIMED", (1e-3, 0.0))
 
 
 def test_the_run_is_that_of_as_many_epochs(three, tmp_path, capsys):
@@ -54,20 +54,23 @@ def test_the_number_is_kept(three, monkeypatch, cut_off, capsys, how):
     assert train.main(again)["epochs"] == 3  # it is finished
 
 
-# An image takes 1 s in training, and 0.2 s a pass: 100 s for the 500 test images, and 140.8 s for
-# a check of 32. A checkpoint takes 1 s, and scoring 60 s.
+# An update takes 25 s, so 4 batches of at most 32 images 100 s. An image takes 0.2 s a pass: 100 s
+# for the 500 test images, and 140.8 s for a check of 32. A checkpoint takes 1 s, scoring 60 s, and
+# a picture 40 s.
 @pytest.mark.parametrize(("flags", "checks", "wanted"), [
     ([], False, 5),  # 100 + 101 E is 605, and the next one 706
-    (["--prune", "random", *PRUNED], False, 9),  # 150 + 51 E is 609, and the next one 660
-    (["--prune", "high", *PRUNED], False, 8),  # 60 more: 618 and 669
-    (["--prune", "own.py:rule", *PRUNED], False, 5),  # it may keep all
+    (["--prune", "random", *PRUNED], False, 8),  # 190 + 51 E is 598, and the next one 649
+    (["--prune", "high", *PRUNED], False, 7),  # 60 more: 607 and 658
+    (["--prune", "own.py:rule", *PRUNED], False, 4),  # may keep all: 140 + 101 E: 544, 645
     (["--prune", "high", "--p", "auto", "--score-model", "first", "--first-epochs", "1"], False,
-     2),  # the first training 161 s, then 200 + 101 E: 563, and the next one 664
+     2),  # the first training 161 s, then 240 + 101 E: 603, and the next one 704
     ([], True, 2)])  # 100 + 241.8 E is 583.6, and the next one 825.4
 def test_what_fits_is_counted(monkeypatch, tmp_path, flags, checks, wanted):
     """Of 11.3 minutes 644 s are planned, less the seconds that this test has taken."""
-    for name, seconds in (("update", 1.0), ("save", 1.0), ("score", 60.0 * ("high" in flags))):
+    for name, seconds in (("update", (25.0, 1.0)), ("save", 1.0),
+                          ("score", 60.0 * ("high" in flags))):
         monkeypatch.setattr(minutes, f"{name}_seconds", lambda *_, seconds=seconds: seconds)
+    monkeypatch.setattr(minutes, "DRAWN", 40.0)
     monkeypatch.setattr(guard, "due", lambda a, *_: set(range(a.epochs * checks)))
     (tmp_path / "own.py").write_text("def rule(*_): return [0, 1]")
     settings = config.parse([*SMALL, *flags, "--minutes", "11.3"])[1]
@@ -83,7 +86,7 @@ def test_what_fits_is_counted(monkeypatch, tmp_path, flags, checks, wanted):
     ([*SMALL, "--prune", "random", "--epoch", "3"], "too short for 4 epochs"),
     ([*SMALL, "--prune", "high", *PRUNED, "--until-epoch", "6"], "too short for 7 epochs")])
 def test_refused_before_the_work(monkeypatch, tmp_path, capsys, flags, words):
-    monkeypatch.setattr(minutes, "update_seconds", lambda *_: 2.5)  # of an image
+    monkeypatch.setattr(minutes, "update_seconds", lambda *_: (62.5, 2.5))
     assert words in refused(train.main, [*flags, "--minutes", "5"], capsys)
     assert list(tmp_path.iterdir()) == []
 
