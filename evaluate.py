@@ -16,8 +16,9 @@ An image counts as robust only if no chosen attack breaks it. Every adversarial 
 against ball and box, and the network classifies it again. With --until WIDTH the evaluation stops
 as soon as the 95 % interval of the robust accuracy is narrower than that.
 
-It writes RUN/eval-ATTACK-N.json, or --out FILE, and overwrites nothing. The same command again
-continues what was cut off. --save FILE.npz keeps the images as they were judged:
+It writes RUN/eval-ATTACK-N.json (of weights, runs/NAME-DIGEST-ATTACK-N.json), or --out FILE, and
+overwrites nothing. The same command again continues what was cut off. --save FILE.npz keeps the
+images as they were judged:
 
     adversarial   float32 [n, C, H, W] in [0, 1]: of each image the adversarial example that broke
                   it, or the last that it stood; the image itself if that is classified wrong,
@@ -151,9 +152,13 @@ def subject(args, device):
     return model.to(device).eval(), dataset, eps, assumed, checksum
 
 
-def default_output(args, n):
-    """The file of this evaluation, beside the run or below runs/."""
-    stem = f"{args.run}/eval" if args.run else f"runs/{Path(args.weights).stem}"
+def default_output(args, n, fingerprint):
+    """The file of this evaluation, in the run's directory, or below runs/ for a weights file.
+
+    The name of the latter has the weights' fingerprint: many a file is called model.safetensors.
+    """
+    stem = (f"{args.run}/eval" if args.run else
+            f"runs/{Path(args.weights).stem}-{fingerprint[:8]}")
     stem += f"-{'+'.join(args.attack)}-{n}"
     stem += f"-eps{args.epsilon:.4g}" if args.epsilon is not None else ""
     stem += f"-s{args.seed}" if args.seed else ""
@@ -180,7 +185,7 @@ def main(argv=None):
         "step": RECIPES[dataset.name]["eval_alpha"] * eps, "seed": args.seed,
         "batch_size": args.batch_size, "until": args.until,
         **{name: path for name in ("save", "pictures") if (path := getattr(args, name))}}
-    out = Path(args.out) if args.out else default_output(args, n)
+    out = Path(args.out) if args.out else default_output(args, n, used["weights"])
     if record := run.finished(out, {"settings": used}):
         report(record)
         return record

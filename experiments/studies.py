@@ -121,12 +121,12 @@ def flags(settings: dict[str, Any]) -> list[str]:
     """The words of train.py's command line for these settings."""
     words = []
     for name, value in settings.items():
-        if value is not False:
-            words.append(console.flag(name))
-        elif name == "score_augmented":  # the one flag with a no
+        if isinstance(value, list):
+            words += [console.flag(name), *map(str, value)]
+        elif name == "score_augmented" and not value:  # the one flag with a no
             words.append("--no-score-augmented")
-        if not isinstance(value, bool):
-            words.append(str(value))
+        elif value is not False:
+            words += [console.flag(name)] if value is True else [console.flag(name), str(value)]
     return words
 
 
@@ -196,14 +196,18 @@ def _check_arm(path, arm, shared, settings):
     settings = {**shared, **settings}
     for setting in settings:
         if setting not in SETTINGS:
-            raise UserError(f"{path}: arm {arm}: {setting!r} is no setting of a study; the "
-                            "command line has --data-dir and --jobs")
+            raise UserError(f"{path}: arm {arm}: {setting!r} is no setting of a study. They are "
+                            "train.py's flags with _ for -; the command line has --data-dir and "
+                            "--jobs")
     if settings.get("eps_floor") == HALF:
         settings["eps_floor"] = 0.0
     try:
         made = config.settings(PARSER.parse_args(flags(resolved(settings, path))))
     except UserError as error:
         raise UserError(f"{path}: arm {arm}: {error}") from None
+    if made.dataset == "folder" and labels.share_of(str(settings.get("labels"))):
+        raise UserError(f"{path}: arm {arm}: labels = symmetric-SHARE is not for a folder of "
+                        "images, which needs a CSV of path,class")
     if on := [name for name in settings if settings[name] is False and getattr(made, name)]:
         raise UserError(f"{path}: arm {arm}: {on[0]} = false: the recipe has it, and no flag of "
                         "train.py leaves it out")

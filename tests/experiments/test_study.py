@@ -148,8 +148,10 @@ def test_records_of_other_images_are_not_mixed(tmp_path, capsys):
     assert "4 runs, 3 of them have records" in capsys.readouterr().err
 
 
-def test_what_a_recipe_has_can_be_left_out():
-    assert studies.flags({"score_augmented": False}) == ["--no-score-augmented"]
+def test_settings_become_flags():
+    assert studies.flags({"score_augmented": False, "flip": False, "skip_bad": True, "p": 0.5,
+                          "mean": [0.5, 0.25]}) == [
+        "--no-score-augmented", "--skip-bad", "--p", "0.5", "--mean", "0.5", "0.25"]
     _, a = config.parse(["--dataset", "cifar10", "--recipe", "authors", "--prune", "high",
                          *studies.flags({"score_augmented": False})])
     assert a.score_augmented is False
@@ -199,11 +201,13 @@ seeds = 1
     (("n = 50", 'n = "50"'), "n must be of type int"), (("n = 50", "m = 50"), "there is no 'm'"),
     (("epochs = 2", "epoch = 2"), "arm fewer: .*--epoch"),
     (("epochs = 2", "epocs = 2"), "arm fewer: 'epocs' is no setting"),
+    (('"synthetic"', '"folder"\nlabels = "symmetric-0.4"'), "a CSV of path,class"),
     (("limit = 100", "seed = 3"), "'seed' is no setting"),
     (("mine.py:rule", "gone.py:rule"), "arm mine: .*gone.py"),
     (('mine = "random"', 'mine = "other"'), "compare names 'other'"),
     (("[arms.fewer]", '[arms."a/b"]'), "not 'a/b'"),
     (("epochs = 2", "flip = false"), "'flip' is no setting"),
+    (("limit = 100", "image-size = 8"), "train.py's flags with _ for -"),
     (("epochs = 2", "epochs = false"), "epochs = false: the recipe has it"),
     (("epochs = 2", 'prune = "high"\nscores = "{margins}"'), "of arm fewer names 'full'"),
     (("[compare]", "[parts]\nquick = 3\n[compare]"), "part quick must be a table"),

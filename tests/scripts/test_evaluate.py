@@ -198,6 +198,14 @@ def test_a_run_keeps_its_mean_and_std(cut_off):
     assert again["clean_accuracy"] == plain["clean_accuracy"] > 0.5
 
 
+def test_weights_files_of_one_name_do_not_share_a_record(trained):
+    files = [str(trained(*flags) / "model.safetensors") for flags in ([], ["--epochs", "12"])]
+    for path in (*files, files[0]):
+        evaluate.main(["--weights", path, "--dataset", "synthetic", "--attack", "clean"])
+    assert {json.loads(path.read_text())["source"] for path in Path("runs").glob("*.json")} == {
+        *files}
+
+
 UNTIL = ["--attack", "fgsm,pgd", "--batch-size", "20", "--until"]
 
 
