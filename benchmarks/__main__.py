@@ -5,7 +5,6 @@
     python -m benchmarks training --dataset mnist [--json FILE]
     python -m benchmarks scale --dataset mnist [--json FILE]
     python -m benchmarks layouts [--json FILE]
-    python -m benchmarks machine [--json FILE]
 
 kernels   times each operator beside a copy, eager torch as fast_adversarial writes it,
           torch.compile of the same lines, and for the selection torch.topk, torch.sort and
@@ -21,8 +20,6 @@ training  says where an epoch's time goes. Beside each part is its floor: the sa
 scale     trains on all data and with 20 to 80 % dropped: seconds against examples seen, and peak
           memory against the size of the data set.
 layouts   times training steps of several networks, in both memory layouts and in two precisions.
-machine   computes from the machine code of the CUDA kernels what a GPU could reach. It times
-          nothing. It needs nvcc, and no GPU.
 
 Numbers are medians of rounds in which the things to compare take turns, so that a machine that
 slows down meanwhile does not decide. docs/kernels.md and docs/speed.md explain the tables.
@@ -36,10 +33,10 @@ import torch
 
 from advprune import config, console, files, ops, run
 from advprune.errors import UserError
-from benchmarks import ablation, kernels, layouts, machine, scale, tables, training
+from benchmarks import ablation, kernels, layouts, scale, tables, training
 
 MEASURES = {"ablation": ablation, "kernels": kernels, "training": training, "scale": scale,
-            "layouts": layouts, "machine": machine}
+            "layouts": layouts}
 KERNELS = ("operator", "shape", "dtype")
 LIMIT = 10_000  # examples of an epoch
 SHOWN = ("kernels", "layouts")  # row by row, as they are measured

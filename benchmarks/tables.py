@@ -90,30 +90,5 @@ def layouts(record: dict) -> str:
         f"turn; {machine_of(record)}")
 
 
-def machine(record: dict) -> str:
-    """What the machine code of the CUDA kernels allows on each card: computed, not measured."""
-    rows = []
-    for row in record["rows"]:
-        cells = [f"`{row['what']}`", str(row["registers"]), f"{row['occupancy']:.0%}"]
-        if "cards" in row:
-            busy = ", ".join(f"{card['busy']:.2f}" for card in row["cards"].values())
-            cells += [f"{row['instructions_each']:.1f}", str(row["bytes_each"]),
-                      *(f"{card['share']:.2f}" for card in row["cards"].values()),
-                      f"{row['slowest_unit']} {busy}"]
-        rows.append(cells + [""] * (6 + len(record["cards"]) - len(cells)))
-    cards = "; ".join(
-        f"{name}: {card['SMs']} SMs, {card['bytes_per_second'] / 1e12:g} TB/s, "
-        f"{card['hertz'] / 1e9:g} GHz" for name, card in record["cards"].items())
-    chosen = [[f"{part[name]:,}" for name in ("n", "drop", "launches", "bytes", "least_bytes")]
-              for part in record["selection"]]
-    return as_table(["", "registers", "occupancy", "instructions an element",
-                   "bytes an element", *(f"of a copy, {card}" for card in record["cards"]),
-                   "busiest unit / memory"], rows) + (
-        "\n" + as_table(["`select_kept`: scores", "dropped", "kernels launched", "bytes moved",
-                       "three reads and one write, bytes"], chosen, left=0) +
-        f"\nComputed from the machine code for {record['arch']} of nvcc {record['nvcc']}, not "
-        f"measured. Assumed: {cards}")
-
-
 TABLES = {"ablation": ablation, "kernels": kernels, "training": training, "scale": scale,
-          "layouts": layouts, "machine": machine}
+          "layouts": layouts}

@@ -465,8 +465,7 @@ MEASURED = {
     "kernels": ("cpu-kernels", "*-kernels*", ""),
     "training": ("cpu-training-mnist", "cpu-training-*", " --dataset mnist"),
     "scale": ("cpu-scale", "cpu-scale", " --dataset mnist"),
-    "layouts": ("cpu-layouts", "cpu-layouts*", ""),
-    "machine": ("machine", "machine", "")}
+    "layouts": ("cpu-layouts", "cpu-layouts*", "")}
 
 
 def benchmark(what: str, records: Records) -> str:

@@ -179,7 +179,7 @@ def test_bad_use(small, tmp_path, capsys):
     for flags in (["--json", "there.json"], ["nosuch"],
                   ["kernels", "--dataset", "digits"], ["layouts", "--limit", "3"],
                   ["training", "--epochs", "3"], ["scale", "--rounds", "2"],
-                  ["scale", "--epochs", "1"], ["machine", "--precision", "bf16"]):
+                  ["scale", "--epochs", "1"]):
         refused(benchmark.main, flags, capsys)
     assert (tmp_path / "there.json").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["there.json"]

@@ -1,93 +1,150 @@
-"""What decides the speed of the CUDA kernels, read from their machine code. Nothing runs."""
-import json
+"""What would make the CUDA kernels slow, looked for in their machine code. Nothing runs.
+
+nvcc compiles csrc/ops_cuda.cu for the H100, cuobjdump (of the CUDA toolkit or of triton)
+disassembles it, and c++filt reads the names.
+"""
+import hashlib
+import os
+import re
 import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from conftest import ROOT
+from torch.utils import cpp_extension
 
-from advprune.errors import UserError
-from benchmarks import __main__ as benchmark
-from benchmarks import machine
+import setup
+from advprune import files
 
+FUNCTION = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
+LINE = re.compile(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+)? *([A-Z][\w.]*)[^;]*;")
+SLOW = {  # what must not be in a kernel that only moves elements
+    "local": r"(LDL|STL)\b", "float64": r"D(ADD|MUL|FMA|SETP|MNMX)\b|.*(F64|RCP64H)",
+    "special": r"MUFU", "call": r"CALL"}
 # Of 65,536 registers of an SM, 32 a thread let all of its 2,048 threads be there at once, 40 let
 # three quarters, 64 half. The kernels of one block may have more.
 REGISTERS = {"wide_kernel": 40, "any_kernel": 64, "augment_kernel": 64, "cross_entropy_kernel": 40,
              "begin_kernel": 32, "histogram_kernel": 32, "advance_kernel": 64, "tally_kernel": 40,
              "scan_kernel": 128, "write_kernel": 64, "select_kernel": 64}
+SIZES = {"float": 4, "unsigned char": 1, "Half": 2, "BFloat16": 2}
 TYPES = [("float", "float"), ("Half", "Half"), ("BFloat16", "BFloat16")]
-WIDE = [(operator, layout, *types) for operator in ("rs_start", "fgsm_step")
-        for layout in machine.LAYOUTS for types in TYPES]
-WIDE += [(operator, "contiguous", "unsigned char", "float")  # no uint8 is channels last
-         for operator in ("rs_start", "fgsm_step")]
+WIDE = [(layout, operator, *types) for operator in ("Start", "Step")
+        for layout in ("0", "1") for types in TYPES]  # contiguous, channels last
+WIDE += [("0", operator, "unsigned char", "float") for operator in ("Start", "Step")]
+
+
+class Kernel(NamedTuple):
+    name: str  # as wide_kernel<0, Start, float, float>
+    registers: int
+    stack: int
+    local: int
+    code: list  # the instructions' names, with what they add: LDG.E.128
+
+    @property
+    def template(self):
+        return self.name.split("<")[0]
+
+    @property
+    def wide(self):
+        """(layout, operator, In, Out) of a kernel that moves four elements at once."""
+        return tuple(re.split(r", |<|>", self.name)[1:-1]) if "wide_kernel" in self.name else None
+
+    @property
+    def slow(self):
+        """Kind of SLOW -> how many instructions of it there are, whether they run or not."""
+        return Counter(kind for name in self.code for kind, begins in SLOW.items()
+                       if re.match(begins, name))
+
+    def widths(self, op):
+        """(place, bits) of each LDG or STG."""
+        return [(i, int((re.search(r"\.U?S?(8|16|64|128)\b", name) or [0, 32])[1]))
+                for i, name in enumerate(self.code) if name.split(".")[0] == op]
+
+
+def short(name):
+    """A demangled kernel without its arguments and name spaces: wide_kernel<0, Start, float>."""
+    name = re.sub(r"\(anonymous namespace\)::|(torch::headeronly|advprune|c10)::", "", name)
+    found = re.match(r"(?:void )?(\w+(?:<.*?>)?)\(", re.sub(r"\(\w+\)(?=\d)", "", name))
+    return found[1] if found else name
+
+
+def read(text):
+    """The kernels in the output of cuobjdump --dump-resource-usage --dump-sass."""
+    used = {name: map(int, rest) for name, *rest in FUNCTION.findall(text)}
+    parts = re.split(r"Function : (\S+)\n", text)[1:]
+    done = subprocess.run(["c++filt", *used], capture_output=True, text=True, check=True)
+    names = dict(zip(used, done.stdout.splitlines(), strict=True))
+    return [Kernel(short(names[name]), *used[name], LINE.findall(body))
+            for name, body in zip(parts[::2], parts[1::2], strict=True)]
 
 
 @pytest.fixture(scope="session")
 def kernels():
-    try:
-        machine.tools()
-    except UserError as missing:
-        pytest.skip(str(missing))
-    return machine.compiled()
+    """The kernels of ops_cuda.cu, compiled once for what they are made of."""
+    home, why = setup.cuda_home()
+    if home is None:
+        pytest.skip(f"the machine code needs nvcc: {why}")
+    triton = find_spec("triton")
+    dump = shutil.which("cuobjdump", path=os.pathsep.join(
+        [f"{home}/bin", *(f"{place}/backends/nvidia/bin" for place in (
+            triton.submodule_search_locations if triton else []))]))
+    if not (dump and shutil.which("c++filt")):
+        pytest.skip("there is no cuobjdump, or no c++filt")
+    nvcc, source = f"{home}/bin/nvcc", ROOT / "csrc/ops_cuda.cu"
+    command = [nvcc, "--cubin", "-arch=sm_90", *cpp_extension.COMMON_NVCC_FLAGS, *setup.NVCC_FLAGS,
+               *(f"-isystem={path}" for path in cpp_extension.include_paths("cuda")), str(source)]
+    version = subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
+    digest = hashlib.sha256(repr(command).encode() + version)
+    for file in (source, *sorted(source.parent.glob("*.*h"))):
+        digest.update(file.read_bytes())
+    path = Path(tempfile.gettempdir(), f"advprune-{os.getuid()}-{digest.hexdigest()[:16]}.sass")
 
+    def make(part):
+        cubin = path.with_suffix(".cubin")
+        subprocess.run([*command, "-o", str(cubin)], capture_output=True, check=True)
+        part.write_bytes(subprocess.run(
+            [dump, "--dump-resource-usage", "--dump-sass", str(cubin)], capture_output=True,
+            check=True).stdout)
+        cubin.unlink()
 
-def template(kernel):
-    return kernel.name.split("<")[0]
-
-
-def spills(kernel):
-    """What of a thread's variables lies in memory instead of registers."""
-    return {"stack": kernel.stack, "local": kernel.local,
-            "accesses": kernel.counts()["local"]}
-
-
-def slow(kernel):
-    """What must not be in a kernel that only moves elements."""
-    return {kind for kind in ("float64", "special", "call", "local") if kernel.counts()[kind]}
+    return read(files.made_once(path, make).read_text())  # parallel tests compile it once
 
 
 def test_no_kernel_spills(kernels):
-    assert [(k.name, spills(k)) for k in kernels if any(spills(k).values())] == []
+    """No variable of a thread lies in memory instead of registers."""
+    assert [k.name for k in kernels if k.stack or k.local or k.slow["local"]] == []
 
 
 def test_registers(kernels):
-    assert {template(k) for k in kernels} <= REGISTERS.keys()
-    assert [(k.name, k.registers) for k in kernels if k.registers > REGISTERS[template(k)]] == []
+    assert {k.template for k in kernels} == REGISTERS.keys()
+    assert [(k.name, k.registers) for k in kernels if k.registers > REGISTERS[k.template]] == []
 
 
 @pytest.mark.parametrize("which", WIDE, ids=", ".join)
 def test_the_wide_path(kernels, which):
-    (kernel,) = [k for k in kernels if machine.wide(k) == which]
-    operator, _, x, out = which
-    assert slow(kernel) == set()
-    four = {name: 32 * size for name, size in machine.SIZES.items()}  # the bits of four elements
-    assert set(kernel.accesses("STG")) == {four[out]}
-    steps = machine.way(kernel)
-    loads = [n for n, i in enumerate(steps) if i.op.startswith("LDG")
-             and (i.bits > 32 or x == "unsigned char")]
-    if x == "unsigned char":  # as wide as an id, or a radius
-        assert {i.bits for i in steps if i.op.startswith("LDG")} == {32, four[out]} - (
-            {four[out]} if operator == "rs_start" else set())
-    else:
-        assert [steps[n].bits for n in loads] == [four[x]] * (1 + (operator == "fgsm_step"))
-        noise = [n for n, i in enumerate(steps) if i.kind == "wide" and n > max(loads)]
+    """Four elements are read and written at once, and the noise is made while the reads are."""
+    (kernel,) = [k for k in kernels if k.wide == which]
+    _, operator, x, out = which
+    assert not kernel.slow
+    assert {bits for _, bits in kernel.widths("STG")} == {32 * SIZES[out]}
+    loads = [(i, bits) for i, bits in kernel.widths("LDG") if bits > 32]
+    read = [x] * (x != "unsigned char") + [out] * (operator == "Step")  # four bytes: 32 bits
+    assert {bits for _, bits in loads} == {32 * SIZES[kind] for kind in read}
+    assert len(loads) >= len(read)
+    if loads:
+        last = max(i for i, _ in loads)
+        noise = [name for name in kernel.code[last:] if re.match(r"IMAD\.(WIDE|HI)", name)]
         assert len(noise) >= 15  # of 20: the loads are under way meanwhile
-    assert machine.occupancy(kernel) >= 0.75
 
 
 def test_the_wide_path_is_there_for_all_types(kernels):
-    assert sorted(machine.wide(k) for k in kernels if template(k) == "wide_kernel") == sorted(WIDE)
+    assert sorted(k.wide for k in kernels if k.wide) == sorted(WIDE)
 
-
-@pytest.mark.parametrize("operator", ["rs_start", "fgsm_step"])
-@pytest.mark.parametrize("layout", machine.LAYOUTS)
-def test_float32_can_be_as_fast_as_a_copy(kernels, operator, layout):
-    (kernel,) = [k for k in kernels if machine.wide(k) == (operator, layout, "float", "float")]
-    model = machine.model(kernel)
-    assert model["elements"] == 4
-    assert model["cards"]["H100 SXM"]["share"] >= 0.9
-
-
-# --- the reader and the model, by hand
 
 NAME = "_ZN8advprune12_GLOBAL__N_111wide_kernelILNS0_4PathE0ENS0_5StartEffEEvv"
 TEXT = f"""
@@ -98,103 +155,20 @@ Resource usage:
         /*0000*/                   LDC R1, c[0x0][0x28] ;     /* 0x00000a00ff017b82 */
         /*0010*/               @P0 EXIT ;
         /*0020*/                   LDG.E.128 R8, desc[UR24][R10.64] ;
-        /*0030*/                   IMAD.WIDE.U32 R2, R5, UR8, R2 ;
-        /*0040*/              @!P0 BRA 0x80 ;
-        /*0050*/                   FADD R27, R6, -1 ;
         /*0060*/                   DADD R28, R6, -1 ;
-        /*0070*/                   BRA 0x90 ;
-        /*0080*/                   FADD R27, R6, 1 ;
-        /*0090*/                   IMAD.SHL.U32 R14, R2, 0x4, RZ ;
-        /*00a0*/                   UIADD3 UR5, UR6, -0x61c88647, URZ ;
         /*00b0*/                   STG.E.128 desc[UR24][R24.64], R8 ;
-        /*00c0*/               @P1 BRA 0x20 ;
-        /*00d0*/                   EXIT ;
-        /*00e0*/                   LDL R3, [R1] ;
+        /*00e0*/              @!P0 LDL R3, [R1] ;
         /*00f0*/                   STG.E desc[UR24][R24.64], R3 ;
         /*0100*/                   CALL.REL.NOINC 0x120 ;
-        /*0110*/                   BRA 0xd0 ;
         /*0120*/                   MUFU.RCP R0, R35 ;
-        /*0130*/                   RET.REL.NODEC R10 0x0 ;
-        /*0140*/                   BRA 0x140;
-        /*0150*/                   NOP;
 """
 
 
-@pytest.fixture
-def by_hand():
-    if shutil.which("c++filt") is None:
-        pytest.skip("there is no c++filt; it comes with the binutils")
-    (kernel,) = machine.kernels(TEXT)
-    return kernel
-
-
-def test_the_reader_by_hand(by_hand):
-    assert by_hand.name == "wide_kernel<0, Start, float, float>"
-    assert machine.wide(by_hand) == ("rs_start", "contiguous", "float", "float")
-    assert by_hand.registers == 33
-    assert spills(by_hand) == {"stack": 16, "local": 8, "accesses": 1}
-    assert slow(by_hand) == {"float64", "special", "call", "local"}
-    assert by_hand.counts() == {
-        "other": 1, "branch": 7, "global": 3, "wide": 1, "multiply": 1, "float32": 2,
-        "float64": 1, "uniform": 1, "local": 1, "call": 1, "special": 1}
-    assert by_hand.accesses("STG") == {128: 1, 32: 1}
-    assert by_hand.accesses("LDG") == {128: 1}
-
-
-def test_the_way_is_the_longer_side_of_a_branch_and_a_loop_once(by_hand):
-    assert [i.at for i in machine.way(by_hand)] == [
-        0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x90, 0xa0, 0xb0, 0xc0, 0xd0]
-
-
-def test_the_loop_that_moves(by_hand):
-    loop = list(range(0x20, 0xd0, 0x10))
-    assert [i.at for i in machine.loop(by_hand.code)] == loop
-    around = machine.Instruction(0xd0, "@P2", "BRA", "0x0")  # a loop around it does not matter
-    inside = machine.Instruction(0xa0, "@P2", "BRA", "0x90")  # nor does one that moves nothing
-    code = [{0xd0: around, 0xa0: inside}.get(i.at, i) for i in by_hand.code]
-    assert [i.at for i in machine.loop(code)] == loop
-
-
-def test_the_model_by_hand(by_hand):
-    assert machine.occupancy(by_hand) == 0.75  # 40 registers: 12 warps in each fourth of an SM
-    assert machine.clocks(machine.way(by_hand)) == {
-        "issue": 13 / 128, "integer": 0, "multiply": 3 / 64, "float32": 1 / 128,
-        "float64": 1 / 64, "special": 0, "uniform": 1 / 64, "load/store": 8 / 32}
-    model = machine.model(by_hand)
-    assert (model["elements"], model["bytes_each"], model["instructions_each"]) == (4, 8, 13 / 4)
-    assert model["slowest_unit"] == "load/store"
-    assert model["in_flight"] == 48 * 32 * 16
-    memory = 8 / 3.35e12 * 132 * 1.98e9  # clocks of an SM for an element
-    assert model["cards"]["H100 SXM"] == {"busy": pytest.approx(8 / 32 / 4 / memory), "share": 1}
-
-
-def test_the_selection_by_hand(monkeypatch):
-    monkeypatch.setattr(machine, "SELECTION", {"a_kernel": (2, 5), "b_kernel": (1, 0)})
-    many = {"n": 100, "drop": 40, "launches": 3, "reads": 5, "bytes": 5 * 400 + 8 * 60,
-            "least_bytes": 3 * 400 + 8 * 60}
-    assert machine.selection(["a_kernel", "b_kernel"], 100, 40) == many
-    one = many | {"launches": 1, "reads": 1, "bytes": 400 + 8 * 60}
-    assert machine.selection(["a_kernel", "b_kernel", "select_kernel"], 100, 40) == one
-    assert machine.selection(["select_kernel"], machine.FIT + 1, 0)["launches"] == 3
-
-
-def test_the_selection_is_counted(kernels):
-    others = {"wide_kernel", "any_kernel", "augment_kernel", "cross_entropy_kernel"}
-    found = {template(k) for k in kernels} - others
-    assert found - {machine.ALONE[0]} == machine.SELECTION.keys()
-
-
-# --- the record
-
-def test_the_record_is_of_these_kernels(kernels):
-    record = json.loads((ROOT / "results/machine.json").read_text())
-    assert record["what"] == "computed, not measured"
-    assert sorted(row["kernel"] for row in record["rows"]) == [k.name for k in kernels], (
-        "the kernels are others: delete results/machine.json and make it again")
-
-
-def test_the_command(kernels, tmp_path, capsys):
-    record = benchmark.main(["machine", "--json", "m.json"])
-    assert json.loads((tmp_path / "m.json").read_text()) == record
-    assert "Computed from the machine code for sm_90" in capsys.readouterr().out
-    assert record["what"] == "computed, not measured"
+@pytest.mark.skipif(not shutil.which("c++filt"), reason="c++filt comes with the binutils")
+def test_the_reader_by_hand():
+    (kernel,) = read(TEXT)
+    assert kernel.name == "wide_kernel<0, Start, float, float>"
+    assert kernel.wide == ("0", "Start", "float", "float")
+    assert kernel[1:4] == (33, 16, 8)
+    assert kernel.slow == dict.fromkeys(SLOW, 1)
+    assert kernel.widths("STG") == [(4, 128), (6, 32)] and kernel.widths("LDG") == [(2, 128)]
