@@ -76,7 +76,7 @@ def extension():
 
 
 if __name__ != "__main__":
-    pass  # the tests and the benchmarks import what is above
+    pass  # the tests import what is above
 elif os.environ.get("ADVPRUNE_KERNELS") == "0":
     setup()
 elif torch is None:

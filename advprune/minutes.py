@@ -2,8 +2,8 @@
 
 A trial of the run, with a network of its own, is timed: a few updates, the scores of a batch, a
 checkpoint. Then it is thrown away, so that the run is as one with --epochs. The guard and the
-final evaluation are counted in passes through the network. The number is chosen once, before the
-first epoch.
+final evaluation are counted in passes through the network, a picture in seconds. The number is
+chosen once, before the first epoch.
 """
 import tempfile
 import time
@@ -31,7 +31,7 @@ from advprune.config import Settings
 from advprune.errors import UserError
 
 PLANNED = 0.95  # of the minutes; the rest is for what is not timed
-TIMED = 0.02, 2.0  # of the minutes, and seconds: so long, at least, are updates of the trial
+TIMED = 0.02, 2.0  # updates are timed for this share of the minutes, and for so many seconds
 DRAWN = 3.0  # seconds, for pruned.png
 MOST = 100_000  # epochs
 
@@ -85,8 +85,8 @@ def epochs(begin: Callable[[Settings], Any], settings: Settings, folder: Path, b
 def update_seconds(trial: Any, enough: float) -> tuple[float, float]:
     """Seconds of an update, and of an image, from `enough` seconds of updates or more.
 
-    They follow a first update, which is slower. Of a small set they are whole epochs, whose last
-    batch is smaller.
+    The first update is not timed, because it is slower. On a small set whole epochs are timed,
+    with their smaller last batch.
     """
     a, ids, batches = trial.settings, data.shuffled(trial.kept, trial.settings.seed), 1
     share = len(ids) / trial.dataset.original  # --extra-data makes no epoch longer

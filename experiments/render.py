@@ -15,7 +15,7 @@ from advprune import files
 from experiments import figures, tables
 from experiments.records import Records
 
-PLACE = re.compile(r"(<!-- render: ([\w. -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- render: ([\w. -]+) -->\n).*?( *<!-- end -->)", re.DOTALL)
 
 
 def render(root: Path) -> list[str]:

@@ -8,7 +8,6 @@ import evaluate
 import prune
 import train
 from advprune import config, console, data, files, own_code
-from advprune.config import RECIPES
 from advprune.errors import UserError
 from advprune.run import new_folder, read_config
 from benchmarks.workers import Workers
@@ -16,7 +15,7 @@ from experiments import labels, studies
 from experiments.studies import HALF, MARGINS
 
 RESULTS, RUNS = Path("results"), Path("runs")
-DATA = ("dataset", "limit", "labels", "image_size", "skip_bad", "extra_data")  # which data
+DATA = ("dataset", "limit", "image_size", "skip_bad", "extra_data")  # which data
 
 
 # --- one run, and its record
@@ -26,7 +25,7 @@ def run_arm(run, data_dir, jobs):
     setup = run.how
     folder, trained = RUNS / run.name, train_arm(run, data_dir)
     judged = judge(run, setup.attack, run.n, f"eval-{run.n}", data_dir)
-    config = read_config(folder)
+    of_run = read_config(folder)
     row = {"setup": run.setup, "arm": run.arm, "seed": run.seed, "flags": run.flags, "jobs": jobs,
            "command": f"python train.py {run.flags} --seed {run.seed}",
            "prune": own_code.short(trained["prune"]),
@@ -41,9 +40,9 @@ def run_arm(run, data_dir, jobs):
            "attack_seconds": judged["seconds"],
            "by_class": {row["class"]: [row["clean_accuracy"], row["robust_accuracy"]]
                         for row in judged["by_class"]},
-           "data": config["data"],
-           "own": run.digests() | {flag: code["sha256"] for flag, code in config["own"].items()},
-           **{name: config[name] for name in ("commit", "versions", "device", "threads")}}
+           "data": of_run["data"],
+           "own": run.digests() | {flag: code["sha256"] for flag, code in of_run["own"].items()},
+           **{name: of_run[name] for name in ("commit", "versions", "device", "threads")}}
     if setup.also:
         n = setup.also_n or run.n
         other = judge(run, setup.also, n, f"eval-{setup.also}-{n}", data_dir)
@@ -62,21 +61,15 @@ def judge(run, attack, n, name, data_dir):
                           data_dir, "--out", str(folder / f"{name}.json")])
 
 
-def settings_of(run, data_dir):
-    """Its settings, with the files that they mean; the file of labels is made if need be."""
-    settings = studies.resolved(run.settings, run.file)
-    if "labels" in settings:
-        settings["labels"] = labels.file_of(settings, run.seed, RUNS / run.setup, data_dir)
-    return settings
-
-
 def train_arm(run, data_dir):
     """What train.py says of this run, once it has ended."""
-    settings = settings_of(run, data_dir)
+    settings = studies.resolved(run.settings, run.file)
     if settings.get("scores") == MARGINS:
         settings["scores"] = measure_margins(run, data_dir)
     if settings.get("eps_floor") == HALF:
-        settings["eps_floor"] = RECIPES[settings["dataset"]]["epsilon"] / 2
+        settings["eps_floor"] = config.RECIPES[settings["dataset"]]["epsilon"] / 2
+    if "labels" in settings:
+        settings["labels"] = labels.file_of(settings, run.seed, RUNS / run.setup, data_dir)
     return train.main([*studies.flags(settings), "--seed", str(run.seed), "--data-dir", data_dir,
                        "--out", str(RUNS / run.name)])
 
@@ -105,7 +98,10 @@ def run_all(name, parts, args):
             wanted[run.name] = run
     todo = [run for run in wanted.values() if args.again or not studies.record(RESULTS, run)]
     todo.sort(key=lambda run: run.seed)  # what is cut off has all arms of some seeds
+    check_data([run for run in wanted.values() if run not in todo], args.data_dir)
     if todo:
+        print(f"{name}: {len(wanted)} runs, {len(wanted) - len(todo)} of them have records",
+              file=sys.stderr)
         with contextlib.ExitStack() as held:
             held.enter_context(console.if_interrupted(
                 lambda: "the same command continues the study"))
@@ -113,9 +109,6 @@ def run_all(name, parts, args):
                 root = RUNS / setup
                 root.mkdir(parents=True, exist_ok=True)
                 held.enter_context(files.locked(root / ".lock", f"the study {root}"))
-            check_data([run for run in wanted.values() if run not in todo], args.data_dir)
-            print(f"{name}: {len(wanted)} runs, {len(wanted) - len(todo)} of them have records",
-                  file=sys.stderr)
             for run in todo:
                 set_aside(run)
             work(todo, args)
@@ -131,20 +124,25 @@ def run_all(name, parts, args):
 
 
 def check_data(recorded, data_dir):
-    """Raise UserError if a record of these runs is of other data than --data-dir has now."""
+    """Raise UserError if a record of these runs is of other data than --data-dir has now.
+
+    What is not there is not compared, and of a run with `labels` only the test part is.
+    """
     now = {}  # flags that say which data -> the checksums
     for run in recorded:
-        if "data" not in (row := studies.record(RESULTS, run)):  # earlier records have none
+        row, settings = studies.record(RESULTS, run), run.settings
+        below = data.TORCHVISION.get(settings["dataset"], ("", ""))[1]
+        if "data" not in row or not Path(data_dir, below).exists():  # earlier records have none
             continue
-        settings = settings_of(run, data_dir)
         flags = tuple(studies.flags({name: settings[name] for name in DATA if name in settings}))
         if flags not in now:
             dataset = data.of_run(config.settings(studies.PARSER.parse_args(flags)), data_dir)
             now[flags] = {part: dataset.checksum(part) for part in row["data"]}
-        if row["data"] != now[flags]:
-            raise UserError(f"{RESULTS / run.name}.json is of other data than {data_dir} has now; "
-                            "give the folder of the same data as --data-dir, or move the record "
-                            "and the run's folder away")
+        for part in ["test"] if "labels" in settings else ["train", "test"]:
+            if row["data"][part] != now[flags][part]:
+                raise UserError(f"{RESULTS / run.name}.json is of other data than {data_dir} has "
+                                "now; give the folder of the same data as --data-dir, or move "
+                                "the record and the run's folder away")
 
 
 def set_aside(run):

@@ -194,18 +194,20 @@ def _check_arm(path, arm, shared, settings):
         raise UserError(f"{path}: an arm is a table of settings, with a name of letters, digits "
                         f"and .+-_, not {arm!r}")
     settings = {**shared, **settings}
-    for setting in settings:
+    for setting, value in settings.items():
         if setting not in SETTINGS:
             raise UserError(f"{path}: arm {arm}: {setting!r} is no setting of a study. They are "
                             "train.py's flags with _ for -; the command line has --data-dir and "
                             "--jobs")
+        if isinstance(value, list) and setting not in ("mean", "std"):
+            raise UserError(f"{path}: arm {arm}: {setting} has one value, not a list")
     if settings.get("eps_floor") == HALF:
         settings["eps_floor"] = 0.0
     try:
         made = config.settings(PARSER.parse_args(flags(resolved(settings, path))))
     except UserError as error:
         raise UserError(f"{path}: arm {arm}: {error}") from None
-    if made.dataset == "folder" and labels.share_of(str(settings.get("labels"))):
+    if made.dataset == "folder" and labels.share_of(str(settings.get("labels"))) is not None:
         raise UserError(f"{path}: arm {arm}: labels = symmetric-SHARE is not for a folder of "
                         "images, which needs a CSV of path,class")
     if on := [name for name in settings if settings[name] is False and getattr(made, name)]:

@@ -10,7 +10,8 @@ The file, in TOML:
     # also = "autoattack"         # a second attack, and on how many images
     # also_n = 500
 
-    [setup]                       # flags of train.py that all runs share
+    [setup]                       # flags of train.py that all runs share, with _ for -; one that
+                                  # takes no value is true: skip_bad = true
     dataset = "digits"
     recipe = "robust"
 

@@ -201,8 +201,13 @@ def of_study(name: str, records: Records) -> str:
 
 
 def beside(rows: list[dict], arm: str, other: str, digits: int = 3) -> list[str]:
-    """Of clean and of robust accuracy: "0.64 instead of 0.58 (95 % interval ...)"."""
-    of = studies.summary(rows)
+    """Of clean and of robust accuracy: "0.64 instead of 0.58 (95 % interval ...)".
+
+    Both arms have the same seeds here: those that both have records of.
+    """
+    both = set.intersection(*({row["seed"] for row in rows if row["arm"] == name}
+                              for name in (arm, other)))
+    of = studies.summary([row for row in rows if row["seed"] in both])
     return [("{0:.{4}f} instead of {1:.{4}f} (95 % interval of the difference {2:+.{4}f} to "
              "{3:+.{4}f})").format(of[arm][name], of[other][name],
                                    *student(by_seed(rows, less(arm, other, name))), digits)
@@ -217,8 +222,8 @@ def schedule(records: Records) -> str:
     whole = studies.summary(rows)["full"]
     clean, robust = beside(rows, "random-0.6, completed", "random-0.6")
     return (f"Random pruning of 60 % on CIFAR-10, width 16, {whole['seeds']} seeds: accuracy "
-            f"{clean}, all data {whole[CLEAN]:.3f}; under `apgd-ce`, the paper's \"AutoAttack\", "
-            f"{robust}, all data {whole[ROBUST]:.3f}.\n")
+            f"with the completed schedule {clean}, all data {whole[CLEAN]:.3f}; under `apgd-ce`, "
+            f"the paper's \"AutoAttack\", {robust}, all data {whole[ROBUST]:.3f}.\n")
 
 
 def recipe(records: Records) -> str:
@@ -226,7 +231,8 @@ def recipe(records: Records) -> str:
     study = records.study("robust-cifar10", "robust-cifar10")
     seeds = [study["summary"].get(arm, {"seeds": 0})["seeds"] for arm in RECIPES_OF_COLOUR]
     if min(seeds) < LEAST:
-        return "   On colour images not yet measured: `python -m experiments robust-cifar10`.\n"
+        return ("   What it gains on colour images is not yet measured: `python -m experiments "
+                "robust-cifar10`.\n")
     clean, robust = beside(study["rows"], *RECIPES_OF_COLOUR)
     return (f"   CIFAR-10, width 16, 8 epochs, beside the paper's recipe ({min(seeds)} seeds): "
             f"accuracy {clean}; under PGD-20 on all test images {robust}.\n")

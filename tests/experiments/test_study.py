@@ -143,6 +143,8 @@ def test_records_of_other_images_are_not_mixed(tmp_path, capsys):
     shutil.copytree("images", "others")
     Path("others/train/b/3.png").unlink()
     assert "is of other data than" in refused(
+        lambda text: again(text, "--data-dir", "others"), folder, capsys)
+    assert "is of other data than" in refused(
         lambda text: again(text, "--data-dir", "others"), more, capsys)
     again(more, "--data-dir", "images")
     assert "4 runs, 3 of them have records" in capsys.readouterr().err
@@ -202,6 +204,7 @@ seeds = 1
     (("epochs = 2", "epoch = 2"), "arm fewer: .*--epoch"),
     (("epochs = 2", "epocs = 2"), "arm fewer: 'epocs' is no setting"),
     (('"synthetic"', '"folder"\nlabels = "symmetric-0.4"'), "a CSV of path,class"),
+    (('"mine.py:rule"', '["mine.py:rule"]'), "prune has one value, not a list"),
     (("limit = 100", "seed = 3"), "'seed' is no setting"),
     (("mine.py:rule", "gone.py:rule"), "arm mine: .*gone.py"),
     (('mine = "random"', 'mine = "other"'), "compare names 'other'"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from conftest import ROOT
 from torch.utils import cpp_extension
 
@@ -99,14 +100,14 @@ def kernels():
     command = [nvcc, "--cubin", "-arch=sm_90", *cpp_extension.COMMON_NVCC_FLAGS, *setup.NVCC_FLAGS,
                *(f"-isystem={path}" for path in cpp_extension.include_paths("cuda")), str(source)]
     version = subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
-    digest = hashlib.sha256(repr(command).encode() + version)
+    digest = hashlib.sha256(repr((command, torch.__version__)).encode() + version)
     for file in (source, *sorted(source.parent.glob("*.*h"))):
         digest.update(file.read_bytes())
     path = Path(tempfile.gettempdir(), f"advprune-{os.getuid()}-{digest.hexdigest()[:16]}.sass")
 
     def make(part):
         cubin = path.with_suffix(".cubin")
-        subprocess.run([*command, "-o", str(cubin)], capture_output=True, check=True)
+        subprocess.run([*command, "-o", str(cubin)], check=True)
         part.write_bytes(subprocess.run(
             [dump, "--dump-resource-usage", "--dump-sass", str(cubin)], capture_output=True,
             check=True).stdout)
@@ -132,8 +133,9 @@ def test_the_wide_path(kernels, which):
     _, operator, x, out = which
     assert not kernel.slow
     assert {bits for _, bits in kernel.widths("STG")} == {32 * SIZES[out]}
+    assert min(bits for _, bits in kernel.widths("LDG")) >= 32  # an id, or four of uint8
     loads = [(i, bits) for i, bits in kernel.widths("LDG") if bits > 32]
-    read = [x] * (x != "unsigned char") + [out] * (operator == "Step")  # four bytes: 32 bits
+    read = [x] * (x != "unsigned char") + [out] * (operator == "Step")
     assert {bits for _, bits in loads} == {32 * SIZES[kind] for kind in read}
     assert len(loads) >= len(read)
     if loads:

@@ -54,20 +54,20 @@ def test_the_number_is_kept(three, monkeypatch, cut_off, capsys, how):
     assert train.main(again)["epochs"] == 3  # it is finished
 
 
-# An update takes 25 s, so 4 batches of at most 32 images 100 s. An image takes 0.2 s a pass: 100 s
-# for the 500 test images, and 140.8 s for a check of 32. A checkpoint takes 1 s, scoring 60 s, and
-# a picture 40 s.
+# An update takes 25 s, so 4 batches of at most 32 images take 100 s. An image takes 0.24 s a pass:
+# 120 s for the 500 test images, and 169 s for a check of 32. A checkpoint takes 1 s, scoring 60 s,
+# and a picture 40 s.
 @pytest.mark.parametrize(("flags", "checks", "wanted"), [
-    ([], False, 5),  # 100 + 101 E is 605, and the next one 706
-    (["--prune", "random", *PRUNED], False, 8),  # 190 + 51 E is 598, and the next one 649
-    (["--prune", "high", *PRUNED], False, 7),  # 60 more: 607 and 658
-    (["--prune", "own.py:rule", *PRUNED], False, 4),  # may keep all: 140 + 101 E: 544, 645
+    ([], False, 5),  # 120 + 101 E is 625, and the next one 726
+    (["--prune", "random", *PRUNED], False, 8),  # 210 + 51 E is 618, and the next one 669
+    (["--prune", "high", *PRUNED], False, 7),  # 60 more: 627 and 678
+    (["--prune", "own.py:rule", *PRUNED], False, 4),  # may keep all: 160 + 101 E: 564, 665
     (["--prune", "high", "--p", "auto", "--score-model", "first", "--first-epochs", "1"], False,
-     2),  # the first training 161 s, then 240 + 101 E: 603, and the next one 704
-    ([], True, 2)])  # 100 + 241.8 E is 583.6, and the next one 825.4
+     1),  # the first training 181 s, then 268 + 101 E: 550, and the next one 651
+    ([], True, 1)])  # 120 + 270 E is 390, and the next one 660
 def test_what_fits_is_counted(monkeypatch, tmp_path, flags, checks, wanted):
     """Of 11.3 minutes 644 s are planned, less the seconds that this test has taken."""
-    for name, seconds in (("update", (25.0, 1.0)), ("save", 1.0),
+    for name, seconds in (("update", (25.0, 1.2)), ("save", 1.0),
                           ("score", 60.0 * ("high" in flags))):
         monkeypatch.setattr(minutes, f"{name}_seconds", lambda *_, seconds=seconds: seconds)
     monkeypatch.setattr(minutes, "DRAWN", 40.0)
@@ -86,7 +86,7 @@ def test_what_fits_is_counted(monkeypatch, tmp_path, flags, checks, wanted):
     ([*SMALL, "--prune", "random", "--epoch", "3"], "too short for 4 epochs"),
     ([*SMALL, "--prune", "high", *PRUNED, "--until-epoch", "6"], "too short for 7 epochs")])
 def test_refused_before_the_work(monkeypatch, tmp_path, capsys, flags, words):
-    monkeypatch.setattr(minutes, "update_seconds", lambda *_: (62.5, 2.5))
+    monkeypatch.setattr(minutes, "update_seconds", lambda *_: (62.5, 3.0))
     assert words in refused(train.main, [*flags, "--minutes", "5"], capsys)
     assert list(tmp_path.iterdir()) == []
 
