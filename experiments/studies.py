@@ -287,13 +287,14 @@ def rows(results: Path, part: Part) -> list[dict]:
     return [row for run in part.runs() if (row := record(results, run))]
 
 
-def summary(rows: list[dict]) -> dict[str, dict]:
-    """For each arm: how many seeds, and mean and standard deviation of both accuracies."""
+def summary(rows: list[dict], names: Iterable[str] = ("clean_accuracy", "robust_accuracy")
+            ) -> dict[str, dict]:
+    """For each arm: how many seeds, and mean and standard deviation of these accuracies."""
     table: dict[str, dict] = {}
     for arm in dict.fromkeys(row["arm"] for row in rows):
         mine = [row for row in rows if row["arm"] == arm]
         table[arm] = {"seeds": len(mine)}
-        for name in ("clean_accuracy", "robust_accuracy"):
+        for name in names:
             values = [row[name] for row in mine]
             table[arm][name] = float(np.mean(values))
             table[arm][f"{name}_std"] = float(np.std(values, ddof=1)) if len(mine) > 1 else None

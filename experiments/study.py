@@ -103,29 +103,32 @@ def compared(study, rows):
 
 
 def tables(study, rows):
-    """The arms, and the comparisons, in Markdown."""
-    attack = study.setup.attack
+    """The arms, and the comparisons, in Markdown. The verdict is of the first attack."""
+    names, also = {"clean": CLEAN, study.setup.attack: ROBUST}, study.setup.also
+    if also:
+        names[f"{also}, {rows[0][also]['n']:,} images"] = also
+        rows = [{**row, also: row[also][ROBUST]} for row in rows]
     by_class = all("by_class" in row for row in rows)  # earlier records have none
     noisy = all("wrong" in row for row in rows)
     arms = [[arm, str(row["seeds"]), *(
-        spread(row, name) if row["seeds"] > 1 else f"{row[name]:.3f}" for name in (CLEAN, ROBUST)),
+        spread(row, name) if row["seeds"] > 1 else f"{row[name]:.3f}" for name in names.values()),
         *([f"{worst(rows, arm):.3f}"] if by_class else []), f"{mean(rows, arm, 'examples'):,.0f}",
         *(wrong_labels(rows, arm) if noisy else [])]
-        for arm, row in studies.summary(rows).items()]
-    text = as_table(["arm", "seeds", "clean", attack, *(["worst class"] if by_class else []),
-                     "examples", *(["dropped", "wrong among kept", "precision", "recall"]
-                                     if noisy else [])],
+        for arm, row in studies.summary(rows, names.values()).items()]
+    text = as_table(["arm", "seeds", *names, *(["worst class"] if by_class else []), "examples",
+                     *(["dropped", "wrong among kept", "precision", "recall"] if noisy else [])],
                     arms)
     pairs, robust = [], []
     for one, other in compared(study, rows):
-        differences = [by_seed(rows, less(one, other, name)) for name in (CLEAN, ROBUST)]
+        differences = [by_seed(rows, less(one, other, name)) for name in names.values()]
         robust.append(differences[1])
         more = mean(rows, one, "examples") / mean(rows, other, "examples") - 1
         pairs.append([f"{one} less {other}", str(len(differences[0])), *(
             with_interval(values) if len(values) >= studies.LEAST else f"{values.mean():+.3f}"
             for values in differences), f"{more:+.1%}"])
     if pairs:
-        head = ["comparison, by seed", "seeds", "clean", attack, "examples", f"{attack}: verdict"]
+        head = ["comparison, by seed", "seeds", *names, "examples",
+                f"{study.setup.attack}: verdict"]
         text += "\n" + as_table(head, [
             [*pair, said] for pair, said in zip(pairs, verdicts(robust), strict=True)])
     return text

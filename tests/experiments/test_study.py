@@ -109,7 +109,8 @@ def test_what_has_changed_is_not_taken_for_measured(capsys):
     np.save("labels.npy", labels)
     other = noisy.replace('"fgsm"', '"pgd-20"')
     assert "another attack (fgsm)" in refused(again, other, capsys)
-    again(noisy.replace('"fgsm"', '"fgsm"\nalso = "pgd-20"\nalso_n = 20'))
+    written = again(noisy.replace('"fgsm"', '"fgsm"\nalso = "pgd-20"\nalso_n = 20'))["written"]
+    assert "| fgsm | pgd-20, 20 images |" in Path(written[0]).read_text()
     assert json.loads(Path("results/idea/mine-0.json").read_text())["pgd-20"]["n"] == 20
 
 
