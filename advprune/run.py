@@ -196,20 +196,23 @@ def _version(package: str) -> str | None:
 class Bar(tqdm):
     """The bar of a training's images. A line also says, once, about how long the run will take.
 
-    That is after the first epoch (say_left); before, if a batch takes longer than a second.
+    That is after the first epoch (say_left); before, if two batches in a row take longer than a
+    second.
     """
 
     def __init__(self, **how: Any) -> None:
         self.done, self.ended, self.said = how["initial"], math.inf, distributed.rank() > 0
+        self.seconds = 0.0  # of the last batch; the first, which takes longer, does not count
         super().__init__(**how)
 
     def update(self, images: float = 1) -> None:
         """A batch of so many images is done."""
         super().update(images)
-        before, self.ended = self.ended, time.monotonic()
+        now = time.monotonic()
+        before, self.seconds, self.ended = self.seconds, now - self.ended, now
         self.done += images
-        if self.ended - before > 1:  # not the first, which takes longer
-            self.say_left((self.ended - before) / images)
+        if min(before, self.seconds) > 1:
+            self.say_left(self.seconds / images)
 
     def say_left(self, seconds: float) -> None:
         """Say how long the rest takes, at so many seconds an image, unless it was said."""
