@@ -519,8 +519,7 @@ def train(training, this):
 
     done = sum(row["examples"] for row in training.rows)
     with run.Bar(total=planned(), initial=done, unit="img", unit_scale=True, dynamic_ncols=True,
-                 disable=None if this.first else True) as bar:
-        bar.said = bar.said or a.minutes is not None  # it was said by --minutes
+                 disable=None if this.first else True, said=a.minutes is not None) as bar:
         while not guard.stopped and (epoch := len(training.rows)) < a.epochs:
             if a.prunes(epoch):
                 this.pruned(training, epoch, *training.prune(epoch))

@@ -92,6 +92,11 @@ class Settings:
         """Whether this epoch is trained on what pruning kept."""
         return self.epoch is not None and self.epoch <= epoch < (self.until_epoch or self.epochs)
 
+    @property
+    def pruned_epochs(self) -> int:
+        """How many epochs are trained on what pruning kept."""
+        return sum(map(self.pruned_in, range(self.epochs)))
+
     def prunes(self, epoch: int) -> bool:
         """Whether it prunes before this epoch."""
         if self.epoch is None or not self.pruned_in(epoch):

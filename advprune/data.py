@@ -96,7 +96,7 @@ class Dataset:
 
     def examples_of(self, settings: Settings, unknown: float = 0.0) -> int:
         """How many images a run of these settings visits; unknown: see Settings.fraction."""
-        pruned = sum(map(settings.pruned_in, range(settings.epochs)))
+        pruned = settings.pruned_epochs
         whole, left = self.epoch_size(len(self.labels)), self.pruned_size(settings, unknown)
         return (settings.epochs - pruned) * whole + pruned * left
 

@@ -54,13 +54,12 @@ def epochs(begin: Callable[[Settings], Any], settings: Settings, folder: Path, b
     tested = len(dataset.test_labels) * distributed.world()  # each process tests on all
 
     def of_training(a):
-        pruned = sum(map(a.pruned_in, range(a.epochs)))
         left = data.batch_sizes(dataset.pruned_size(a, unknown=0.0), a.batch_size, trial.smallest)
-        trained = (a.epochs - pruned) * trial.updates + pruned * len(left)
+        trained = (a.epochs - a.pruned_epochs) * trial.updates + a.pruned_epochs * len(left)
         checked = len(guard.due(a, dataset, size)) * size * guard.CHECK
         return (update * trained * a.passes / settings.passes + forward * (checked + tested)
                 + saving * a.epochs + scoring * sum(map(a.prunes, range(a.epochs)))
-                + DRAWN * bool(pruned))
+                + DRAWN * bool(a.pruned_epochs))
 
     def seconds(count):
         a = replace(trial.settings, epochs=count, on_collapse=settings.on_collapse)

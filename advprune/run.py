@@ -193,15 +193,19 @@ def _version(package: str) -> str | None:
 # --- a run in progress
 
 
+WORTH_SAYING = 100  # seconds that are left
+
+
 class Bar(tqdm):
     """The bar of a training's images. A line also says, once, about how long the run will take.
 
     That is after the first epoch (say_left); before, if two batches in a row take longer than a
-    second.
+    second. said: whether the user knows it already.
     """
 
-    def __init__(self, **how: Any) -> None:
-        self.done, self.ended, self.said = how["initial"], math.inf, distributed.rank() > 0
+    def __init__(self, said: bool = False, **how: Any) -> None:
+        self.done, self.ended = how["initial"], math.inf
+        self.said = said or distributed.rank() > 0
         self.seconds = 0.0  # of the last batch; the first, which takes longer, does not count
         super().__init__(**how)
 
@@ -217,7 +221,7 @@ class Bar(tqdm):
     def say_left(self, seconds: float) -> None:
         """Say how long the rest takes, at so many seconds an image, unless it was said."""
         left = seconds * (self.total - self.done)
-        if not self.said and left > 100:
+        if not self.said and left > WORTH_SAYING:
             tqdm.write(f"train.py: about {console.duration(left)} left", file=sys.stderr)
         self.said = True
 

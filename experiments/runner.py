@@ -96,11 +96,13 @@ def run_all(name, parts, args):
     for run in (run for part in parts for run in part.runs(args.seeds)):
         if run.name not in wanted or run.n > wanted[run.name].n:  # parts share runs
             wanted[run.name] = run
-    todo = [run for run in wanted.values() if args.again or not studies.record(RESULTS, run)]
+    known = {} if args.again else {
+        run: row for run in wanted.values() if (row := studies.record(RESULTS, run))}
+    check_data(known, args.data_dir)
+    todo = [run for run in wanted.values() if run not in known]
     todo.sort(key=lambda run: run.seed)  # what is cut off has all arms of some seeds
-    check_data([run for run in wanted.values() if run not in todo], args.data_dir)
     if todo:
-        print(f"{name}: {len(wanted)} runs, {len(wanted) - len(todo)} of them have records",
+        print(f"{name}: {len(wanted)} runs, {len(known)} of them have records",
               file=sys.stderr)
         with contextlib.ExitStack() as held:
             held.enter_context(console.if_interrupted(
@@ -123,14 +125,14 @@ def run_all(name, parts, args):
     return {"experiment": name, "runs": len(wanted), "summary": summaries}
 
 
-def check_data(recorded, data_dir):
-    """Raise UserError if a record of these runs is of other data than --data-dir has now.
+def check_data(known, data_dir):
+    """Raise UserError if a record of `known`, of these runs, is of other data than are there now.
 
     What is not there is not compared, and of a run with `labels` only the test part is.
     """
     now = {}  # flags that say which data -> the checksums
-    for run in recorded:
-        row, settings = studies.record(RESULTS, run), run.settings
+    for run, row in known.items():
+        settings = run.settings
         below = data.TORCHVISION.get(settings["dataset"], ("", ""))[1]
         if "data" not in row or not Path(data_dir, below).exists():  # earlier records have none
             continue

@@ -25,15 +25,21 @@ def three(monkeypatch):
     monkeypatch.setattr(minutes, "TIMED", (1e-3, 0.0))
 
 
-def test_the_run_is_that_of_as_many_epochs(three, tmp_path, capsys):
-    """Of a network with batch norm and dropout; by a score that sees the training."""
+def test_the_run_is_that_of_as_many_epochs(three, monkeypatch, tmp_path, capsys):
+    """Of a network with batch norm and dropout; by a score that sees the training.
+
+    How long it will take is said where the user has not said it.
+    """
+    monkeypatch.setattr(run, "WORTH_SAYING", -1)
     (tmp_path / "net.py").write_text(NETWORK)
     flags = [*SMALL[:-2], "--model", "net.py:Net", "--prune", "high", "--epoch", "1", "--score"]
     for score in ("running-loss", "margin"):
         record = train.main([*flags, score, "--minutes", "5", "--out", f"{score}-m"])
         said = capsys.readouterr().err
         assert record["epochs"] == 3 and "3 epochs fit into 5 minutes" in said
+        assert " left" not in said
         train.main([*flags, score, "--epochs", "3", "--out", f"{score}-e"])
+        assert " left" in capsys.readouterr().err
         assert same(f"{score}-m", f"{score}-e")
     assert {path.name for path in tmp_path.iterdir()} == {"net.py", *(
         f"{score}-{end}" for score in ("running-loss", "margin") for end in "me")}
