@@ -3,11 +3,11 @@ import json
 import re
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, row
 
 from advprune import files
 from benchmarks import __main__ as benchmarks
-from experiments import figures, render
+from experiments import figures, render, tables
 
 
 @pytest.fixture
@@ -37,6 +37,12 @@ def test_a_changed_record_changes_the_page(pages, only):
         files.write_json(record, {**json.loads(record.read_text()), "robust_accuracy": 0.123456})
     assert "docs/puma.md" in render.render(pages)
     assert "0.123" in (pages / "docs/puma.md").read_text()
+
+
+def test_means_and_their_difference_are_of_the_same_seeds():
+    rows = [row("one", 0, 0.5), row("one", 1, 0.7), row("one", 2, 0.1),
+            row("other", 0, 0.4), row("other", 1, 0.4)]
+    assert tables.beside(rows, "one", "other")[1].startswith("0.600 instead of 0.400 (")
 
 
 def test_no_measured_number_stands_in_prose():
