@@ -181,7 +181,7 @@ def wrong_shares(records: Records) -> list[dict]:
     """The runs on MNIST with these shares of wrong labels, of three ways to train."""
     found = []
     for share, setup in SHARES.items():
-        ways = {fewer_epochs(setup): "all data, fewer epochs", "clean-first": "clean first",
+        ways = {fewer_epochs(setup): "all data", "clean-first": "clean first",
                 "oracle": "oracle"}
         found += [{**row, "arm": f"{ways[row['arm']]}, {share}"}
                   for row in records.study(setup, setup)["rows"] if row["arm"] in ways]
@@ -224,7 +224,7 @@ DECISIVE = {
         _over_random("4.4, table 1", "table1", MNIST),
         _over_random("A, figure 7", "table1", CIFAR, below=True)],
     "Does it pay if labels are wrong?": [
-        _clean_first(setup)[0] for setup in NOISY],
+        claim for setup in NOISY for claim in _clean_first(setup)],
     "Does the schedule matter?": [_completing("robust", ROBUST)],
     "Does PUMA help?": [_margin_over_random("mnist-pgd5"), _puma_near_all("mnist-pgd5")]}
 
@@ -315,7 +315,7 @@ def _ours() -> list[Claim]:
 def _wrong_labels() -> list[Claim]:
     """Clean first at the true share of wrong labels, or at p = 0.4 with none."""
     return [
-        *_clean_first("noisy-fashion-0.4"), *(_clean_first(setup)[1] for setup in NOISY),
+        *_clean_first("noisy-fashion-0.4"),
         *(Claim("ours", f"No label made wrong: `clean-first` at p = 0.4 {worse} fewer epochs at "
                 "equal examples", setup, setup,
                 less("clean-first", fewer_epochs(setup), accuracy), below=True)

@@ -237,8 +237,7 @@ def schedules(rows: list[dict]) -> Figure:
 @style
 def wrong_labels(rows: list[dict]) -> Figure:
     """Both accuracies against the share of wrong labels, of three ways of equal cost."""
-    ways = {"all data, fewer epochs": (BLACK, "D"), "clean first": (BLUE, "o"),
-            "oracle": (GREEN, "s")}
+    ways = {"all data": (BLACK, "D"), "clean first": (BLUE, "o"), "oracle": (GREEN, "s")}
     drawn, table = figure(4), studies.summary(rows)
     drawn.suptitle("MNIST: dropping labels that look wrong, at equal cost", fontsize="large")
     for name, axes in _panels(drawn, "under PGD-20").items():

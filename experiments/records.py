@@ -1,4 +1,5 @@
 """The records in results/, and how their numbers stand in Markdown."""
+import re
 from functools import cache
 from pathlib import Path
 
@@ -33,5 +34,15 @@ def spread(row: dict, name: str) -> str:
     return f"{row[name]:.3f} ± {row[f'{name}_std']:.3f}"
 
 
-def source(*names: str) -> str:
-    return "\nFrom " + ", ".join(f"`results/{name}.json`" for name in names)
+# Older records have the scripts' earlier names, and where this copy was written.
+RENAMED = {r"python benchmark\.py": "python -m benchmarks",
+           r"python (geometry|perceptron)\.py": r"python -m experiments \1",
+           r" --readings| --json \S+": ""}
+
+
+def source(name: str, record: dict) -> str:
+    """Where this record lies, and the command that repeats it today."""
+    command = record["command"]
+    for before, now in RENAMED.items():
+        command = re.sub(before, now, command)
+    return f"\nFrom `results/{name}.json` (`{command}`).\n"

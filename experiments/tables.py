@@ -221,9 +221,10 @@ def schedule(records: Records) -> str:
         return "Not yet measured: `python -m experiments authors --dataset cifar10 --jobs 2`.\n"
     whole = studies.summary(rows)["full"]
     clean, robust = beside(rows, "random-0.6, completed", "random-0.6")
-    return (f"Random pruning of 60 % on CIFAR-10, width 16, {whole['seeds']} seeds: accuracy "
-            f"with the completed schedule {clean}, all data {whole[CLEAN]:.3f}; under `apgd-ce`, "
-            f"the paper's \"AutoAttack\", {robust}, all data {whole[ROBUST]:.3f}.\n")
+    return (f"Random pruning of 60 % on CIFAR-10, width 16, {whole['seeds']} seeds. With the "
+            f"completed schedule the accuracy is {clean}; all data give {whole[CLEAN]:.3f}. Under "
+            f"`apgd-ce`, the paper's \"AutoAttack\", it is {robust}; all data give "
+            f"{whole[ROBUST]:.3f}.\n")
 
 
 def recipe(records: Records) -> str:
@@ -355,8 +356,8 @@ def results(records: Records) -> str:
     return as_table(["training", "clean", "AutoAttack", "examples seen"], rows) + (
         "\nDigits, the paper's recipe, epsilon 0.13, pruned after epoch 3 of 30. Mean ± standard "
         f"deviation over {seeds} seeds; AutoAttack on the first {record['n']} test images. "
-        f"Compare p 0.4 with 19 epochs and p 0.8 with 8: they see equally many examples, of which "
-        f"the first 3 epochs are on all data.{record['source']}")
+        f"Compare p 0.4 with 19 epochs and p 0.8 with 8: they see nearly as many examples, of "
+        f"which the first 3 epochs are on all data.{record['source']}")
 
 
 def puma(records: Records) -> str:
@@ -409,7 +410,7 @@ def toy_accuracy(records: Records) -> str:
         f"{record['p_robust']}, p_fragile = {record['p_fragile']}. The paper's printed formula "
         f"gives {record['as_printed']:.3f} for the robust classifier without attack; with the two "
         f"probabilities in place it gives {record['robust_accuracy']:.3f}."
-        f"{source('toy-model')} (`{record['command']}`).\n")
+        f"{source('toy-model', record)}")
 
 
 def toy_verdicts(records: Records) -> str:
@@ -428,7 +429,7 @@ def toy_verdicts(records: Records) -> str:
     return as_table(["budget / eta", "p", "high costs standard accuracy more than robust",
                    "low costs both", "low improves both"], rows) + (
         "\nNumber of mixtures in which the statement holds, against random pruning at equal p; "
-        f"changes up to 0.002 count as none.{source('toy-model')} (`{record['command']}`).\n")
+        f"changes up to 0.002 count as none.{source('toy-model', record)}")
 
 
 def perceptron(records: Records) -> str:
@@ -446,7 +447,7 @@ def perceptron(records: Records) -> str:
     return as_table(["labels flipped", "budget", *head], rows) + (
         f"\nError on clean inputs of a random and of the hard half; the number is examples per "
         f"dimension before pruning; means of {record['repeats']} draws."
-        f"{source('perceptron')} (`{record['command']}`).\n")
+        f"{source('perceptron', record)}")
 
 
 def table2(records: Records) -> str:
@@ -458,8 +459,8 @@ def table2(records: Records) -> str:
         paper = mine[0]["paper"]
         rows.append([name if len(mine) == 1 else f"{name} (mean of {len(mine)} seeds)", *ours,
                      *([f"{paper[0]:.2f}", f"{paper[1]:.4f}"] if paper else ["", ""])])
-    return as_table(["", "rho", "delta", "Table 2: rho", "delta"], rows) + (
-        f"{source('geometry')} (`{record['command']}`).\n")
+    return as_table(["", "rho", "delta", "Table 2: rho", "delta"], rows) + source(
+        "geometry", record)
 
 
 def defaults(records: Records) -> str:
@@ -494,7 +495,7 @@ def benchmark(what: str, records: Records) -> str:
     written, names, flags = MEASURED[what]
     found = sorted(path.stem for path in records.folder.glob(f"{names}.json"))
     return "\n".join(
-        f"{TABLES[what](records[name])}.{source(name)} (`{records[name]['command']}`).\n"
+        f"{TABLES[what](records[name])}.{source(name, records[name])}"
         for name in found) or (f"Not yet measured: `python -m benchmarks {what}{flags} --json "
                                f"results/{written}.json`.\n")
 
