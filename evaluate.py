@@ -190,12 +190,13 @@ def main(argv=None):
         report(record)
         return record
     state = checkpoint.State(out.with_suffix(".state"))
+    more = [Path(path) for path in (args.save, args.pictures) if path]
+    if len({out, state.path, *more}) < len(more) + 2:
+        raise UserError("--out, --save and --pictures are files of different names, and not "
+                        f"{state.path}, in which an evaluation keeps its state")
     if (begun := state.read()) and begun["settings"] != used:
         raise UserError(f"{out} was begun by another evaluation; give another --out, nothing is "
                         "overwritten")
-    more = [Path(path) for path in (args.save, args.pictures) if path]
-    if len({out, *more}) <= len(more):
-        raise UserError("--out, --save and --pictures are files of different names")
     if not begun:
         for path in more:
             files.check_new(path)

@@ -26,7 +26,6 @@ from pathlib import Path
 
 import advprune.start  # noqa: F401  first, because others may not be installed
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -247,7 +246,7 @@ class Training:
         loss, accuracy = (distributed.total(sums) / images).tolist()
         seconds = time.perf_counter() - start
         self.seconds["train"] += seconds
-        if not np.isfinite(loss):
+        if not math.isfinite(loss):
             raise UserError(f"training diverged in epoch {epoch + 1}; try a smaller --lr")
         row = {"epoch": epoch + 1, "lr": lr, "examples": images, "loss": loss,
                "accuracy": accuracy, "seconds": seconds, "images_per_second": images / seconds,

@@ -363,8 +363,8 @@ def _attack_flags(flag: Callable) -> None:
     flag("--epsilon", type=console.budget, help="l-inf budget in [0, 1] pixels, such as 8/255 "
          f"({shown('epsilon')})")
     flag("--alpha", type=console.number(float, 0, 2), help="attack step in [0, 1] pixels (1.25 "
-         "epsilon for rs-fgsm, epsilon for n-fgsm; for pgd epsilon/4 on colour images, "
-         "else epsilon/30)")
+         "epsilon for rs-fgsm, epsilon for n-fgsm; for pgd epsilon/4 on colour images, else "
+         "epsilon/30, with --recipe robust 2 epsilon/3)")
     flag("--pgd-steps", type=console.positive_int,
          help=f"steps of --attack pgd and --loss trades ({shown('pgd_steps')})")
 
@@ -406,23 +406,22 @@ def _training_flags(flag: Callable) -> None:
 
 def normalisation_flags(flag: Callable) -> None:
     """--mean and --std, of train.py and evaluate.py."""
-    flag("--mean", nargs="+", type=console.per_channel(console.number(float, 0, 1)),
-         metavar="VALUE", help="the network first computes (x - mean) / std of images in [0, 1]; "
-         "one value, or one for each channel; none: it does not (as built into the network)")
-    flag("--std", nargs="+", type=console.per_channel(console.number(float, 0, open_low=True)),
-         metavar="VALUE", help="goes with --mean")
+    flag("--mean", type=console.per_channel(console.number(float, 0, 1)), metavar="A,B,C",
+         help="the network first computes (x - mean) / std of images in [0, 1]; one value, or one "
+         "for each channel; none: it does not (as built into the network)")
+    flag("--std", type=console.per_channel(console.number(float, 0, open_low=True)),
+         metavar="A,B,C", help="goes with --mean")
 
 
 def normalisation(args: argparse.Namespace) -> dict[str, tuple[float, ...] | None]:
     """mean and std, as models.build takes them. Raises UserError if one of them is missing."""
     if args.mean is None and args.std is None:
         return {"mean": None, "std": None}
-    mean, std = (sum(values or [], ()) for values in (args.mean, args.std))
-    if args.mean is not None and not mean and not std:  # none
+    if args.mean == () and args.std is None:  # none
         return {"mean": (0.0,), "std": (1.0,)}
-    if not mean or not std:
+    if not args.mean or not args.std:
         raise UserError("--mean and --std go together; give both, or --mean none alone")
-    return {"mean": mean, "std": std}
+    return {"mean": args.mean, "std": args.std}
 
 
 def _run_flags(flag: Callable) -> None:

@@ -141,7 +141,7 @@ def number(kind: type, low: float | None = None, high: float | None = None,
 
 
 def per_channel(one: Callable[[str], float]) -> Callable[[str], tuple[float, ...]]:
-    """An argparse type, for nargs="+": numbers with commas or spaces between, () for `none`."""
+    """An argparse type: numbers with commas between, () for `none`."""
 
     def parse(text: str) -> tuple[float, ...]:
         return () if text == "none" else tuple(one(part) for part in text.strip(",").split(","))
@@ -164,13 +164,13 @@ def device(name: str | None) -> torch.device:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kinds that are no longer in use
             chosen = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if chosen.type == "cuda" and chosen.index is None:  # each process has its own
+            chosen = torch.device("cuda", distributed.local_rank())
         torch.zeros(1, device=chosen).item()  # meta and its like hold no values
     except Exception:  # each kind of device has its own
         raise UserError(f"device {name!r} is not available here; try --device cpu") from None
     if chosen.type == "cpu":
         memory.keep_freed()
-    if chosen.type == "cuda" and chosen.index is None:
-        chosen = torch.device("cuda", distributed.local_rank())
     return chosen
 
 

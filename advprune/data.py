@@ -346,9 +346,9 @@ def _torchvision(name, root):
         for path in absent:
             with suppress(OSError):
                 path.rmdir()  # what a failed download left empty
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{name} cannot be read from {place} nor downloaded ({reason}); put "
-                        "torchvision's files there, or give their root as --data-dir") from None
+        raise UserError(f"{name} cannot be read from {place} nor downloaded ({reason(error)}); "
+                        "put torchvision's files there, or give their root as --data-dir"
+                        ) from None
     classes = map(str, range(10)) if name == "svhn" else train.classes
     return *_tensors(train, place), *_tensors(test, place), classes
 

@@ -6,7 +6,7 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The kind of an error and the first line of its words, with the file if it is about one."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 

@@ -3,10 +3,10 @@
     Stored       uint8 images [N, H, W, C] in a file, seen as [N, C, H, W]
     Joined       several such parts, or tensors, as one set with their ids in order
 
-Both have len, shape, narrow(0, start, n), split(size), to(device) and [id], [slice], [ids]; the
-last three give tensors on the device. Files are read by pread and not memory-mapped. That gathers
-faster. The pages do not count as the process's memory. A file cut short is an error, not a crash.
-image_folder.py and generated_images.py make them.
+Both have len, shape, split(size) and [id], [slice], [ids]; the last three give tensors on the
+device. Stored also has narrow(0, start, n) and to(device). Files are read by pread and not
+memory-mapped. That gathers faster. The pages do not count as the process's memory. A file cut
+short is an error, not a crash. image_folder.py and generated_images.py make them.
 """
 import copy
 import glob

@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from advprune.errors import UserError
+from advprune.errors import UserError, first_line, reason
 
 COPIES = {"model": "network.py", "score": "score.py", "prune": "rule.py"}  # by flag, in a run
 
@@ -50,8 +50,7 @@ def source(name: str, flag: str = "model") -> str:
     try:
         return Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--{flag} {path} cannot be read: "
-                        f"{getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"--{flag} {path} cannot be read: {reason(error)}") from None
 
 
 def of_run(run: str | Path | None, code: dict, trust_code: bool, flag: str = "model"
@@ -72,20 +71,18 @@ def source_of_run(run: str | Path, code: dict, trust_code: bool, flag: str) -> s
     written it. Raises UserError if that is missing, or differs from the recorded checksum.
     """
     path, copy = Path(code["name"].rpartition(":")[0]), Path(run) / COPIES[flag]
+    why = "in the run itself"
     if path.is_absolute() and Path(run).resolve() not in path.resolve().parents:
         try:
-            if digest(path.read_text("utf-8")) == code["sha256"]:
-                return path.read_text("utf-8")
+            original = path.read_text("utf-8")
+            if digest(original) == code["sha256"]:
+                return original
+            why = "changed"
         except (OSError, UnicodeDecodeError):
-            if copy.exists():
-                why = "gone"
-            else:
+            why = "gone"
+            if not copy.exists():
                 raise UserError(f"{path} and {copy} are both gone; the --{flag} of {run} cannot "
                                 "be loaded") from None
-        else:
-            why = "changed"
-    else:
-        why = "in the run itself"
     if not trust_code:
         raise UserError(f"{path} is {why}, so the --{flag} of {run} is code that the run brings "
                         f"along; read {copy}, then add --trust-code to execute it")
@@ -118,8 +115,8 @@ def _fails_in_a_sentence(name, flag):
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise UserError(f"--{flag}: {attribute} of {path} failed with {type(error).__name__}: "
-                        + str(error).partition("\n")[0]) from error
+        raise UserError(f"--{flag}: {attribute} of {path} failed with {first_line(error)}"
+                        ) from error
     finally:
         sys.path.remove(str(Path(path).parent))
 

@@ -159,8 +159,11 @@ def read_scores(path: str | Path, labels: Tensor, kind: str | None = None) -> tu
 
 
 def _git(*words):
-    """What git prints, without the last line end; None if it fails."""
-    done = subprocess.run(["git", *words], cwd=CHECKOUT, capture_output=True, text=True)
+    """What git prints, without the last line end; None if it fails, or is not there."""
+    try:
+        done = subprocess.run(["git", *words], cwd=CHECKOUT, capture_output=True, text=True)
+    except OSError:
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from advprune import config, console, files, ops, run
+from advprune import config, console, files, ops, precision, run
 from advprune.errors import UserError
 from benchmarks import ablation, kernels, layouts, scale, tables, training
 
@@ -100,6 +100,7 @@ def parse(argv):
 def main(argv=None):
     args = parse(argv)
     device = console.device(args.device)
+    precision.check(args.precision, device)
     if args.what == "kernels":
         kernels.wanted(args, device)  # refused here, before anything is printed
     command = console.command("-m", ["benchmarks", *(sys.argv[1:] if argv is None else argv)])

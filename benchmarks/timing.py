@@ -12,7 +12,7 @@ from benchmarks.workers import Workers
 
 def sync(device):
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 @contextlib.contextmanager

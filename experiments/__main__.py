@@ -142,7 +142,8 @@ def main(argv=None):
     unknown = [arm for arm in (args.arms or "").split(",") if arm not in known]
     if args.arms and known and unknown:
         raise UserError(f"{unknown[0]!r} of --arms is none of {', '.join(known)}")
-    if (args.dataset or args.arms or args.again) and not any(parts.values()):
+    narrowed = args.dataset or args.arms or args.again or args.seeds or args.n_eval
+    if narrowed and not any(parts.values()):
         raise UserError(f"{args.experiment} has no such runs")
     results = []
     for name in chosen:

@@ -121,9 +121,7 @@ def flags(settings: dict[str, Any]) -> list[str]:
     """The words of train.py's command line for these settings."""
     words = []
     for name, value in settings.items():
-        if isinstance(value, list):
-            words += [console.flag(name), *map(str, value)]
-        elif name == "score_augmented" and not value:  # the one flag with a no
+        if name == "score_augmented" and not value:  # the one flag with a no
             words.append("--no-score-augmented")
         elif value is not False:
             words += [console.flag(name)] if value is True else [console.flag(name), str(value)]
@@ -199,8 +197,9 @@ def _check_arm(path, arm, shared, settings):
             raise UserError(f"{path}: arm {arm}: {setting!r} is no setting of a study. They are "
                             "train.py's flags with _ for -; the command line has --data-dir and "
                             "--jobs")
-        if isinstance(value, list) and setting not in ("mean", "std"):
-            raise UserError(f"{path}: arm {arm}: {setting} has one value, not a list")
+        if isinstance(value, list):
+            raise UserError(f"{path}: arm {arm}: {setting} has one value, not a list; several "
+                            "numbers are \"0.5,0.5,0.5\"")
     if settings.get("eps_floor") == HALF:
         settings["eps_floor"] = 0.0
     try:

@@ -1,7 +1,7 @@
 """kernels, ablation, layouts: they measure what they say, at sizes that take no time."""
 import json
+from contextlib import nullcontext
 
-import in_process
 import numpy as np
 import pytest
 import torch
@@ -146,7 +146,7 @@ def test_layouts_record(monkeypatch, tmp_path):
     monkeypatch.setattr(layouts, "NETWORKS", [("mnist-net", 2, 1, 28, 4),
                                               ("preactresnet18", 1, 3, 32, 4)])
     monkeypatch.setattr(layouts, "SECONDS", 0)
-    monkeypatch.setattr(layouts, "apart", in_process.apart)
+    monkeypatch.setattr(layouts, "apart", nullcontext)
     seen, whole = set(), layouts.step
 
     def step(model, opt, x, y, precision):
@@ -179,7 +179,8 @@ def test_bad_use(small, tmp_path, capsys):
     for flags in (["--json", "there.json"], ["nosuch"],
                   ["kernels", "--dataset", "digits"], ["layouts", "--limit", "3"],
                   ["training", "--epochs", "3"], ["scale", "--rounds", "2"],
-                  ["scale", "--epochs", "1"]):
+                  ["scale", "--epochs", "1"],
+                  ["scale", "--precision", "tf32", "--device", "cpu"]):
         refused(benchmark.main, flags, capsys)
     assert (tmp_path / "there.json").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["there.json"]

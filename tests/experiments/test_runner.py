@@ -176,6 +176,7 @@ def test_one_job_measures_the_margins_of_a_seed(tiny):
 @pytest.mark.parametrize("flags", [[], ["nosuch"], ["gpu"], ["puma", "--arms", "nosuch"],
                                    ["puma", "--jobs", "0"], ["all", "--again"],
                                    ["figure5", "--again"], ["puma", "--dataset", "digits"],
+                                   ["toy", "--n-eval", "5"], ["toy", "--seeds", "3"],
                                    ["digits", "--seeds", "3-1"], ["digits", "--seeds", "0"]])
 def test_bad_use(flags, capsys, tmp_path):
     refused(experiments.main, flags, capsys)

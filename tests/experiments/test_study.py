@@ -80,8 +80,6 @@ def test_a_study_is_interrupted_once_and_ends_in_a_table_and_a_picture(monkeypat
     assert figure.stat().st_size > 5000
     assert "mine.py:rule" in records["mine", 0]["flags"]
     assert records["mine", 0]["prune"] == "mine.py:rule"  # no path of this machine
-    experiments.main(["study", "idea.toml"])
-    assert "nothing was run: 9 stored records" in capsys.readouterr().err
 
 
 ONE = STUDY.replace("seeds = 3", "seeds = 1")
@@ -153,8 +151,8 @@ def test_records_of_other_images_are_not_mixed(tmp_path, capsys):
 
 def test_settings_become_flags():
     assert studies.flags({"score_augmented": False, "flip": False, "skip_bad": True, "p": 0.5,
-                          "mean": [0.5, 0.25]}) == [
-        "--no-score-augmented", "--skip-bad", "--p", "0.5", "--mean", "0.5", "0.25"]
+                          "mean": "0.5,0.25"}) == [
+        "--no-score-augmented", "--skip-bad", "--p", "0.5", "--mean", "0.5,0.25"]
     _, a = config.parse(["--dataset", "cifar10", "--recipe", "authors", "--prune", "high",
                          *studies.flags({"score_augmented": False})])
     assert a.score_augmented is False
@@ -170,7 +168,7 @@ def test_more_images_than_there_are(capsys):
     assert "worst class" not in Path(again(ONE)["written"][0]).read_text()
 
 
-def test_side_by_side(monkeypatch):
+def test_side_by_side():
     Path("idea.toml").write_text(STUDY.replace("seeds = 3", "seeds = 1\nfirst_seed = 7"))
     experiments.main(["study", "idea.toml", "--jobs", "2"])
     assert {path.stem for path in Path("results/idea").glob("*.json")} == {

@@ -8,7 +8,10 @@ import sys
 from importlib import metadata
 
 import pytest
+import torch
 from conftest import ROOT
+
+from advprune import run
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 WORDS = {"own_loop": r"1078 kept; accuracy \d\d", "own_network": r"dropped of each digit: \[\d",
@@ -116,6 +119,12 @@ def test_an_import_on_another_system_says_what_is_needed(other):
     done = subprocess.run([sys.executable, "-c", f"import sys; sys.{other}; import advprune"],
                           cwd=ROOT, text=True, capture_output=True)
     assert done.stderr.splitlines()[-1].startswith("ImportError: advprune needs Python 3.10")
+
+
+def test_without_git_a_record_has_no_commit(monkeypatch):
+    """A checkout in a container, for example."""
+    monkeypatch.setenv("PATH", "")
+    assert run.environment(torch.device("cpu"))["commit"] is None
 
 
 def test_every_promise_names_tests_that_exist():
