@@ -1,10 +1,10 @@
-"""Files that appear whole or not at all, state with a checksum, locks."""
+"""Files that appear whole or not at all, locks."""
 import threading
 
 import numpy as np
 import pytest
 
-from advprune import checkpoint, files
+from advprune import files
 from advprune.errors import UserError
 
 
@@ -19,24 +19,6 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "two")]
     files.write_npz(tmp_path / "a.npz", x=np.arange(3))
     assert np.load(tmp_path / "a.npz")["x"].tolist() == [0, 1, 2]
-
-
-def test_a_state_is_read_as_written_or_set_aside(tmp_path, capsys):
-    state = checkpoint.State(tmp_path / "a.state")
-    assert state.read() is None
-    state.write({"done": 3})
-    assert state.read() == {"done": 3}
-    content = bytearray(state.path.read_bytes())
-    content[-1] ^= 1
-    for damaged in (content, content[:100], b""):
-        state.path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="checksum"):
-            state.load()
-        assert state.read() is None
-        assert "a.state is damaged" in capsys.readouterr().err
-        assert (tmp_path / "a.state.damaged").read_bytes() == damaged
-        assert not state.path.exists()
-    state.delete()
 
 
 def test_one_process_at_a_time(tmp_path):

@@ -1,6 +1,7 @@
 """--labels: the training labels of a file, in place of the data set's own."""
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -95,9 +96,8 @@ def test_a_bad_file_is_one_sentence_before_the_work(content, words, tmp_path, ca
     elif content is not None:
         path.write_bytes(content)
     before = list(tmp_path.iterdir())
-    with pytest.raises(train.UserError, match=words):
-        train.main([*FLAGS, "--labels", str(path), "--out", "run"])
-    refused(train.main, [*FLAGS, "--labels", str(path), "--out", "run"], capsys)
+    said = refused(train.main, [*FLAGS, "--labels", str(path), "--out", "run"], capsys)
+    assert re.search(words, said), said
     assert list(tmp_path.iterdir()) == before
 
 
@@ -139,7 +139,7 @@ def test_a_folders_labels_are_by_path(images, encoding):
     ([*{**GIVEN, "bee/0.png": "wasp"}.items()], "path,class", "unknown classes: wasp"),
     ([*{**GIVEN, "bee/0.png": ""}.items()], "path,class", "unknown classes: "),
     ([*GIVEN.items()], "image,label", "no CSV with the columns path and class"),
-    ([], "path,class", "lacks training images: .* and|lacks training images"),
+    ([], "path,class", r"lacks training images: (\w+/\d.png(, |$)){6}"),
     (None, "", "cannot be read: No such file"),
 ])
 def test_a_bad_csv_is_one_sentence(rows, head, words, images, capsys):

@@ -72,12 +72,6 @@ def test_start_and_step_are_the_references_bits(device, dtype, layout):
         adv, wanted = torch.ops.advprune.fgsm_step(*args), reference.fgsm_step(*args)
         assert torch.equal(adv, wanted), case
         assert (adv.dtype, adv.stride()) == (wanted.dtype, wanted.stride()), case
-        if adv.numel() and dtype in (torch.uint8, torch.float32):
-            assert adv.min() >= 0
-            assert adv.max() <= 1
-            if ball:
-                radius = ops.per_example(0.1 if eps is None else eps, x)
-                assert ((adv - ops.pixels(x)).abs() <= radius + 1e-7).all(), case
 
 
 @pytest.mark.parametrize("dims", [(0, 1, 3, 2), (0, 2, 1, 3), (3, 1, 2, 0)])

@@ -144,10 +144,6 @@ def test_the_wide_path(kernels, which):
         assert len(noise) >= 15  # of 20: the loads are under way meanwhile
 
 
-def test_the_wide_path_is_there_for_all_types(kernels):
-    assert sorted(k.wide for k in kernels if k.wide) == sorted(WIDE)
-
-
 NAME = "_ZN8advprune12_GLOBAL__N_111wide_kernelILNS0_4PathE0ENS0_5StartEffEEvv"
 TEXT = f"""
 Resource usage:

@@ -216,23 +216,3 @@ def test_a_cap_ends_the_walk_and_fewer_classes_lengthen_it(digits):
     assert torch.equal(every.distance, whole.distance)
     assert pair.distance.mean() > whole.distance.mean()
     assert (pair.crossed & (pair.distance >= 0)).all()
-
-
-def test_step_to_the_nearest_boundary_by_hand():
-    grads = torch.tensor([[[1.0, 1.0], [4.0, 5.0], [1.0, 2.0], [9.0, 9.0]]])  # [1, 4, 2]
-    logits, label = torch.tensor([[3.0, 1.0, 2.5, -90.0]]), torch.tensor([0])
-    # w = (3, 4), (0, 1), (8, 8) and gaps 2, 0.5, 93: l2 2/5, 1/2, 93/11.3; l1 2/7, 1/2, 93/16
-    step, target = attacks.nearest_boundary(grads, logits, label, "l2")
-    torch.testing.assert_close(step, torch.tensor([[3.0, 4.0]]) * 2 / 25)
-    assert target.tolist() == [1]
-    step, target = attacks.nearest_boundary(grads, logits, label, "linf")
-    torch.testing.assert_close(step, torch.tensor([[2 / 7, 2 / 7]]))
-    step, _ = attacks.nearest_boundary(grads, logits, label, "l2", least=1.5)
-    torch.testing.assert_close(step, torch.tensor([[0.9, 1.2]]))
-    step, target = attacks.nearest_boundary(grads[:, [0, 0, 2]], logits[:, :3], label, "linf")
-    torch.testing.assert_close(step, torch.tensor([[0.0, 0.5]]))  # class 1 is out of reach
-    assert target.tolist() == [2]
-    step, target = attacks.nearest_boundary(grads[:, [0, 0]], logits[:, :2], label + 1, "l2", 1)
-    assert (step.tolist(), target.tolist()) == ([[0.0, 0.0]], [1])
-    with pytest.raises(ValueError, match="l1"):
-        attacks.nearest_boundary(grads, logits, label, "l1")

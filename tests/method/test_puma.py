@@ -11,7 +11,7 @@ from conftest import TRAINED, refused, same, weights
 
 import prune
 import train
-from advprune import attacks, config, data, models, ops, pruning, reference, run
+from advprune import attacks, config, data, models, ops, pruning, run
 from advprune import weights as stored_weights
 
 SYNTHETIC = ["--dataset", "synthetic", "--limit", "300"]
@@ -29,12 +29,8 @@ ATTACKS = {"rs-fgsm": ["--attack", "rs-fgsm"], "pgd": ["--attack", "pgd", "--pgd
            "trades": ["--loss", "trades", "--pgd-steps", "4"], "n-fgsm": ["--attack", "n-fgsm"]}
 
 
-@pytest.mark.parametrize("kernels", ["as built", "reference"])
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_every_example_stays_within_its_own_budget(attack, kernels, monkeypatch):
-    if kernels == "reference":
-        for name in ("rs_start", "fgsm_step"):
-            monkeypatch.setattr(torch.ops.advprune, name, getattr(reference, name))
+def test_every_example_stays_within_its_own_budget(attack):
     training, _ = training_of(*ATTACKS[attack], "--prune", "puma", "--epoch", "1")
     training.epoch(0, train.tqdm(disable=True))
     generator = torch.Generator().manual_seed(0)

@@ -87,14 +87,9 @@ def test_several_unknown_keys_are_listed(theirs):
 
 @pytest.mark.parametrize("content", [
     nn.Linear(2, 2), {"state_dict": {}, "acc": np.float64(0.9)},
-    {"state_dict": {}, "args": argparse.Namespace(lr=0.1)}], ids=["module", "numpy", "namespace"])
-def test_what_is_more_than_tensors_is_one_sentence_that_says_how_to_save(content):
-    with pytest.raises(UserError, match=r"torch\.save\(model\.state_dict\(\), FILE\)"):
-        loaded(content)
-
-
-@pytest.mark.parametrize("content", [{}, [], {"epoch": 3}, (3, {"a": 1})])
-def test_a_file_without_a_state_dict_is_one_sentence_that_says_how_to_save(content):
+    {"state_dict": {}, "args": argparse.Namespace(lr=0.1)},
+    {}, [], {"epoch": 3}, (3, {"a": 1})], ids=lambda content: str(content)[:20])
+def test_a_file_that_is_no_state_dict_is_one_sentence_that_says_how_to_save(content):
     with pytest.raises(UserError, match=r"torch\.save\(model\.state_dict\(\), FILE\)"):
         loaded(content)
 

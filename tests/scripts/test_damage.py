@@ -83,7 +83,8 @@ def test_a_damaged_state_is_set_aside(main, flags, state, trained, capsys):
     main([str(trained()), *flags])
     assert f"{state} is damaged" in (said := capsys.readouterr().err)
     assert "the work starts anew" in said
-    assert state.with_name(f"{state.name}.damaged").exists() and not state.exists()
+    assert state.with_name(f"{state.name}.damaged").read_bytes() == b"damaged"
+    assert not state.exists()
 
 
 # --- records

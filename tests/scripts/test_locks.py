@@ -70,7 +70,7 @@ def test_other_folders_are_never_taken(tmp_path, capsys, names):
     (tmp_path / "run").mkdir()
     for name in names:
         (tmp_path / "run" / name).write_text("{}")
-    assert "run" in refused(train.main, [*FLAGS, "--out", "run"], capsys)
+    assert "run " in refused(train.main, [*FLAGS, "--out", "run"], capsys)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(names)
 
 

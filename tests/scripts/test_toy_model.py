@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from conftest import ended, inside, refused
+from conftest import inside, refused
 from scipy.stats import norm
 
 import toy_model
@@ -102,10 +102,6 @@ def test_the_script_reports_what_it_simulated(tmp_path, monkeypatch, capsys):
     written = json.loads((tmp_path / "toy/toy_model.json").read_text())
     assert written == record
     assert written["command"] == "python toy_model.py --n 20000 --d 40 --seed 7 --out toy"
-    monkeypatch.setattr(toy_model, "study", None)
-    code, printed, said = ended(toy_model.main, command, capsys)
-    assert (code, said) == (0, ["toy is finished"])
-    assert json.loads(printed.splitlines()[-1]) == written
     assert "toy exists already" in refused(toy_model.main, [*command, "--eta", "1"], capsys)
 
 
