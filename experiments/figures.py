@@ -217,7 +217,8 @@ def schedules(rows: list[dict]) -> Figure:
     ways = {"pruned, as the authors ran it": (RED, "s", "random-{p}"),
             "pruned, schedule completed": (BLUE, "o", "random-{p}, completed"),
             "fewer epochs on all data": (BLACK, "D", "full-{epochs}-epochs, completed")}
-    drawn, table = figure(4), studies.summary(rows)
+    drawn, whole = figure(4), studies.summary(rows)
+    table = {arm: row for arm, row in whole.items() if row["seeds"] == whole["full"]["seeds"]}
     pruned = [(p, epochs) for p, epochs in ((0.2, 13), (0.6, 8)) if f"random-{p}" in table]
     drawn.suptitle("CIFAR-10, width 16: what a completed schedule gives", fontsize="large")
     for name, axes in _panels(drawn, "under apgd-ce").items():
