@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from pyautoattack import AutoAttack
 
 import train
@@ -68,6 +69,18 @@ def make(n=20, size=(28, 28), channels=1, seed=0):
     generator = np.random.default_rng(seed)
     return (generator.integers(256, size=(n, *size, channels), dtype=np.uint8),
             generator.integers(10, size=n))
+
+
+def write_images(classes, train, val, side=8, root="images"):
+    """A folder data set, with so many images of noise of each class to train and to test."""
+    generator = np.random.default_rng(0)
+    for part, count in (("train", train), ("val", val)):
+        for name in classes:
+            place = Path(root, part, name)
+            place.mkdir(parents=True)
+            for i in range(count):
+                values = generator.integers(256, size=(side, side, 3), dtype=np.uint8)
+                Image.fromarray(values).save(place / f"{i}.png")
 
 
 def refused(main, argv, capsys):

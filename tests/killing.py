@@ -91,6 +91,9 @@ class Command:
         codes = [process.exitcode for process in started]
         assert codes == [code] * len(started), (codes, Path(self.log).read_text()[-3000:])
 
+    def run(self, *argv):
+        self.wait(self.start(*argv))
+
 
 def kill(started):
     """SIGKILL the processes; whether it ended any that had not ended by itself."""

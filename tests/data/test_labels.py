@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import refused
-from PIL import Image
+from conftest import refused, write_images
 
 import evaluate
 import prune
@@ -107,12 +106,8 @@ FOLDER = ["--dataset", "folder", "--data-dir", "images", "--image-size", "8", "-
 
 
 @pytest.fixture
-def images(tmp_path):
-    for part in ("train", "val"):
-        for i, path in enumerate(PATHS):
-            place = tmp_path / "images" / part / path
-            place.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("L", (8, 8), 30 * i).save(place)
+def images():
+    write_images(["ant", "bee"], train=3, val=3)
 
 
 def write(rows, head="path,class", encoding="utf-8"):

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import refused
-from PIL import Image
+from conftest import refused, write_images
 from scipy import stats
 
 import evaluate
@@ -128,14 +127,9 @@ def net(classes):
     assert "another --model" in refused(again, own, capsys)
 
 
-def test_records_of_other_images_are_not_mixed(tmp_path, capsys):
+def test_records_of_other_images_are_not_mixed(capsys):
     """A study goes on with the folder of images that it began with, and with no other."""
-    rng = np.random.default_rng(0)
-    for place in ("images/train/a", "images/train/b", "images/val/a", "images/val/b"):
-        (tmp_path / place).mkdir(parents=True)
-        for i in range(8):
-            Image.fromarray(rng.integers(256, size=(16, 16), dtype=np.uint8)).save(
-                tmp_path / place / f"{i}.png")
+    write_images("ab", train=8, val=8, side=16)
     folder = ONE.replace('"synthetic"\nlimit = 100', '"folder"\nimage_size = 16\nbatch_size = 4')
     more = folder.replace("[compare]", "[arms.limited]\nlimit = 12\n[compare]")
     again(folder, "--data-dir", "images")

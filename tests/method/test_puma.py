@@ -166,7 +166,7 @@ def test_two_processes_prune_by_margin_as_one(trained, forks, tmp_path):
              "--loss", "trades", "--pgd-steps", "2", "--ema", "0.9"]
     two, alone = tmp_path / "two", trained(*flags)
     command = killing.Command(forks, "train", tmp_path / "output", 2)
-    command.wait(command.start(*TRAINED, *flags, "--out", str(two)))
+    command.run(*TRAINED, *flags, "--out", str(two))
     one, other = (np.load(folder / "scores.npz") for folder in (alone, two))
     np.testing.assert_allclose(one["scores"], other["scores"], rtol=1e-3, atol=1e-5)
     kept = set(one["kept"]), set(other["kept"])

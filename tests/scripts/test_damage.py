@@ -7,8 +7,7 @@ from pathlib import Path
 import killing
 import pytest
 import torch
-from conftest import TRAINED, refused, same
-from PIL import Image
+from conftest import TRAINED, refused, same, write_images
 
 import evaluate
 import prune
@@ -119,12 +118,7 @@ def test_a_damaged_record_is_one_sentence(content, copy, capsys):
 @pytest.mark.parametrize("content", [*RECORDS, '{"labels": 3, "unreadable": []}',
                                      '{"labels": ["a"], "unreadable": []}'])
 def test_a_damaged_index_of_decoded_images_is_made_anew(content, tmp_path):
-    for part in ("train", "val"):
-        for label in "ab":
-            folder = tmp_path / "images" / part / label
-            folder.mkdir(parents=True)
-            for i in range(3):
-                Image.new("RGB", (9, 9), (40 * i, 0, 0)).save(folder / f"{i}.png")
+    write_images("ab", train=3, val=3)
     wanted = data.load("folder", tmp_path / "images", image_size=8)
     for index in (tmp_path / "images").glob(".advprune-*.json"):
         index.write_text(content)

@@ -40,7 +40,7 @@ def survive(forks, tmp_path, flags, processes, kills, seed):
                               collapse="rollback" in flags)
     whole, run, random_moment = tmp_path / "whole", tmp_path / "run", random.Random(seed)
     begun = time.monotonic()
-    command.wait(command.start(*flags, "--out", str(whole)))
+    command.run(*flags, "--out", str(whole))
     usual = time.monotonic() - begun  # seconds
     rolled_back = "rollback" in (whole / "train.json").read_text()
     assert rolled_back == ("rollback" in flags)
@@ -63,7 +63,7 @@ def survive(forks, tmp_path, flags, processes, kills, seed):
             time.sleep(random_moment.uniform(0, 0.002))
         done += killing.kill(started)
         continued += (run / "state.pt").exists() and not (run / "train.json").exists()
-    command.wait(command.start(*flags, "--out", str(run)))
+    command.run(*flags, "--out", str(run))
     assert killing.results(run) == killing.results(whole)
     assert not list(tmp_path.rglob(".*.part"))
     return continued

@@ -40,7 +40,7 @@ def go_on(command, started):
 def test_a_living_run_is_not_taken(begun, forks, tmp_path, capsys, moment):
     """config.json: it is in its first epoch."""
     whole = killing.Command(forks, "train", tmp_path / "output-whole")  # with as many threads
-    whole.wait(whole.start(*FLAGS, "--out", str(tmp_path / "whole")))
+    whole.run(*FLAGS, "--out", str(tmp_path / "whole"))
     run = tmp_path / "run"
     argv = [*FLAGS, "--out", str(run)]
     command, started = begun("train", argv, (run / moment).exists)

@@ -287,9 +287,8 @@ def test_two_processes_train_a_network_with_layers_that_are_not_always_used(
         forward, tmp_path, forks):
     (tmp_path / "net.py").write_text(module("self.spare = nn.Conv2d(1, 1, 1)", forward))
     command = killing.Command(forks, "train", tmp_path / "output", processes=2)
-    command.wait(command.start(
-        "--dataset", "synthetic", "--limit", "200", "--epochs", "1", "--model",
-        f"{tmp_path}/net.py:Net", "--out", str(tmp_path / "run")))
+    command.run("--dataset", "synthetic", "--limit", "200", "--epochs", "1", "--model",
+                f"{tmp_path}/net.py:Net", "--out", str(tmp_path / "run"))
     assert (tmp_path / "run/train.json").exists()
 
 

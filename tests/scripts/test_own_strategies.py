@@ -88,7 +88,7 @@ def test_what_a_score_and_a_rule_draw_without_a_seed_is_repeated(cut_off, forks,
     train.main([*flags, "--out", "cut"])
     assert same("whole", "cut")
     command = killing.Command(forks, "train", tmp_path / "output", 2)
-    command.wait(command.start(*flags, "--out", str(tmp_path / "two")))
+    command.run(*flags, "--out", str(tmp_path / "two"))
     for name in ("scores-1.npz", "scores-3.npz"):
         whole, cut, two = (np.load(f"{run}/{name}") for run in ("whole", "cut", "two"))
         np.testing.assert_array_equal(whole["scores"], cut["scores"])
@@ -110,7 +110,7 @@ def test_code_that_changed_is_not_run_and_the_runs_own_needs_trust(cut_off, tmp_
 def test_two_processes_see_what_one_sees(forks, tmp_path):
     train.main([*IDEA, "--out", "alone"])
     command = killing.Command(forks, "train", tmp_path / "output", 2)
-    command.wait(command.start(*IDEA, "--out", str(tmp_path / "two")))
+    command.run(*IDEA, "--out", str(tmp_path / "two"))
     with np.load("alone/scores-1.npz") as one, np.load("two/scores-1.npz") as two:
         np.testing.assert_allclose(two["scores"], one["scores"], rtol=0.02, atol=0.02)
         assert len(np.intersect1d(one["kept"], two["kept"])) >= 136

@@ -109,7 +109,7 @@ def test_two_processes_write_the_same_margins(trained, forks, tmp_path):
     flags = [str(trained()), "--score", "margin", "--margin-norm", "l2", "--margin-classes", "3"]
     one = prune.main([*flags, "--out", "one"])
     command = killing.Command(forks, "prune", tmp_path / "output", 2)
-    command.wait(command.start(*flags, "--out", str(tmp_path / "two")))
+    command.run(*flags, "--out", str(tmp_path / "two"))
     two = json.loads((tmp_path / "two/prune.json").read_text())
     assert two["misclassified"] == one["misclassified"]
     scores, others = (np.load(f"{name}/scores.npz")["scores"] for name in ("one", "two"))

@@ -22,7 +22,7 @@ def whole(forks, tmp_path_factory):
     """The two-process run that nobody killed."""
     folder = tmp_path_factory.mktemp("whole")
     command = killing.Command(forks, "train", folder / "output", processes=2)
-    command.wait(command.start(*FLAGS, "--out", str(folder / "run")))
+    command.run(*FLAGS, "--out", str(folder / "run"))
     return folder / "run"
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import refused
+from conftest import refused, write_images
 from PIL import Image
 
 import evaluate
@@ -20,14 +20,7 @@ FLAGS = ["--dataset", "folder", "--image-size", "8", "--model", "mnist-net", "--
 @pytest.fixture
 def images(tmp_path):
     """A folder of 12 + 6 images in two classes."""
-    generator = np.random.default_rng(0)
-    for part, count in (("train", 6), ("val", 3)):
-        for name in ("ant", "bee"):
-            place = tmp_path / "images" / part / name
-            place.mkdir(parents=True)
-            for i in range(count):
-                values = generator.integers(256, size=(8, 8, 3), dtype=np.uint8)
-                Image.fromarray(values).save(place / f"{i}.png")
+    write_images(["ant", "bee"], train=6, val=3)
     return tmp_path / "images"
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import killing
 import numpy as np
 import pytest
-from conftest import refused, same
-from PIL import Image
+from conftest import refused, same, write_images
 
 import prune
 import train
@@ -50,14 +49,10 @@ def test_what_was_cut_off_goes_on_to_the_same_weights(epochs, stop, segments, cu
 
 
 @pytest.mark.parametrize("epochs", [[], ["--minutes", "0.1"]])
-def test_first_goes_before_as_many_epochs_as_follow(epochs, tmp_path, monkeypatch):
+def test_first_goes_before_as_many_epochs_as_follow(epochs, monkeypatch):
     """As follow from the number of images of a folder, or from the time."""
     monkeypatch.setattr(config, "UPDATES", 1)
-    for i in range(8):
-        for part in ("train", "val"):
-            path = tmp_path / f"images/{part}/{i % 2}/{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("L", (8, 8), 30 * i).save(path)
+    write_images("01", train=4, val=4)
     record = train.main(["--dataset", "folder", "--data-dir", "images", "--image-size", "8",
                          "--model", "mnist-net", "--width", "1", *FIRST[8:], *epochs, "--out",
                          "run"])
@@ -84,8 +79,7 @@ def test_two_processes_train_first_too(forks, tmp_path, named):
     stranger.parent.mkdir(parents=True)
     stranger.touch()
     command = killing.Command(forks, "train", tmp_path / "output", processes=2)
-    command.wait(command.start(*FIRST, "--first-epochs", "2",
-                               *(["--out", "run"] if named else [])))
+    command.run(*FIRST, "--first-epochs", "2", *(["--out", "run"] if named else []))
     made = tmp_path / ("run" if named else "runs/synthetic-rs-fgsm-high-p0.25-e0-s0")
     train.main([*FIRST, "--first-epochs", "2", "--out", "alone"])
     kept = [set(np.load(path / "scores.npz")["kept"]) for path in (made, tmp_path / "alone")]
@@ -143,7 +137,7 @@ def test_p_auto_drops_as_many_as_look_wrong(share, tolerance, cut_off, tmp_path,
 def test_two_processes_find_the_same_p(forks, tmp_path):
     command = killing.Command(forks, "train", tmp_path / "output", processes=2)
     flags = [*FLAGS, "--prune", "high", "--p", "auto", "--score-model", "first"]
-    command.wait(command.start(*flags, "--every", "1", "--out", "two"))
+    command.run(*flags, "--every", "1", "--out", "two")
     train.main([*flags, "--out", "one"])
     two, one = (json.loads(Path(f"{name}/train.json").read_text()) for name in ("two", "one"))
     assert two["p"] == pytest.approx(one["p"], abs=0.02) and two["p"] > 0

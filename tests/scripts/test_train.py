@@ -154,7 +154,7 @@ def test_processes_share_the_work(trained, forks, tmp_path):
     command, runs = killing.Command(forks, "train", tmp_path / "output", 2), []
     for name in ("two", "again"):
         runs.append(tmp_path / name)
-        command.wait(command.start(*TRAINED, *flags, "--out", str(runs[-1])))
+        command.run(*TRAINED, *flags, "--out", str(runs[-1]))
     assert killing.results(runs[0]) == killing.results(runs[1])
     assert json.loads((tmp_path / "two/train.json").read_text())["n_kept"] == 360
     alone = trained(*flags)
