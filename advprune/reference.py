@@ -45,7 +45,10 @@ def per_example(value: float | Tensor, x: Tensor) -> Tensor:
 
 def pixels(x: Tensor) -> Tensor:
     """x as float32 in [0, 1]: uint8 is divided by 255."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    if x.dtype != torch.uint8:
+        return x.float()
+    # By a tensor: for a number, PyTorch on CUDA multiplies by its inverse, which may be a bit off.
+    return x.float() / torch.full((), 255.0, device=x.device)
 
 
 def start_delta(x: Tensor, ids: Tensor, radius: Tensor, seed: int, epoch: int, clip_start: bool,

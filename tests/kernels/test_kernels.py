@@ -98,7 +98,7 @@ def test_every_shade_is_its_255th(device):
     wanted = torch.tensor([np.float32(v) / np.float32(255) for v in range(256)], device=device)
     zero = torch.zeros(1, dtype=torch.int64, device=device)
     for out in (ops.augment(shades, zero, 0, 0), ops.rs_start(shades, zero, 0.0, 0, 0),
-                ops.augment(shades, zero, 0, 0, channels_last=True)):
+                ops.augment(shades, zero, 0, 0, channels_last=True), ops.pixels(shades)):
         assert torch.equal(out.flatten(), wanted)
 
 
