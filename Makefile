@@ -47,6 +47,7 @@ lint: $(VENV)/.ready
 gpu-records:
 	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('it needs a CUDA GPU')"
 	$(PYTHON) setup.py --quiet build_ext --inplace
+	@$(PYTHON) -c "import sys; from advprune import ops; 'cuda' in ops.KERNELS or sys.exit('it needs the CUDA kernels')"
 	-timeout $(BUDGET) $(PYTHON) -m experiments headline
 	-timeout $(BUDGET) $(PYTHON) -m pytest -m gpu
 	-timeout $(BUDGET) $(PYTHON) -m benchmarks ablation --json results/gpu-ablation.json

@@ -38,7 +38,7 @@ def cuda_home():
     """The CUDA toolkit to build with, or (None, why not)."""
     if torch.version.cuda is None:
         return None, "this torch is built without CUDA"
-    nvcc = shutil.which("nvcc")
+    nvcc, why = shutil.which("nvcc"), "there is no nvcc with its headers"
     places = [os.environ.get("CUDA_HOME"), "/usr/local/cuda",
               nvcc and Path(nvcc).resolve().parent.parent]
     for place in map(Path, filter(None, places)):
@@ -49,8 +49,8 @@ def cuda_home():
             version = re.search(rb"release (\d+)", said.stdout)
             if version and version[1].decode() == torch.version.cuda.split(".")[0]:
                 return str(place), None
-            return None, f"{place} is not of torch's CUDA {torch.version.cuda}"
-    return None, "there is no nvcc with its headers"
+            why = f"{place} is not of torch's CUDA {torch.version.cuda}"
+    return None, why
 
 
 def extension():
@@ -69,7 +69,8 @@ def extension():
         return [cpp_extension.CppExtension(name, cpu, py_limited_api=True,
                                            extra_compile_args={"cxx": flags})]
     os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = home
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+    if not torch.cuda.is_available():  # else for the cards that are here
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0+PTX")
     return [cpp_extension.CUDAExtension(
         name, [*cpu, "csrc/ops_cuda.cu"], py_limited_api=True,
         extra_compile_args={"cxx": [*flags, "-DUSE_CUDA"], "nvcc": NVCC_FLAGS})]

@@ -14,8 +14,8 @@ five epochs without an attack, drops the 40 % with the highest loss of the image
 then trains afresh on the rest. Each data set has a recipe (advprune/config.py); flags change it.
 
 A run writes a directory (a new runs/..., or --out; advprune/run.py lists its files). With --out,
-the same command again continues what was cut off, and ends with the same weights; torchrun's
---max-restarts needs nothing else. The last line does that for a run that named itself.
+the same command again continues what was cut off, and on a CPU ends with the same weights;
+torchrun's --max-restarts needs nothing else. The last line does that for a run that named itself.
 """
 import dataclasses
 import math
@@ -337,7 +337,7 @@ class Training:
         """(the precision in which a network scores, pruning.score's arguments)."""
         a = self.settings
         if a.score == "margin":  # in float32
-            return (torch.autocast(self.device.type, enabled=False),
+            return (precision.float32(self.device),
                     dict(norm=a.margin_norm, classes=a.margin_classes))
         return self.autocast, dict(eps=a.epsilon, alpha=a.score_alpha, seed=a.seed, epoch=epoch,
                                    clip_start=a.clip_start)

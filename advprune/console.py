@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from advprune import distributed, memory
+from advprune import distributed, memory, ops, precision
 from advprune.errors import UserError
 
 
@@ -70,6 +70,7 @@ def run(main: Callable[[], dict]) -> NoReturn:
         record = main()
         if distributed.rank() == 0:
             print(json.dumps(record), flush=True)
+        distributed.leave()
     except BaseException as error:
         _explain(error)
     sys.exit(0)
@@ -160,17 +161,23 @@ def device(name: str | None) -> torch.device:
 
     If it is the CPU, memory stays with the process from now on (memory.keep_freed).
     """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda":  # each process has its own card
+        name = f"cuda:{distributed.local_rank()}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kinds that are no longer in use
-            chosen = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if chosen.type == "cuda" and chosen.index is None:  # each process has its own
-            chosen = torch.device("cuda", distributed.local_rank())
+            chosen = torch.device(name)
         torch.zeros(1, device=chosen).item()  # meta and its like hold no values
     except Exception:  # each kind of device has its own
         raise UserError(f"device {name!r} is not available here; try --device cpu") from None
     if chosen.type == "cpu":
         memory.keep_freed()
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # or what names no card goes to the first one
+        precision.tf32(False)  # unless --precision asks for it
+        if "cuda" not in ops.KERNELS:
+            distributed.say("there are no CUDA kernels (docs/kernels.md); plain torch is slower")
     return chosen
 
 

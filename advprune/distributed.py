@@ -38,12 +38,19 @@ def join(device: torch.device) -> None:
     """Enter torchrun's process group, if torchrun started this process."""
     if world() == 1 or dist.is_initialized():
         return
-    store = next(rendezvous("env://"))[0]
+    store = next(rendezvous("env://", timeout=PATIENCE))[0]
     # After a restart torchrun's store still has the addresses of the processes that died.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE,
                             store=dist.PrefixStore(f"attempt {attempt}", store), rank=rank(),
-                            world_size=world())
+                            world_size=world(),
+                            device_id=device if device.type == "cuda" else None)
+
+
+def leave() -> None:
+    """Leave the process group at the end, if there is one; NCCL warns if nobody does."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+EXHAUSTED = ("DefaultCPUAllocator", "not enough memory", "CUDA error: out of memory",
+             "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 def keep_freed() -> None:
@@ -23,8 +25,8 @@ def keep_freed() -> None:
 
 def exhausted(error: BaseException) -> bool:
     """Whether torch raised this error because memory, of a GPU or of the machine, ran out."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        "DefaultCPUAllocator" in str(error) or "not enough memory" in str(error))
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in str(error) for words in EXHAUSTED)
 
 
 def in_parts(work: Callable[[int, int], None], n: int, size: int, start: int = 0) -> None:

@@ -1,4 +1,6 @@
 """--precision: float32, TF32, or bfloat16 by autocast."""
+import contextlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -15,13 +17,36 @@ def check(precision: str, device: torch.device) -> None:
         raise UserError("--precision tf32 needs a CUDA GPU; use fp32 or bf16 here")
 
 
+def tf32(on: bool) -> None:
+    """Let this process round float32 to TF32 on a GPU, or not. PyTorch's convolutions do so."""
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
+
+
 def autocast(precision: str, device: torch.device) -> torch.autocast | TorchFunctionMode:
     """The context in which a network trains and scores; TF32 is set for the whole process."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    tf32(precision == "tf32")
     if precision == "bf16" and device.type == "cpu" and not has_bf16():
         return Rounded()
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextlib.contextmanager
+def float32(device: torch.device) -> Iterator[None]:
+    """The block computes in float32, whatever the training's precision.
+
+    It is for attacks whose batch shrinks at each step: cuDNN does not time its ways for each size.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    before = cudnn.allow_tf32, cudnn.benchmark
+    tf32(False)
+    cudnn.benchmark = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        cudnn.allow_tf32, cudnn.benchmark = before
 
 
 @cache

@@ -39,7 +39,9 @@ def uniform(ids: Tensor, size: int, seed: int, epoch: int) -> Tensor:
 
 def per_example(value: float | Tensor, x: Tensor) -> Tensor:
     """A float or a [B] tensor as float32 that broadcasts over x [B, ...]."""
-    value = torch.as_tensor(value, dtype=torch.float32, device=x.device)
+    if not isinstance(value, Tensor):
+        return torch.full((), value, dtype=torch.float32, device=x.device)  # waits for no GPU
+    value = value.to(x.device, torch.float32)
     return value if value.dim() == 0 else value.reshape(-1, *[1] * (x.dim() - 1))
 
 

@@ -49,9 +49,9 @@ __global__ void augment_kernel(const uint8_t* images, int64_t n, const int64_t* 
 
 Tensor augment(const Tensor& images, const Tensor& ids, int64_t seed, int64_t epoch, int64_t pad,
                bool flip, bool channels_last, const std::optional<Tensor>& rows) {
-  static const Report report("augment", "an id is outside the images");
   const int64_t* row = rows_of("augment", images, ids, rows);
   DeviceGuard guard(images.get_device_index());
+  static const Report report("augment", "an id is outside the images");
   report.raise();
   int64_t batch = ids.numel(), channels = images.size(1);
   int64_t height = images.size(2), width = images.size(3);

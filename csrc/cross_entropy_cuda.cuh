@@ -38,8 +38,8 @@ std::tuple<Tensor, Tensor> cross_entropy_scores(const Tensor& logits, const Tens
   check_arguments(logits.dim() == 2 && logits.size(1) > 0 &&
                       is_vector(labels, ScalarType::Long, logits.size(0), logits),
                   "cross_entropy_scores");
-  static const Report report("cross_entropy_scores", "a label is no class");
   DeviceGuard guard(logits.get_device_index());
+  static const Report report("cross_entropy_scores", "a label is no class");
   report.raise();
   int64_t batch = logits.size(0);
   Tensor in = contiguous(logits);

@@ -27,6 +27,12 @@ TRAINED = ["--dataset", "synthetic", "--limit", "600", "--epochs", "3"]  # of th
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config):
+    """No card is seen without -m gpu: the tests compare bits, and start two processes."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def shorter(part):
     """AutoAttack with one `part`th of its steps and queries, which take long."""
 

@@ -27,6 +27,22 @@ def test_a_run_in_bfloat16_trains_in_it_and_is_tested_in_float32(has, monkeypatc
     assert seen[-1] == (False, torch.float32)
 
 
+def test_margins_are_in_float32_whatever_the_training_is_in(monkeypatch):
+    """Also of a training in TF32, of which a machine without a GPU knows the switches alone."""
+    def switches():
+        cudnn = torch.backends.cudnn
+        return torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
+
+    precision.tf32(True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with torch.autocast("cpu", torch.bfloat16), precision.float32(torch.device("cpu")):
+        assert switches() == ("highest", False, False)
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
+    assert switches() == ("high", True, True)
+    precision.tf32(False)
+    assert switches() == ("highest", False, True)
+
+
 @pytest.mark.parametrize("layer, shape", [
     (nn.Conv2d(16, 32, 3, stride=2, padding=1), (8, 16, 32, 32)),
     (nn.Conv2d(16, 32, 3, padding=1, bias=False), (8, 16, 8, 8)), (nn.Linear(70, 50), (80, 70))])
