@@ -106,7 +106,7 @@ def parse(argv):
     if args.weights and not args.dataset:
         raise UserError("--weights needs --dataset")
     for name in ("dataset", "model", "width", "mean", "std", "image_size", "skip_bad"):
-        if args.run and getattr(args, name):
+        if args.run and getattr(args, name) not in (None, False):
             raise UserError(f"{console.flag(name)} is for --weights; a run has it recorded")
     if args.weights and args.dataset != "folder" and (args.image_size or args.skip_bad):
         raise UserError("--image-size and --skip-bad are for --dataset folder")

@@ -1,6 +1,6 @@
 """Builds the kernels into the package, in `pip install .` and in `make kernels`.
 
-CPU with any C++ compiler; CUDA too where an nvcc of torch's CUDA version and its runtime are.
+CPU with any C++ compiler; CUDA too where an nvcc of torch's major version and its runtime are.
 If something is missing, one line says so, and the plain-torch references are used instead.
 ADVPRUNE_KERNELS=0 builds none.
 """
@@ -69,8 +69,7 @@ def extension():
         return [cpp_extension.CppExtension(name, cpu, py_limited_api=True,
                                            extra_compile_args={"cxx": flags})]
     os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = home
-    if not torch.cuda.is_available():  # else for the cards that are here
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0+PTX")
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0+PTX")
     return [cpp_extension.CUDAExtension(
         name, [*cpu, "csrc/ops_cuda.cu"], py_limited_api=True,
         extra_compile_args={"cxx": [*flags, "-DUSE_CUDA"], "nvcc": NVCC_FLAGS})]

@@ -41,6 +41,7 @@ from advprune import (
     image_folder,
     minutes,
     models,
+    ops,
     own_code,
     precision,
     pruning,
@@ -509,6 +510,9 @@ def main(argv=None):
 def train(training, this):
     """All epochs that are left (Algorithm 1); returns the record."""
     a, dataset, guard = training.settings, training.dataset, training.guard
+    if training.device.type == "cuda" and "cuda" not in ops.KERNELS:
+        distributed.say("train.py: the CUDA kernels are not built (docs/kernels.md); plain torch "
+                        "does their work, and takes longer")
     this.head()
     if not training.rows:
         guard.keep(training)

@@ -348,8 +348,7 @@ def _walk(model, x, y, target, rivals, norm, steps, overshoot, clip):
         centre = x[todo]
         before = _along(centre, way[todo])
         grads, logits = class_grads(model, before, rivals[todo])
-        step, _ = nearest_boundary(grads, logits, torch.zeros_like(todo), norm, LEAST)
-        total = delta[todo] + step
+        total = delta[todo] + nearest_boundary(grads, logits, norm)
         if clip:  # so that a pixel at the edge of the box can move back at the next step
             total = total.clamp(-centre, 1 - centre)
         further = total * (1 + overshoot)
@@ -365,29 +364,24 @@ def _walk(model, x, y, target, rivals, norm, steps, overshoot, clip):
     return way, iterations
 
 
-def nearest_boundary(grads: Tensor, logits: Tensor, labels: Tensor, norm: str, least: float = 0.0
-                     ) -> tuple[Tensor, Tensor]:
+def nearest_boundary(grads: Tensor, logits: Tensor, norm: str) -> Tensor:
     """DeepFool's step to the nearest linearised boundary (Moosavi-Dezfooli et al. 2016, eq. 8-9).
 
-    grads [B, K, ...], the gradients of logits [B, K]; labels [B] int64, the classes to leave; norm
-    `linf` or `l2`. With w_k = grads_k - grads_label the boundary to class k is |f_k - f_label| /
-    ||w_k|| away, in the dual norm (l1, l2). Returns (step [B, ...], the nearest class k [B]). A
-    step shorter than `least` is lengthened to it. A class whose w_k vanishes or is not finite is
-    out of reach; if all are, the step is 0 and k the label.
+    grads [B, K, ...], the gradients of logits [B, K], first those of the class to leave; norm
+    `linf` or `l2`. With w_k = grads_k - grads_0 the boundary to class k is |f_k - f_0| / ||w_k||
+    away, in the dual norm (l1, l2). The step [B, ...] is LEAST long or longer. A class whose w_k
+    vanishes or is not finite is out of reach, as w_0 does; if all are, the step is 0.
     """
-    rows = torch.arange(len(labels), device=labels.device)
-    slopes = (grads - grads[rows, labels][:, None]).flatten(2)  # [B, K, D]
-    size = torch.linalg.vector_norm(slopes, 2 if norm_order(norm) == 2 else 1, 2)  # [B, K]
-    away = (logits - logits[rows, labels][:, None]).abs() / size
+    slopes = (grads - grads[:, :1]).flatten(2)  # [B, K, D]
+    size = torch.linalg.vector_norm(slopes, 2 if norm == "l2" else 1, 2)  # [B, K]
+    away = (logits - logits[:, :1]).abs() / size
     away[~((size > 0) & size.isfinite() & away.isfinite())] = torch.inf
-    away[rows, labels] = torch.inf
     nearest, target = away.min(1)
-    reached = nearest.isfinite()
-    target = torch.where(reached, target, labels)
+    reached, rows = nearest.isfinite(), torch.arange(len(target), device=target.device)
     slope, size = slopes[rows, target], size[rows, target].where(reached, 1.0)  # [B, D], [B]
-    length = nearest.clamp(min=least)[:, None]
+    length = nearest.clamp(min=LEAST)[:, None]
     step = slope.sign() * length if norm == "linf" else slope * (length / size[:, None])
-    return torch.where(reached[:, None], step, 0.0).view_as(grads[:, 0]), target
+    return torch.where(reached[:, None], step, 0.0).view_as(grads[:, 0])
 
 
 def _along(x, way, scale=None):

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from advprune import distributed, memory, ops, precision
+from advprune import distributed, memory, precision
 from advprune.errors import UserError
 
 
@@ -164,6 +164,9 @@ def device(name: str | None) -> torch.device:
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda":  # each process has its own card
         name = f"cuda:{distributed.local_rank()}"
+        if 0 < torch.cuda.device_count() < distributed.local_world():
+            raise UserError(f"{distributed.local_world()} processes of this machine need a card "
+                            f"each, but it has {torch.cuda.device_count()}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kinds that are no longer in use
@@ -176,8 +179,6 @@ def device(name: str | None) -> torch.device:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)  # or what names no card goes to the first one
         precision.tf32(False)  # unless --precision asks for it
-        if "cuda" not in ops.KERNELS:
-            distributed.say("there are no CUDA kernels (docs/kernels.md); plain torch is slower")
     return chosen
 
 

@@ -29,6 +29,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
+def local_world() -> int:
+    """How many processes there are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def lost(error: BaseException) -> bool:
     """Whether torch raised this error because another process of the group has ended."""
     return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST)

@@ -8,7 +8,7 @@ import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 EXHAUSTED = ("DefaultCPUAllocator", "not enough memory", "CUDA error: out of memory",
-             "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+             "CUBLAS_STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED")  # the last one is cuDNN's
 
 
 def keep_freed() -> None:

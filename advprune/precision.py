@@ -35,7 +35,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast | TorchFunc
 def float32(device: torch.device) -> Iterator[None]:
     """The block computes in float32, whatever the training's precision.
 
-    It is for attacks whose batch shrinks at each step: cuDNN does not time its ways for each size.
+    It is for attacks whose batch shrinks at each step: cuDNN would time its ways for each size.
     """
     cudnn, matmul = torch.backends.cudnn, torch.get_float32_matmul_precision()
     before = cudnn.allow_tf32, cudnn.benchmark

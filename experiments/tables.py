@@ -359,8 +359,8 @@ def results(records: Records) -> str:
     return as_table(["training", "clean", "AutoAttack", "examples seen"], rows) + (
         "\nDigits, the paper's recipe, epsilon 0.13, pruned after epoch 3 of 30. Mean ± standard "
         f"deviation over {seeds} seeds; AutoAttack on the first {record['n']} test images. "
-        f"Compare p 0.4 with 19 epochs and p 0.8 with 8: they see nearly as many examples, of "
-        f"which the first 3 epochs are on all data.{record['source']}")
+        f"Compare p 0.4 with 19 epochs and p 0.8 with 8: they see nearly equally many examples. "
+        f"The first 3 epochs of a pruned run are on all data.{record['source']}")
 
 
 def puma(records: Records) -> str:

@@ -28,7 +28,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):
-    """No card is seen without -m gpu: the tests compare bits, and start two processes."""
+    """No card is seen without -m gpu: tests compare bits, and two processes need two cards."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

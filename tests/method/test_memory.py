@@ -12,7 +12,9 @@ from advprune import config, data, guard, memory, models, pruning, weights
 
 ERRORS = [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
           RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 12345 bytes"),
-          MemoryError()]
+          RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+          RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+          RuntimeError("CUDA error: out of memory"), MemoryError()]
 
 
 class Small(torch.nn.Module):

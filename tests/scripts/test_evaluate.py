@@ -60,6 +60,8 @@ def test_the_same_command_again_is_finished_and_others_are_refused(trained, monk
     for other in (["--n", "41"], ["--epsilon", "0.05"], ["--seed", "1"], ["--attack", "clean"],
                   ["--batch-size", "10"], ["--until", "0.3"]):
         assert "x.json exists already" in refused(evaluate.main, [*command, *other], capsys)
+    normal = [*command, "--mean", "none"]
+    assert "--mean is for --weights" in refused(evaluate.main, normal, capsys)
     assert "x.json exists already" in refused(
         evaluate.main, [str(trained("--seed", "1")), *command[1:]], capsys)
 

@@ -206,6 +206,13 @@ class Seen:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_more_processes_than_cards_are_refused_alike(monkeypatch, capsys):
+    """Also in the process that has a card, because it is the one that says so."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert "2 processes of this machine" in refused(train.main, ["--device", "cuda"], capsys)
+
+
 def test_the_help_names_the_recipe_of_each_data_set(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
