@@ -18,6 +18,7 @@ from experiments.studies import EXPERIMENTS, LEAST, read
 ROBUST, CLEAN = "robust_accuracy", "clean_accuracy"
 MNIST, CIFAR = "mnist-robust", "cifar10-width16"
 AS_RUN, COMPLETED = "cifar10-authors", "cifar10-completed"
+CIFAR_EPOCHS = ((0.2, 13), (0.6, 8))  # p, and the epochs on all data that see as many examples
 
 # setup -> p -> the epochs in which all data are as many examples as pruning p after epoch 3
 EQUAL = {MNIST: {0.2: 7, 0.4: 6, 0.6: 5, 0.8: 4},

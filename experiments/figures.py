@@ -219,7 +219,7 @@ def schedules(rows: list[dict]) -> Figure:
             "fewer epochs on all data": (BLACK, "D", "full-{epochs}-epochs, completed")}
     drawn, whole = figure(4), studies.summary(rows)
     table = {arm: row for arm, row in whole.items() if row["seeds"] == whole["full"]["seeds"]}
-    pruned = [(p, epochs) for p, epochs in ((0.2, 13), (0.6, 8)) if f"random-{p}" in table]
+    pruned = [(p, epochs) for p, epochs in claims.CIFAR_EPOCHS if f"random-{p}" in table]
     drawn.suptitle("CIFAR-10, width 16: what a completed schedule gives", fontsize="large")
     for name, axes in _panels(drawn, "under apgd-ce").items():
         for shift, (way, (color, marker, arm)) in zip((-0.2, 0, 0.2), ways.items(), strict=True):

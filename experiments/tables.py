@@ -10,6 +10,7 @@ from experiments import figures as pictures
 from experiments import studies, study
 from experiments.claims import (
     AS_RUN,
+    CIFAR_EPOCHS,
     CLEAN,
     COMPLETED,
     DECISIVE,
@@ -186,7 +187,7 @@ def completed(records: Records) -> str:
 def _gains(records: Records) -> str:
     """What completing gives, and whether it is then better than fewer epochs, by seed."""
     found, rows = schedules(records), []
-    for p, epochs in ((0.2, 13), (0.6, 8)):
+    for p, epochs in CIFAR_EPOCHS:
         for other, says in ((f"random-{p}", "as the authors ran it"),
                             (f"full-{epochs}-epochs, completed", f"all data for {epochs} epochs")):
             values = [by_seed(found, less(f"random-{p}, completed", other, name))
@@ -230,19 +231,25 @@ def beside(rows: list[dict], arm: str, other: str, digits: int = 3) -> list[str]
 
 
 def schedule(records: Records) -> str:
-    """README's sentence: what does a schedule that completes give, at p = 0.6?"""
+    """README's sentences: what does a schedule that completes give?"""
     rows = pictures.ROWS["schedules"](records)
     if not rows:
         return "Not yet measured: `python -m experiments authors --dataset cifar10 --jobs 2`.\n"
     found = studies.summary(rows)
-    whole, fewer = found["full"], found.get("full-8-epochs, completed", {"seeds": 0})
-    clean, robust = beside(rows, "random-0.6, completed", "random-0.6")
-    others = [f"all data give {whole[name]:.3f}" + (
-        f", and all data for 8 epochs, as many examples, {fewer[name]:.3f}"
-        if fewer["seeds"] == whole["seeds"] else "") for name in (CLEAN, ROBUST)]
-    return (f"Random pruning of 60 % on CIFAR-10, width 16, {whole['seeds']} seeds. With the "
-            f"completed schedule the accuracy is {clean}; {others[0]}. Under `apgd-ce`, the "
-            f"paper's \"AutoAttack\", it is {robust}; {others[1]}.\n")
+    enough = {arm for arm, row in found.items() if row["seeds"] >= LEAST}
+    whole = found["full"]
+    said = [f"CIFAR-10, width 16, {whole['seeds']} seeds. All data: accuracy {whole[CLEAN]:.3f}; "
+            f"under `apgd-ce`, the paper's \"AutoAttack\", {whole[ROBUST]:.3f}."]
+    for p, epochs in CIFAR_EPOCHS:
+        arm, fewer = f"random-{p}", f"full-{epochs}-epochs, completed"
+        if {arm, f"{arm}, completed"} <= enough:
+            clean, robust = beside(rows, f"{arm}, completed", arm)
+            said.append(f"Random pruning of {100 * p:.0f} %, schedule completed: accuracy "
+                        f"{clean}; under `apgd-ce` {robust}.")
+        if fewer in enough:
+            said.append(f"All data for {epochs} epochs, as many examples: "
+                        f"{found[fewer][CLEAN]:.3f} and {found[fewer][ROBUST]:.3f}.")
+    return " ".join(said) + "\n"
 
 
 def recipe(records: Records) -> str:
