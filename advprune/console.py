@@ -159,7 +159,9 @@ seed = number(int, 0, 2**63 - 1)
 def device(name: str | None) -> torch.device:
     """The device of this name (`cpu`, `cuda`, `cuda:1`), or the best one present for None.
 
-    If it is the CPU, memory stays with the process from now on (memory.keep_freed).
+    If it is the CPU, memory stays with the process from now on (memory.keep_freed). A card becomes
+    the current one, and computes in float32. Raises UserError if the device is not there, or if
+    torchrun's processes outnumber the cards.
     """
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda":  # each process has its own card

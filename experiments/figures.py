@@ -217,8 +217,7 @@ def schedules(rows: list[dict]) -> Figure:
     ways = {"pruned, as the authors ran it": (RED, "s", "random-{p}"),
             "pruned, schedule completed": (BLUE, "o", "random-{p}, completed"),
             "fewer epochs on all data": (BLACK, "D", "full-{epochs}-epochs, completed")}
-    drawn, whole = figure(4), studies.summary(rows)
-    table = {arm: row for arm, row in whole.items() if row["seeds"] == whole["full"]["seeds"]}
+    drawn, table = figure(4), studies.summary(rows)
     pruned = [(p, epochs) for p, epochs in claims.CIFAR_EPOCHS if f"random-{p}" in table]
     drawn.suptitle("CIFAR-10, width 16: what a completed schedule gives", fontsize="large")
     for name, axes in _panels(drawn, "under apgd-ce").items():

@@ -198,16 +198,10 @@ def away(tmp_path, monkeypatch):
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
-@pytest.fixture
-def drawn():
-    """A test that asks for this draws the pictures of what is pruned."""
-
-
 @pytest.fixture(autouse=True)
-def blank(request, monkeypatch):
-    """For other tests these pictures are blank. To draw one takes longer than to train."""
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(plots, "pruned", lambda *_: Figure((1, 1)))
+def blank(monkeypatch):
+    """The pictures of what is pruned are blank: to draw one takes longer than to train."""
+    monkeypatch.setattr(plots, "pruned", lambda *_: Figure((1, 1)))
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from advprune import plots
+from advprune.plots import pruned  # the real one: conftest.blank replaces that of the module
 
 
-@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("n", [40, 9])
 def test_pruned_shows_both_ends_of_the_scores_and_frames_what_is_dropped(n):
     scores = torch.arange(n) / 10
@@ -17,7 +17,7 @@ def test_pruned_shows_both_ends_of_the_scores_and_frames_what_is_dropped(n):
                             labels=torch.arange(n) % 3, classes=["a", "b", "c"],
                             image_name=lambda i: f"b/{i}-$_{{.png" if i % 2 else str(i))
     kept = torch.arange(n - 5)
-    top, *sheets = plots.pruned(shown, scores, kept, lambda x: x[:, 0, 0, 0] // 5 % 2, "$_{$").axes
+    top, *sheets = pruned(shown, scores, kept, lambda x: x[:, 0, 0, 0] // 5 % 2, "$_{$").axes
     top.figure.figure.savefig(io.BytesIO())  # a name is no formula
     assert [text.get_text() for text in top.get_legend().get_texts()] == [
         f"kept, {n - 5}", "dropped, 5"]

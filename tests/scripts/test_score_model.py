@@ -57,6 +57,7 @@ def test_first_goes_before_as_many_epochs_as_follow(epochs, monkeypatch):
                          "--model", "mnist-net", "--width", "1", *FIRST[8:], *epochs, "--out",
                          "run"])
     assert record["first_examples"] == 5 * 8 and record["n_kept"] == 6
+    assert record["epochs"] == 30 or epochs
 
 
 def test_between_the_two_trainings_the_first_is_not_repeated(monkeypatch):

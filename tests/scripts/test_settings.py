@@ -222,3 +222,5 @@ def test_the_help_names_the_recipe_of_each_data_set(capsys):
                  "peak learning rate (digits, mnist, fashion-mnist, synthetic 0.005; cifar10, "
                  "cifar100, folder 0.2; svhn 0.05)"):
         assert line in said
+    for name in ("epsilon", "batch_size", "optimizer", "weight_decay", "pgd_steps"):
+        assert config.shown(name) in said.replace("- ", "-"), name
